@@ -1,0 +1,1 @@
+"""The model's text in, text and tool calls out."""
