@@ -69,6 +69,11 @@ class Setting:
         """Say whether the command line has `--option` and `--no-option` instead of a value."""
         return self.kind is kinds.SWITCH
 
+    @property
+    def repeatable(self) -> bool:
+        """Say whether each time it stands on the command line adds to it."""
+        return self.kind is kinds.ENDPOINTS
+
 
 def _setting(  # a declaration names all that there is to say
     section: str,

@@ -1,0 +1,33 @@
+"""
+What `twistd blockops` starts.
+
+The shell's completion imports this module at each press of the key, and the reactor is chosen only
+after it is imported: so it imports little, and what needs the reactor only when it is called.
+"""
+
+from __future__ import annotations
+
+from twisted.application.service import IService
+
+from blockops.options import Options
+
+__all__ = ["Options", "makeService"]
+
+
+def makeService(options: Options) -> IService:
+    """
+    Return the daemon that `options` describe; the reactor is handed on from here alone.
+
+    :raises SystemExit: an endpoint to listen on is none, told in one line
+    """
+    from twisted.internet import reactor  # noqa: PLC0415
+    from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
+
+    from blockops.service import make_service  # noqa: PLC0415
+
+    for endpoint in options.settings.listen:
+        try:
+            serverFromString(reactor, endpoint)
+        except Exception as error:  # noqa: BLE001 - each type of endpoint has its own
+            raise SystemExit(f"blockops: listen: {endpoint!r} is not accepted: {error}") from None
+    return make_service(options.settings, reactor)
