@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 # As long as the tokens of real models: about four characters, with the space before them.
 _TOKEN = re.compile(r"\s?\w{1,5}|\s?[^\w\s]{1,2}|\s")
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{1,9})?")
 _PLACE = re.compile(r"\b(?:in|at|for|of|from|to|near) ([A-Z]\w+)")
 
 # Deeper than this a schema is taken for one that contains itself.
 _MAX_DEPTH = 6
 _MAX_WORDS = 80
+_MAX_NUMBER = 1e15
 
 
 @dataclass(frozen=True)
@@ -193,11 +194,16 @@ class _Guess:
         if not isinstance(properties, dict):
             return {}
         required = schema.get("required")
-        keys = [key for key in properties if key in required] if required else list(properties)
+        if not isinstance(required, list) or not required:
+            required = list(properties)
+        keys = [key for key in properties if key in required]
         return {key: self.value(properties[key], key, depth + 1) for key in keys}
 
     def _number(self, schema: Mapping[str, Any]) -> float:
-        return next(self._numbers, float(schema.get("minimum", 1)))
+        least = schema.get("minimum")
+        if not isinstance(least, int | float) or not abs(least) < _MAX_NUMBER:
+            least = 1
+        return next(self._numbers, float(least))
 
     def _string(self, key: str) -> str:
         place = _PLACE.search(self._words)
