@@ -231,7 +231,7 @@ def _backend(given: object) -> str:
 
 def _endpoints(given: object) -> tuple[str, ...]:
     if isinstance(given, str):
-        given = given.split()
+        given = given.split() or [""]
     if not isinstance(given, list | tuple):
         raise Refused
     texts = tuple(_text(each).strip() for each in given)

@@ -421,11 +421,14 @@ def _content(source: str, path: object) -> Iterator[tuple[str, object]]:
         raise SettingError(f"{source}: give {kinds.FILE.accepts}")
     try:
         with Path(path).expanduser().open(encoding="utf-8") as stream:
-            yield source, stream.read(_LONGEST_KEY_FILE)
+            content = stream.read(_LONGEST_KEY_FILE + 1)
     except OSError as error:
         raise SettingError(f"{source}: cannot be read: {error.strerror}") from None
     except (ValueError, RuntimeError):
-        raise SettingError(f"{source}: holds no text") from None
+        raise SettingError(f"{source}: the file holds no text") from None
+    if len(content) > _LONGEST_KEY_FILE:
+        raise SettingError(f"{source}: the file is too long for a key")
+    yield source, content
 
 
 def _read(setting: Setting, source: str, given: object) -> Any:
