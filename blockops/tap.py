@@ -23,11 +23,11 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # noqa: PLC0415
     from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
 
-    from blockops.service import make_service  # noqa: PLC0415
-
     for endpoint in options.settings.listen:
         try:
             serverFromString(reactor, endpoint)
         except Exception as error:  # noqa: BLE001 - each type of endpoint has its own
             raise SystemExit(f"blockops: listen: {endpoint!r} is not accepted: {error}") from None
+    from blockops.service import make_service  # noqa: PLC0415
+
     return make_service(options.settings, reactor)
