@@ -1,0 +1,155 @@
+"""One request and its answer: its deadlines, its end, and what is known of it for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from blockops.downstream import Downstream
+from blockops.forms import Form, Untouched
+from blockops.settings import Settings
+from blockops.site import IncomingRequest
+from blockops.wire.errors import ApiError
+from blockops.wire.report import Report
+
+
+class Heard:
+    """
+    What the backend said, as far as it is kept.
+
+    :param keep: bytes that are kept for the log
+    :ivar first: when the first byte of its body came, in seconds of the reactor's clock
+    :ivar last: when the last one did
+    """
+
+    def __init__(self, clock: IReactorTime, keep: int) -> None:
+        self._clock = clock
+        self._room = keep
+        self._kept: list[bytes] = []
+        self.size = 0
+        self.first: float | None = None
+        self.last = 0.0
+
+    def __call__(self, data: bytes) -> None:
+        self.last = self._clock.seconds()
+        if self.first is None:
+            self.first = self.last
+        self.size += len(data)
+        if self._room > 0:
+            self._kept.append(data[: self._room])
+            self._room -= len(data)
+
+    def body(self) -> bytes:
+        """Return the beginning of what it said."""
+        return b"".join(self._kept)
+
+
+class Exchange:
+    """
+    One request of a client on its way to an answer.
+
+    :ivar client: where the answer goes
+    :ivar form: how the answer shows life and failure; whoever works at it sets it
+    :ivar heard: takes what the backend says
+    :ivar asked: when the backend was asked, in seconds of the reactor's clock; None while queued
+    :ivar error: how it failed, if it did
+    """
+
+    _log = Logger()
+
+    def __init__(self, request: IncomingRequest, clock: IReactorTime, settings: Settings) -> None:
+        self.request = request
+        self.client = Downstream(request, clock)
+        self.form: Form = Untouched()
+        self.heard = Heard(clock, settings.log_body)
+        self.report: Report | None = None
+        self.began = clock.seconds()
+        self.asked: float | None = None
+        self.error: ApiError | None = None
+        self._clock = clock
+        self._settings = settings
+        self._verdict: ApiError | None = None
+        self._work: Deferred[None] = Deferred()
+
+    def run(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+        """
+        Do `work`, and see to it that the client gets an answer, whatever comes.
+
+        Fires when all is done; never fails. A client that leaves ends the work where it stands.
+        """
+        self.request.notifyFinish().addErrback(self._left)
+        self._work = Deferred.fromCoroutine(work)
+        return self._work.addErrback(self._failed)
+
+    def end(self, error: ApiError) -> None:
+        """Stop the work, wherever it is, and tell the client `error`."""
+        if self._verdict is None:
+            self._verdict = error
+            self._work.cancel()
+
+    def beat(self, now: float) -> None:
+        """Show the client that its answer is on its way; end what takes too long."""
+        if self.client.over:
+            return
+        stalled = self.client.stalled_since
+        if stalled is not None:
+            # Nothing is read from the backend meanwhile: that it is silent says nothing of it.
+            self.heard.last = now
+            if now - stalled >= self._settings.client_timeout:
+                self.client.cut()
+            return
+        late = self._late(now)
+        if late is not None:
+            self.end(late)
+        elif now - self.client.last_write >= self._settings.heartbeat:
+            self.form.heartbeat(self.client)
+
+    def _late(self, now: float) -> ApiError | None:
+        if self.asked is None:
+            return None
+        if self.heard.first is None:
+            return self._silent(now - self.asked, "first-byte", self._settings.first_byte_timeout)
+        return self._silent(now - self.heard.last, "idle", self._settings.idle_timeout)
+
+    def _silent(self, seconds: float, which: str, patience: float) -> ApiError | None:
+        if seconds < patience:
+            return None
+        return ApiError(
+            504,
+            f"The backend sent nothing for {patience:g} seconds. Is it overloaded? "
+            f"--{which}-timeout says how long blockops waits.",
+            type="api_error",
+            code="backend_timeout",
+        )
+
+    def _left(self, _: Failure) -> None:
+        self.client.lost()
+        self._work.cancel()
+
+    def _failed(self, failure: Failure) -> None:
+        """
+        Tell the client of a failure.
+
+        What a cancelled request to the backend fails with depends on how far it was: why it was
+        cancelled is known here alone.
+        """
+        if self.client.gone:
+            return
+        if self._verdict is not None:
+            self.error = self._verdict
+        elif isinstance(failure.value, ApiError):
+            self.error = failure.value
+        else:
+            self._log.failure("A request to {path} failed", failure, path=self.request.path)
+            self.error = ApiError(
+                500,
+                "blockops failed at this request; its log says why. Please report it.",
+                type="api_error",
+                code="internal_error",
+            )
+        self.form.fail(self.client, self.error)

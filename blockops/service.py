@@ -1,0 +1,131 @@
+"""The daemon: its parts, put together; how it starts, drains and stops."""
+
+# twisted.application.service has no annotations yet:
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application import strports
+from twisted.application.service import IService, MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import quoteStringArgument
+from twisted.logger import Logger
+
+from blockops.admission import Admission
+from blockops.demo import DemoBackend
+from blockops.gateway import Gateway
+from blockops.memory import MemoryGauge
+from blockops.pulse import Every, Pulse
+from blockops.settings import Settings
+from blockops.site import Site
+from blockops.upstream import Upstream
+from blockops.web import make_root, streams_up
+
+#: The backend that is part of blockops.
+DEMO = "demo"
+#: Seconds from sweep to sweep, at most: how late a deadline may be noticed.
+LONGEST_BEAT = 1.0
+#: Seconds that clients have to read the end of their answers when blockops stops.
+FLUSH = 5.0
+
+
+class Daemon(MultiService):
+    """
+    blockops as a whole.
+
+    :ivar site: the HTTP server
+    :ivar gateway: what it serves with
+    """
+
+    _log = Logger()
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        super().__init__()
+        self._settings = settings
+        self._reactor = reactor
+        self._demo = DemoBackend(reactor) if settings.backend == DEMO else None
+        self._memory = MemoryGauge()
+        self._pulse = Pulse(reactor, min(settings.heartbeat / 4, LONGEST_BEAT))
+        self._upstream = Upstream(
+            reactor,
+            settings.backend,
+            key=settings.backend_key,
+            ca=settings.backend_ca,
+            connect_timeout=settings.connect_timeout,
+        )
+        self._admission = Admission(
+            reactor,
+            places=settings.max_concurrent,
+            max_queue=settings.max_queue,
+            queue_timeout=settings.queue_timeout,
+        )
+        self.gateway = Gateway(reactor, settings, self._upstream, self._admission, self._pulse)
+        self.site = Site(
+            make_root(self.gateway, self._vitals),
+            reactor=reactor,
+            max_body=settings.max_body,
+            header_timeout=settings.header_timeout,
+            streams_up=streams_up,
+        )
+        for endpoint in endpoints(settings):
+            strports.service(endpoint, self.site, reactor=reactor).setServiceParent(self)
+
+    def _vitals(self) -> dict[str, object]:
+        return {
+            "running": self._admission.running,
+            "waiting": self._admission.waiting,
+            "memory_available_percent": round(self._memory.percent, 1),
+        }
+
+    def privilegedStartService(self) -> None:
+        if self._demo is not None:
+            self._demo.startService()
+            self._upstream.url = self._demo.url
+        super().privilegedStartService()
+
+    def startService(self) -> None:
+        super().startService()
+        self._memory.poll()
+        self._pulse.add(Every(self._settings.memory_poll, self._memory.poll))
+        self._pulse.start()
+        self._log.info(
+            "blockops serves {backend} on {endpoints}",
+            backend=self._upstream.url,
+            endpoints=", ".join(endpoints(self._settings)),
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Stop listening, let running answers end within `drain` seconds, and close.
+
+        Fires when all is closed.
+        """
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await super().stopService()
+        self.site.close_idle()
+        drained = self.gateway.drain()
+        hasten = self._reactor.callLater(self._settings.drain, self.gateway.hasten)
+        await drained
+        if hasten.active():
+            hasten.cancel()
+        await self.site.close(FLUSH)
+        self._pulse.stop()
+        if self._demo is not None:
+            await self._demo.stopService()
+
+
+def endpoints(settings: Settings) -> tuple[str, ...]:
+    """Return where to listen, as Twisted's endpoint strings."""
+    if settings.listen:
+        return settings.listen
+    family = "tcp6" if ":" in settings.interface else "tcp"
+    return (f"{family}:{settings.port}:interface={quoteStringArgument(settings.interface)}",)
+
+
+def make_service(settings: Settings, reactor: Any) -> IService:
+    """Return the daemon that `settings` describe, on `reactor`."""
+    return Daemon(settings, reactor)
