@@ -10,6 +10,7 @@ import treq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -94,7 +95,7 @@ class Texts(SynchronousTestCase):
         )
 
     def test_a_result_is_answered_and_not_called_for_again(self) -> None:
-        call = {"role": "assistant", "content": None, "tool_calls": []}
+        call: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": []}
         result = {"role": "tool", "content": "18 degrees"}
         said = reply(asked(messages=[QUESTION, call, result]), 0)
         self.assertIn("18 degrees", said)
@@ -105,7 +106,8 @@ class Texts(SynchronousTestCase):
         self.assertIn("<tool_call>", reply(asked(messages=[QUESTION, result, QUESTION]), 0))
 
     def test_no_call_without_tools(self) -> None:
-        for fields in ({"tools": []}, {"tools": None}, {"tool_choice": "none"}):
+        without: list[dict[str, Any]] = [{"tools": []}, {"tools": None}, {"tool_choice": "none"}]
+        for fields in without:
             for turn in range(len(FORMATS)):
                 self.assertNotRegex(reply(asked(**fields), turn), "tool_call|TOOL_CALL|function=")
 
@@ -205,7 +207,9 @@ class Conversation:
 
     def __init__(self, clock: MemoryReactorClock) -> None:
         self.transport = StringTransport()
-        self._channel = clock.tcpServers[-1][1].buildProtocol(None)
+        address = IPv4Address("TCP", "127.0.0.1", 40000)
+        site: Any = clock.tcpServers[-1][1]
+        self._channel = site.buildProtocol(address)
         self._channel.makeConnection(self.transport)
 
     def send(self, method: str, path: str, body: bytes = b"") -> None:

@@ -1,0 +1,32 @@
+"""
+llama.cpp's own HTTP server with the tiny model: `python llama_server.py FOLDER PORT`.
+
+A program of its own, because a fault in C++ takes the process with it.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import xllamacpp
+
+
+def main(folder: Path, port: int) -> None:
+    params = xllamacpp.CommonParams()
+    params.model.path = str(folder / "tiny.gguf")
+    params.model_alias = {"tiny"}
+    params.chat_template = (folder / "chat_template.jinja").read_text()
+    params.use_jinja = True
+    params.port = port
+    params.n_ctx = 8192
+    params.n_parallel = 4
+    params.warmup = False
+    server = xllamacpp.Server(params)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    print(server.listening_address, flush=True)  # noqa: T201 - that is its log
+    signal.pause()
+
+
+main(Path(sys.argv[1]), int(sys.argv[2]))
