@@ -28,6 +28,8 @@ from blockops.wire.toolcalls.rules import Rules
 
 #: Bytes of an error's body that are read: a page of HTML, not a model's answer.
 MAX_ERROR = 1024 * 1024
+#: Seconds that `/ready` waits for the backend.
+READY_WITHIN = 10.0
 #: Statuses that say that a backend has no such route.
 NO_ROUTE = frozenset({404, 405, 501})
 
@@ -175,12 +177,25 @@ class Gateway:
         exchange.client.answer(200, found)
 
     async def ready(self, exchange: Exchange) -> None:
-        """`GET /ready`: can the backend be reached."""
-        exchange.asked = self._clock.seconds()
-        response = await self._upstream.request("GET", "/v1/models")
-        if response.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise await self._refused(exchange, response, 503)
-        await self._collected(exchange, response)
+        """`GET /ready`: can the backend be reached, and does it serve."""
+        unready = ApiError(
+            503,
+            f"The backend did not answer within {READY_WITHIN:g} seconds.",
+            type="api_error",
+            code="backend_unreachable",
+        )
+        late = self._clock.callLater(READY_WITHIN, exchange.end, unready)
+        try:
+            response = await self._upstream.request("GET", "/v1/models")
+            if response.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise await self._refused(exchange, response, response.code)
+            await self._collected(exchange, response)
+        except ApiError as error:
+            error.status = 503
+            raise
+        finally:
+            if late.active():
+                late.cancel()
         exchange.client.answer(200, b'{"status":"ready"}')
 
     # The steps that they share.
@@ -228,7 +243,7 @@ class Gateway:
             whole = await relay(response, exchange.client, through, exchange.heard)
         else:
             untouched = exchange.form = Untouched()
-            if isinstance(response.length, int):
+            if isinstance(response.length, int) and exchange.request.method != b"HEAD":
                 headers.append(("Content-Length", str(response.length)))
             exchange.client.begin(response.code, headers)
             whole = await relay(response, exchange.client, untouched, exchange.heard)
