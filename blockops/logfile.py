@@ -1,0 +1,109 @@
+"""
+The file that the traffic log is written to.
+
+What the standard library's rotating file does not do is added here: only its owner may read it,
+whatever the umask; it is opened anew when somebody moved or removed it; a line that was torn by a
+crash or a full disk does not tear the next one; and failures are raised instead of printed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from contextlib import suppress
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+
+class LogFile(RotatingFileHandler):
+    """
+    Lines of text in a file that rotates; nothing is opened before the first line.
+
+    :param path: the file; its folder is made where it is missing
+    :param rotate_at: bytes at which it becomes `path`.1, `path`.1 becomes `path`.2, and so on
+    :param keep: how many of these there are
+    """
+
+    def __init__(self, path: Path, *, rotate_at: int, keep: int) -> None:
+        super().__init__(path, maxBytes=rotate_at, backupCount=keep, encoding="utf-8", delay=True)
+
+    def ready(self) -> None:
+        """
+        Open the file unless it is open.
+
+        :raises OSError: that is not possible
+        """
+        if self.stream is not None and self._moved():
+            self._drop()
+        if self.stream is None:
+            self.stream = self._open()
+
+    def write(self, line: str) -> None:
+        """
+        Write one line.
+
+        :raises OSError: it was not written, or not to its end
+        """
+        self.ready()
+        try:
+            self.emit(logging.makeLogRecord({"msg": line}))
+        except OSError:
+            # What its buffer still holds must not follow later: it counts as lost.
+            self._drop()
+            raise
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what went wrong: it is told of elsewhere."""
+        raise  # noqa: PLE0704 - called where the exception was caught
+
+    def close(self) -> None:
+        """Close the file, whatever that says."""
+        self._drop()
+        super().close()
+
+    def _open(self) -> TextIOWrapper:
+        path = Path(self.baseFilename)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        torn = _torn(path)
+        stream = open(path, "a", encoding="utf-8", opener=_private)  # noqa: SIM115
+        if torn:
+            stream.write(self.terminator)
+        return stream
+
+    def _moved(self) -> bool:
+        assert self.stream is not None
+        here = os.fstat(self.stream.fileno())
+        try:
+            there = os.stat(self.baseFilename)  # noqa: PTH116
+        except OSError:
+            return True
+        return (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino)
+
+    def _drop(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+
+
+def _private(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags, 0o600)
+    # The umask may have been wide when an older one made it. A device is nobody's own.
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with suppress(PermissionError):
+            os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def _torn(path: Path) -> bool:
+    """Say whether the file at `path` ends in the middle of a line."""
+    try:
+        if not path.is_file() or path.stat().st_size == 0:
+            return False
+        with path.open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read(1) != b"\n"
+    except OSError:
+        return False

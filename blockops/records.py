@@ -1,0 +1,114 @@
+"""What the traffic log says of a request and of a response, and how it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from blockops.redaction import shown_headers, without_secrets
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A request, as it came.
+
+    :param id: the same as in the record of its response
+    :param client: the address it came from
+    :param path: where it went; what follows a question mark is not written
+    :param session: whose it is
+    :param headers: all there were; only harmless ones are written
+    :param size: bytes of its body
+    :param messages: how many messages it holds
+    :param tools: how many tools it offers
+    :param body: the beginning of its body
+    """
+
+    id: str
+    client: str | None = None
+    method: str
+    path: str
+    model: str | None = None
+    stream: bool | None = None
+    session: str | None = None
+    messages: int | None = None
+    tools: int | None = None
+    headers: Mapping[str, str] = {}
+    size: int = 0
+    body: bytes = b""
+
+
+class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A response, when it has ended; times are in milliseconds.
+
+    :param id: that of its request
+    :param status: the HTTP status that the client got; None when it left before
+    :param outcome: how it ended, in a word or two: done, client left, failed ...
+    :param queued_ms: how long the request waited for its place
+    :param first_byte_ms: from the request to the first byte of the backend's body
+    :param last_byte_ms: from the request to the end of the answer
+    :param bytes_in: bytes of the backend's body
+    :param bytes_out: bytes of the client's body
+    :param usage: the tokens, as the backend counted them
+    :param calls: the names of the calls that were made
+    :param tally: what the parser counted
+    :param error: what went wrong
+    :param body: the beginning of what the backend wrote
+    """
+
+    id: str
+    status: int | None = None
+    outcome: str | None = None
+    queued_ms: float | None = None
+    first_byte_ms: float | None = None
+    last_byte_ms: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    usage: Mapping[str, Any] | None = None
+    calls: Sequence[str] = ()
+    finish_reasons: Sequence[str] = ()
+    tally: Mapping[str, int] = {}
+    error: str | None = None
+    body: bytes = b""
+
+
+Record = RequestRecord | ResponseRecord
+
+_EVENTS = {RequestRecord: "request", ResponseRecord: "response"}
+
+
+def line(record: Record, when: float, secrets: Sequence[str] = ()) -> str:
+    """
+    Return `record` as one line of JSON, without the newline and without secrets.
+
+    :param when: seconds since 1970
+    :param secrets: what is hidden wherever it stands
+    """
+    written: dict[str, Any] = {"time": _time(when), "event": _EVENTS[type(record)]}
+    written |= msgspec.structs.asdict(record)
+    # Most bodies are UTF-8 that was cut somewhere; others are better garbled than missing.
+    body = record.body.decode("utf-8", "replace")
+    written["body"] = without_secrets(body, secrets)
+    if isinstance(record, RequestRecord):
+        written["path"] = record.path.partition("?")[0]
+        written["headers"] = shown_headers(record.headers)
+    elif record.error is not None:
+        written["error"] = without_secrets(record.error, secrets)
+    return _json(written)
+
+
+def _time(when: float) -> str:
+    text = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+def _json(value: dict[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(value).decode()
+    except (ValueError, TypeError):
+        # A name that the model made up may hold half a surrogate pair, and usage anything.
+        return json.dumps(value, default=str)
