@@ -6,7 +6,23 @@ Errors in the shape that OpenAI's clients read.
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
+from http import HTTPStatus
+from typing import Any
+
 import msgspec
+
+from blockops.wire.mend import clean_text, dumps, loads
+
+_MAX_MESSAGE = 2_000  # characters: a page of a terminal
+_MAX_MARKUP = 64 * 1024  # bytes of an error page that are read; those met have some hundred
+_UNSEEN = frozenset({"script", "style", "title"})  # the title says what the heading repeats
+_TYPES: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+}
 
 
 class ApiError(Exception):
@@ -42,7 +58,7 @@ class ApiError(Exception):
     def body(self) -> bytes:
         """Return the error as the JSON body of a response, or the data of an event."""
         error = {
-            "message": self.message,
+            "message": clean_text(self.message),
             "type": self.type,
             "param": self.param,
             "code": self.code,
@@ -58,4 +74,121 @@ def from_backend(status: int, body: bytes, content_type: str = "") -> tuple[int,
 
     :param content_type: the header's value as the backend sent it
     """
-    return status, body
+    value = _json(body)
+    if _has_shape(value):
+        return status, body
+    message = _message(value, body, markup="html" in content_type.lower())
+    if not message:
+        message = f"The backend answered with status {status} and no text. Its log may say why."
+    return status, ApiError(status, message, type=_type(status)).body()
+
+
+def from_event(data: bytes) -> tuple[str, bytes]:
+    """Return the message and the JSON of an error that a backend sent in mid-answer."""
+    value = _json(data)
+    message = _message(value, data)
+    if _has_shape(value):
+        return message, dumps({"error": value["error"]})
+    if not message:
+        message = "The backend reported an error without a text. Its log may say why."
+    return message, ApiError(502, message, type="server_error", code="backend_error").body()
+
+
+def message_in(data: bytes) -> str:
+    """Return what a backend's error says to a person; empty if it says nothing."""
+    return _message(_json(data), data)
+
+
+def _readable(data: bytes) -> str:
+    """Return bytes as text for a message: on one line, and no more than a person reads."""
+    text = " ".join(data[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").split())
+    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
+
+
+def _json(data: bytes) -> Any:
+    """Return the value of what may be JSON; None if it is not."""
+    try:
+        value = loads(data)
+        dumps(value)
+    except (ValueError, RecursionError):
+        return None  # also where it is nested too deeply to be looked into
+    return value
+
+
+def _has_shape(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("error"), dict) and bool(value["error"])
+
+
+def _message(value: Any, data: bytes, *, markup: bool = False) -> str:
+    """
+    Return what a backend's error says to a person.
+
+    :param value: `data` as JSON, None if it is none
+    :param markup: whether it is known to be HTML
+    """
+    if value is None:
+        markup = markup or data.lstrip().startswith(b"<")
+        return _readable(_text_of(data) if markup else data)
+    said = _said(value)
+    return _readable((said if isinstance(said, str) else _plain(said)).encode("utf-8", "replace"))
+
+
+def _said(value: Any) -> Any:
+    """Return the part of an error's JSON that says what happened."""
+    if isinstance(value, dict):
+        for key in ("error", "detail", "message", "msg"):
+            if value.get(key):
+                return _said(value[key])
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return "; ".join(_complaint(item) for item in value)
+    return value
+
+
+def _complaint(item: dict[str, Any]) -> str:
+    """Return in one line what FastAPI complains of: `{"loc": ["body", "messages"], "msg": ...}`."""
+    said = _said(item)
+    text = said if isinstance(said, str) else _plain(said)
+    where = item.get("loc")
+    if not isinstance(where, list):
+        return text
+    return ".".join(step if isinstance(step, str) else _plain(step) for step in where) + f": {text}"
+
+
+def _plain(value: Any) -> str:
+    return dumps(value).decode() if value else ""
+
+
+def _type(status: int) -> str:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "server_error"
+    return _TYPES.get(status, "invalid_request_error")
+
+
+def _text_of(markup: bytes) -> bytes:
+    parser = _Text()
+    parser.feed(markup[:_MAX_MARKUP].decode("utf-8", "replace"))
+    parser.close()
+    return " ".join(parser.text).encode()
+
+
+class _Text(HTMLParser):
+    """
+    The text of an HTML page, without its scripts and styles.
+
+    :ivar text: what stands between its tags
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self._unseen = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._unseen += tag in _UNSEEN
+
+    def handle_endtag(self, tag: str) -> None:
+        self._unseen -= tag in _UNSEEN and self._unseen > 0
+
+    def handle_data(self, data: str) -> None:
+        if not self._unseen:
+            self.text.append(data)

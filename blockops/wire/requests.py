@@ -208,7 +208,7 @@ def _leniently(body: bytes) -> dict[str, Any]:
 
 
 def _schemas(tools: Any, functions: Any) -> list[tuple[str, Any]]:
-    """Return name and parameters' schema of each function; odd entries are the backend's to judge."""
+    """Return name and schema of each function; odd entries are the backend's to judge."""
     declared = [tool.get("function", tool) for tool in tools or () if isinstance(tool, dict)]
     declared.extend(functions or ())
     return [

@@ -1,29 +1,69 @@
 """
 The core's door: the backend's bytes in, the client's bytes out.
 
-One object a response. Nothing here knows of sockets or time; the shell says when the backend has
-closed and when the client needs a sign of life.
+One object a response. Nothing here knows of sockets or time: the shell says when the backend has
+closed, when the client needs a sign of life, and when something failed.
+
+A stream ends in one of two ways: with `[DONE]`, every choice that began having had exactly one
+finish reason; or with an error event, and nothing behind it. What a backend leaves out of the first
+is added where it has said that it is done; else the second is what the client gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-from blockops.wire.errors import ApiError
+import msgspec
+
+from blockops.wire.chunks import (
+    Choice,
+    Chunk,
+    Piece,
+    Rewritten,
+    as_chunk,
+    chunk,
+    decode_chunk,
+    envelope,
+    event,
+    is_strict,
+    join,
+    loose_chunk,
+    spread,
+    without_usage,
+)
+from blockops.wire.errors import ApiError, from_event, message_in
+from blockops.wire.mend import Mender
+from blockops.wire.plain import PlainChoice
 from blockops.wire.report import Report
 from blockops.wire.requests import ChatRequest, CompletionRequest
+from blockops.wire.rewrite import Rewriter, as_it_came
+from blockops.wire.sse import Event, EventDecoder, EventTooLong
 from blockops.wire.toolcalls.rules import Rules
 
-MAX_EVENT = 8 * 1024 * 1024  # bytes; a whole answer with images in one event stays below
+MAX_EVENT = 8 * 1024 * 1024  # bytes: a whole answer in one event, with images, stays below
+_MAX_CHOICES = 1024  # of one answer: eight times what OpenAI allows
+_DONE = b"data: [DONE]\n\n"
+_HEARTBEAT = b": heartbeat\n\n"
 
 
 def random_id() -> str:
-    return "call_000000000000000000000000"
+    """Return the id of a call: `call_` and 24 random characters."""
+    return "call_" + secrets.token_hex(12)
 
 
 class StreamTranscoder:
-    """Turn the backend's event stream into the client's, for one response."""
+    """
+    Turn the backend's event stream into the client's, for one response.
+
+    :param asked: the request that is answered
+    :param max_event: bytes that one event of the backend may have
+    :param heartbeat_style: "chunk" is for clients whose idle timers do not count comments
+    :param new_id: makes the ids of calls
+    :ivar ended: `[DONE]` or an error event was written: nothing may follow it, nothing will
+    :ivar report: what the answer held so far
+    """
 
     def __init__(
         self,
@@ -36,72 +76,389 @@ class StreamTranscoder:
     ) -> None:
         self.ended = False
         self.report = Report()
+        self._begin_choice = _choices_for(asked, rules, new_id, self.report)
+        self._choices: dict[int, Rewriter | PlainChoice] = {}
+        self._decoder = EventDecoder(max_event)
+        self._max_event = max_event
+        self._mender = Mender()
+        self._heartbeat_style = heartbeat_style
+        self._envelope = _Envelope(asked)
 
     def receive_data(self, data: bytes) -> bytes:
         """Return what `data` makes ready for the client, whole events only; never raises."""
-        self.ended = self.ended or b"data: [DONE]" in data
-        return data
+        if self.ended:
+            return b""
+        ready: list[bytes] = []
+        try:
+            for happened in self._decoder.receive_data(data):
+                ready.append(self._take(happened))
+                if self.ended:
+                    break
+        except EventTooLong:
+            ready.append(self.fail(_too_long(self._max_event)))
+        except ApiError as error:
+            ready.append(self.fail(error))
+        return b"".join(ready)
 
     def heartbeat(self) -> bytes:
-        """Return a sign of life, valid at any moment."""
-        return b"" if self.ended else b": heartbeat\n\n"
+        """Return a sign of life, valid at any moment; nothing once the stream has ended."""
+        if self.ended:
+            return b""
+        if self._heartbeat_style == "comment":
+            return _HEARTBEAT
+        choice = self._choice(0)
+        if choice.finished:
+            return event(chunk(self._envelope.fields, []))
+        return self._write(choice, choice.begin() or [Piece({})])
 
     def end(self, *, cut: bool) -> bytes:
-        """Return the end of the stream, the backend having closed."""
-        self.ended = True
-        return b""
+        """
+        Return the end of the stream, the backend having closed.
+
+        :param cut: the transport says that something is missing
+        """
+        if self.ended:
+            return b""
+        if self._choices and all(choice.finished for choice in self._choices.values()):
+            self.ended = True
+            return _DONE
+        return self.fail(_stopped(self._decoder.unfinished, self.report.chunks, cut=cut))
 
     def fail(self, error: ApiError) -> bytes:
         """Return the text that was held back and `error` as the last event."""
+        return self._end_with_error(error.message, error.body())
+
+    def _end_with_error(self, message: str, json: bytes) -> bytes:
         if self.ended:
             return b""
         self.ended = True
-        return b"data: " + error.body() + b"\n\n"
+        self.report.error = message
+        held = [self._write(choice, choice.release()) for choice in self._choices.values()]
+        return b"".join([*held, event(json)])
+
+    def _take(self, happened: Event) -> bytes:
+        """
+        Return what the client gets for an event.
+
+        :raises ApiError: it is garbage
+        """
+        data = happened.data
+        try:
+            read = decode_chunk(data)
+        except (msgspec.DecodeError, RecursionError):
+            return self._take_odd_event(happened)
+        if happened.name or self._mender.pending:
+            return self._take_odd_event(happened)
+        return self._rewrite(read, data, happened.raw)
+
+    def _take_odd_event(self, happened: Event) -> bytes:
+        data = happened.data.strip()
+        if happened.name == b"error":
+            return self._end_with_error(*from_event(happened.all_lines()))
+        if data == b"[DONE]":
+            return self._done()
+        if not data:
+            return b""  # a comment of those who do not know comments
+        named = happened.name not in {b"", b"message"}
+        try:
+            data, raw = self._mended(happened)
+            read = _read(data)
+        except ValueError:
+            if named:
+                return self._drop()
+            raise _garbage(happened.data) from None
+        if named and not read.choices and not read.error:
+            return self._drop()
+        return self._rewrite(read, data, raw)
+
+    def _drop(self) -> bytes:
+        """Return nothing for an event of another protocol, such as "ping": it breaks clients."""
+        self.report.tally["foreign_event"] += 1
+        return b""
+
+    def _mended(self, happened: Event) -> tuple[bytes, bytes]:
+        """
+        Return an event's data as strict JSON, and the event to send on if nothing changes.
+
+        :raises ValueError: it is no JSON in any reading
+        """
+        if not self._mender.pending and is_strict(happened.data):
+            return happened.data, happened.raw
+        try:
+            data = self._mender.mend(happened.data)
+        except ValueError:
+            data = self._mender.mend(happened.all_lines())
+        return data, event(data)
+
+    def _rewrite(self, read: Chunk, data: bytes, raw: bytes) -> bytes:
+        """
+        Return what the client gets for a chunk.
+
+        :param data: its JSON
+        :param raw: the event to send on if nothing of it changes
+        """
+        self.report.chunks += 1
+        if read.usage is not None:
+            self.report.usage = read.usage
+        choices = read.choices
+        if not choices or read.error:
+            return self._take_odd_chunk(read, data, raw)
+        if choices[0].message is not None and choices[0].delta is None:
+            data = as_chunk(data)
+            raw = event(data)
+            choices = _read(data).choices or []
+        self._envelope.source = data
+        becomes = [self._choice(choice.index).take(choice) for choice in choices]
+        if becomes == [None] or not any(becomes):
+            return raw
+        return b"".join(map(event, spread(data, choices, becomes)))
+
+    def _take_odd_chunk(self, read: Chunk, data: bytes, raw: bytes) -> bytes:
+        if read.error:
+            return self._end_with_error(*from_event(data))
+        if read.choices is not None:
+            return raw  # usage, and what else belongs to no choice
+        return b"".join(map(event, spread(data, [], [])))
+
+    def _done(self) -> bytes:
+        if not self._choices:
+            self._choice(0)
+        ends = [self._write(choice, choice.complete()) for choice in self._choices.values()]
+        self.ended = True
+        return b"".join([*ends, _DONE])
+
+    def _choice(self, index: int) -> Rewriter | PlainChoice:
+        choice = self._choices.get(index)
+        if choice is None:
+            if len(self._choices) == _MAX_CHOICES:
+                raise ApiError(
+                    502,
+                    f"The backend sent more than {_MAX_CHOICES} choices. Its log may say why.",
+                    type="server_error",
+                    code="backend_garbage",
+                )
+            choice = self._choices[index] = self._begin_choice(index)
+        return choice
+
+    def _write(self, choice: Rewriter | PlainChoice, pieces: list[Piece]) -> bytes:
+        """Return the events for pieces that no chunk of the backend brings."""
+        if not pieces:
+            return b""
+        fields = self._envelope.fields
+        return b"".join(event(chunk(fields, [choice.chunk_choice(piece)])) for piece in pieces)
+
+
+class _Envelope:
+    """
+    What all chunks of an answer have in common.
+
+    :ivar source: the JSON of a chunk that has it; None before there is one
+    """
+
+    def __init__(self, asked: ChatRequest | CompletionRequest) -> None:
+        self.source: bytes | None = None
+        chat = isinstance(asked, ChatRequest)
+        self._own = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": 0,  # the core has no clock, and no client reads it
+            "model": asked.model or "",
+        }
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields, the backend's own where it has sent some."""
+        if self.source is None:
+            return self._own
+        return {**self._own, **envelope(self.source)}
 
 
 class PassThrough:
-    """Let another kind of event stream through as it is, with signs of life between its events."""
+    """
+    Let another kind of event stream through as it is, with signs of life between its events.
+
+    :ivar ended: the backend has closed, or an error event was written
+    :ivar report: only of an error
+    """
 
     def __init__(self) -> None:
         self.ended = False
         self.report = Report()
+        self._tail = b"\n\n"  # the last bytes that left
 
     def receive_data(self, data: bytes) -> bytes:
         """Return `data`."""
+        if self.ended:
+            return b""
+        self._tail = (self._tail + data[-4:])[-4:]
         return data
 
     def heartbeat(self) -> bytes:
         """Return a comment, or nothing while an event is unfinished."""
-        return b""
+        return _HEARTBEAT if self._between_events and not self.ended else b""
 
     def end(self, *, cut: bool) -> bytes:
-        """Return what must follow the backend's last byte."""
+        """Return an error event if something is missing, else nothing."""
+        if cut:
+            return self.fail(_stopped(b"", 1, cut=True))
         self.ended = True
         return b""
 
     def fail(self, error: ApiError) -> bytes:
-        """Return `error` as the last event."""
+        """
+        Return `error` as the last event.
+
+        It has the type and the fields that the clients of `/v1/responses` and `/v1/messages` know.
+        """
+        if self.ended:
+            return b""
         self.ended = True
-        return b"data: " + error.body() + b"\n\n"
+        self.report.error = error.message
+        rest = b"" if self._between_events else b"\n\n"
+        return rest + b"event: error\n" + event(b'{"type":"error",' + error.body()[1:])
+
+    @property
+    def _between_events(self) -> bool:
+        return self._tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
 
 
 def whole(
-    body: bytes, asked: ChatRequest | CompletionRequest, rules: Rules
+    body: bytes,
+    asked: ChatRequest | CompletionRequest,
+    rules: Rules,
+    *,
+    new_id: Callable[[], str] = random_id,
 ) -> tuple[bytes, Report]:
     """
     Return the whole answer for the client, and what it held.
 
     :raises ApiError: 502, if `body` is no answer
     """
-    return body, Report()
+    data, read, choices = _read_whole(body, asked)
+    report = Report(chunks=1, usage=read.usage)
+    begin_choice = _choices_for(asked, rules, new_id, report)
+    becomes = [_take_whole(begin_choice(choice.index), choice) for choice in choices]
+    if not any(becomes):
+        return data, report
+    return join(data, choices, becomes), report
 
 
 def whole_as_stream(
-    body: bytes, asked: ChatRequest | CompletionRequest, rules: Rules
+    body: bytes,
+    asked: ChatRequest | CompletionRequest,
+    rules: Rules,
+    *,
+    new_id: Callable[[], str] = random_id,
 ) -> tuple[bytes, Report]:
     """
     Return a whole answer as a complete event stream, and what it held.
 
     :raises ApiError: 502, if `body` is no answer
     """
-    return b"data: " + body + b"\n\ndata: [DONE]\n\n", Report()
+    data, _, _ = _read_whole(body, asked)
+    chat = isinstance(asked, ChatRequest)
+    said, usage = as_chunk(data) if chat else data, b""
+    if asked.include_usage:
+        said, usage = without_usage(said)
+    events = [event(part) for part in (said, usage) if part]
+    transcoder = StreamTranscoder(
+        asked, rules, new_id=new_id, max_event=sum(map(len, events)) + len(_DONE)
+    )
+    return transcoder.receive_data(b"".join(events) + _DONE), transcoder.report
+
+
+def _read_whole(
+    body: bytes, asked: ChatRequest | CompletionRequest
+) -> tuple[bytes, Chunk, list[Choice]]:
+    """
+    Return a whole answer's JSON, strict, what was read of it, and its choices as a stream has them.
+
+    :raises ApiError: 502, if `body` is no answer
+    """
+    try:
+        data = body if is_strict(body) else Mender().mend(body)
+        read = _read(data)
+    except ValueError:
+        raise _garbage(body) from None
+    if read.error:
+        message, _ = from_event(data)
+        raise ApiError(502, message, type="server_error", code="backend_error")
+    choices = read.choices if isinstance(asked, CompletionRequest) else _said_whole(read.choices)
+    if not choices:
+        raise _garbage(body)
+    return data, read, choices
+
+
+def _said_whole(choices: Sequence[Choice] | None) -> list[Choice] | None:
+    """Return a whole chat's choices with their messages as deltas; None if one has no message."""
+    if choices is None or any(choice.message is None for choice in choices):
+        return None
+    return [
+        Choice(index=choice.index, delta=choice.message, finish_reason=choice.finish_reason)
+        for choice in choices
+    ]
+
+
+def _take_whole(rewriter: Rewriter | PlainChoice, choice: Choice) -> Rewritten | None:
+    becomes = rewriter.take(choice)
+    if rewriter.finished:
+        return becomes
+    said = as_it_came(choice) if becomes is None else becomes.pieces
+    return Rewritten([*said, *rewriter.complete()])
+
+
+def _choices_for(
+    asked: ChatRequest | CompletionRequest, rules: Rules, new_id: Callable[[], str], report: Report
+) -> Callable[[int], Rewriter | PlainChoice]:
+    """Return what makes the state of a choice from its index."""
+    if isinstance(asked, CompletionRequest):
+        return lambda index: PlainChoice(index, report)
+    offer = asked.offer(rules)
+    return lambda index: Rewriter(index, offer, rules, new_id, report)
+
+
+def _read(data: bytes) -> Chunk:
+    """
+    Read what may have fields of other types than it should.
+
+    :param data: strict JSON
+    :raises ValueError: it is nothing like a chunk
+    """
+    try:
+        return decode_chunk(data)
+    except msgspec.ValidationError:
+        return loose_chunk(data)
+
+
+def _too_long(limit: int) -> ApiError:
+    return ApiError(
+        502,
+        f"The backend sent an event of more than {limit} bytes. Raise --max-event to allow it.",
+        type="server_error",
+        code="event_too_long",
+    )
+
+
+def _garbage(data: bytes) -> ApiError:
+    return ApiError(
+        502,
+        f"The backend sent what is no answer of the OpenAI API: {message_in(data) or 'nothing'}",
+        type="server_error",
+        code="backend_garbage",
+    )
+
+
+def _stopped(unfinished: bytes, chunks: int, *, cut: bool) -> ApiError:
+    """
+    Return the error of a backend that closed before its answer was complete.
+
+    :param unfinished: what it sent last, if that was no event
+    :param chunks: how much it had sent before
+    """
+    how = "The connection to the backend broke" if cut else "The backend closed the connection"
+    when = "in the middle of its answer" if chunks else "before its answer began"
+    said = "" if unfinished.startswith(b"data:") else message_in(unfinished)
+    message = f"{how} {when}. " + (
+        f"It said: {said}" if said else "Ask again; its log may say why."
+    )
+    return ApiError(502, message, type="server_error", code="backend_stopped")

@@ -1,0 +1,321 @@
+"""
+`chat.completion.chunk` and its kin: read as far as needed, changed without touching the rest.
+
+A chunk is decoded into the few fields that decide something, and usually goes on as the bytes it
+came in. Only where a choice's text changed is it taken apart, one level at a time, into fields that
+keep their JSON text, so that everything else of it leaves byte for byte as it came.
+
+Shapes: https://platform.openai.com/docs/api-reference/chat/streaming, and what backends add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+_T = TypeVar("_T")
+# What every chunk of an answer repeats. All else of a chunk is said once.
+_ENVELOPE = frozenset(
+    {"id", "object", "created", "model", "system_fingerprint", "service_tier", "provider"}
+)
+_NOTHING = tuple(map(msgspec.Raw, (b"null", b"[]", b"{}", b'""')))
+_NONE = msgspec.Raw(b"[]")
+_CHUNK = msgspec.Raw(b'"chat.completion.chunk"')
+
+
+class Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(msgspec.Struct, gc=False):
+    index: int | None = None
+    function: Function | None = None
+
+
+class Delta(msgspec.Struct, gc=False):
+    """A `delta`, or the `message` of a whole answer."""
+
+    role: str | None = None
+    content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: Function | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """One of `choices`; `text` is what `/v1/completions` has instead of a delta."""
+
+    index: int = 0
+    delta: Delta | None = None
+    message: Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """
+    What decides something in a chunk or a whole answer.
+
+    :ivar choices: None if there is no such list
+    :ivar error: what a backend says instead of a chunk
+    """
+
+    choices: list[Choice] | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+class Piece(msgspec.Struct):
+    """A delta of ours; with a finish reason it is the last one of its choice."""
+
+    delta: dict[str, Any]
+    finish_reason: str | None = None
+
+
+class Rewritten(msgspec.Struct):
+    """
+    What one choice of a chunk becomes.
+
+    :param pieces: the deltas that stand for its role and its content
+    :param rest: which of them carries all else of it; "nowhere" if the choice goes
+    :param shift: what to add to the index of the backend's own tool calls
+    """
+
+    pieces: list[Piece]
+    rest: Literal["first", "last", "nowhere"] = "first"
+    shift: int = 0
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_list = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def event(json: bytes) -> bytes:
+    """Return the event whose data is this JSON, which a line must hold."""
+    if b"\n" in json or b"\r" in json:
+        json = msgspec.json.format(json, indent=-1)
+    return b"data: " + json + b"\n\n"
+
+
+def envelope(data: bytes) -> dict[str, Any]:
+    """Return the fields of a chunk that every chunk of its answer has."""
+    return {key: raw for key, raw in _decode_fields(data).items() if key in _ENVELOPE}
+
+
+def chunk(fields: Mapping[str, Any], choices: list[dict[str, Any]]) -> bytes:
+    """Return the JSON of a chunk of ours."""
+    return _encode({**fields, "choices": choices})
+
+
+def is_strict(data: bytes) -> bool:
+    """Tell whether this is JSON that every reader takes."""
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def loose_chunk(data: bytes) -> Chunk:
+    """
+    Read a chunk of which some fields have types of their own; those count as missing.
+
+    :param data: strict JSON
+    :raises ValueError: it is no JSON object, or its choices are none
+    """
+    value = msgspec.json.decode(data)
+    if not isinstance(value, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - the bytes are at fault
+    choices = value.get("choices")
+    return Chunk(
+        [_loose_choice(choice) for choice in choices] if isinstance(choices, list) else None,
+        _if(dict, value.get("usage")),
+        value.get("error"),
+    )
+
+
+def _loose_choice(choice: Any) -> Choice:
+    if not isinstance(choice, dict):
+        raise ValueError("a choice is not an object")  # noqa: TRY004 - the bytes are at fault
+    return Choice(
+        _if(int, choice.get("index")) or 0,
+        _loose_delta(choice.get("delta")),
+        _loose_delta(choice.get("message")),
+        _if(str, choice.get("text")),
+        _if(str, choice.get("finish_reason")),
+    )
+
+
+def _loose_delta(delta: Any) -> Delta | None:
+    if not isinstance(delta, dict):
+        return None
+    calls = delta.get("tool_calls")
+    return Delta(
+        _if(str, delta.get("role")),
+        _if(str, delta.get("content")),
+        [_loose_call(call) for call in calls] if isinstance(calls, list) else None,
+        Function() if delta.get("function_call") else None,
+    )
+
+
+def _loose_call(call: Any) -> ToolCall:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return ToolCall()
+    return ToolCall(
+        _if(int, call.get("index")),
+        Function(_if(str, function.get("name")), _if(str, function.get("arguments"))),
+    )
+
+
+def _if(kind: type[_T], value: Any) -> _T | None:
+    return value if isinstance(value, kind) else None
+
+
+def spread(
+    data: bytes, read: Sequence[Choice], rewritten: Sequence[Rewritten | None]
+) -> list[bytes]:
+    """
+    Return the JSON of the chunks that one chunk becomes.
+
+    :param data: the chunk
+    :param read: its choices
+    :param rewritten: what each of them becomes; None where it stays as it is
+    """
+    chunk = _decode_fields(data)
+    raw_choices = _decode_list(chunk["choices"]) if read else []
+    made: list[Mapping[str, Any]] = []
+    for raw, choice, becomes in zip(raw_choices, read, rewritten, strict=True):
+        if becomes is None:
+            made.append(raw)
+        elif becomes.rest != "nowhere":
+            made.extend(_choices_of(raw, choice, becomes))
+    if not made:
+        chunk["choices"] = _NONE
+        says_more = any(key not in _ENVELOPE and _says(raw) for key, raw in chunk.items())
+        return [_encode(chunk)] if says_more else []
+    envelope = {key: raw for key, raw in chunk.items() if key in _ENVELOPE or not _says(raw)}
+    chunks = [_encode({**envelope, "choices": [choice]}) for choice in made[:-1]]
+    chunks.append(_encode({**chunk, "choices": [made[-1]]}))
+    return chunks
+
+
+def _choices_of(
+    raw: dict[str, msgspec.Raw], choice: Choice, becomes: Rewritten
+) -> Iterable[dict[str, Any]]:
+    """Return the choices that one becomes, all that was not rewritten in just one of them."""
+    rest = _rest_of_delta(raw, choice, becomes.shift)
+    beside = {key: raw[key] for key in raw if key not in {"index", "delta", "finish_reason"}}
+    pieces = list(becomes.pieces)
+    carrier = 0 if becomes.rest == "first" else len(pieces) - 1
+    said = {key for key, value in rest.items() if _says(value)}
+    if not pieces:
+        if said or any(_says(value) for value in beside.values()):
+            pieces = [Piece({})]
+            carrier = 0
+    elif not said.isdisjoint(pieces[carrier].delta):
+        carrier = 0 if becomes.rest == "first" else len(pieces)
+        pieces.insert(carrier, Piece({}))
+    silent = {key: value for key, value in beside.items() if not _says(value)}
+    for place, piece in enumerate(pieces):
+        yield {
+            "index": choice.index,
+            "delta": {**rest, **piece.delta} if place == carrier else piece.delta,
+            **(beside if place == carrier else silent),
+            "finish_reason": piece.finish_reason,
+        }
+
+
+def _rest_of_delta(raw: dict[str, msgspec.Raw], choice: Choice, shift: int) -> dict[str, Any]:
+    """Return the fields of a delta that its pieces do not stand for."""
+    if choice.delta is None:
+        return {}
+    rest: dict[str, Any] = dict(_decode_fields(raw["delta"]))
+    rest.pop("role", None)
+    if choice.delta.content is not None:
+        del rest["content"]
+    if shift and choice.delta.tool_calls:
+        calls = _decode_list(rest["tool_calls"])
+        rest["tool_calls"] = [
+            {**call, "index": shift + (place if read.index is None else read.index)}
+            for place, (call, read) in enumerate(zip(calls, choice.delta.tool_calls, strict=True))
+        ]
+    return rest
+
+
+def _says(value: Any) -> bool:
+    """Tell whether a field's value is worth a chunk of its own."""
+    return value not in _NOTHING
+
+
+def join(data: bytes, read: Sequence[Choice], rewritten: Sequence[Rewritten | None]) -> bytes:
+    """Return the JSON of a whole answer whose messages become what `rewritten` says."""
+    answer: dict[str, Any] = dict(_decode_fields(data))
+    answer["choices"] = [
+        raw if becomes is None else _joined(raw, choice, becomes)
+        for raw, choice, becomes in zip(
+            _decode_list(answer["choices"]), read, rewritten, strict=True
+        )
+    ]
+    return _encode(answer)
+
+
+def _joined(raw: dict[str, msgspec.Raw], choice: Choice, becomes: Rewritten) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", **_decode_fields(raw["message"])}
+    deltas = [piece.delta for piece in becomes.pieces]
+    texts = [delta["content"] for delta in deltas if "content" in delta]
+    thoughts = [delta["reasoning_content"] for delta in deltas if "reasoning_content" in delta]
+    calls = _joined_calls(delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta)
+    if choice.delta is not None and choice.delta.content is not None:
+        message["content"] = "".join(texts) if texts or not calls else None
+    if thoughts:
+        before = msgspec.json.decode(message.get("reasoning_content", b"null"))
+        message["reasoning_content"] = (before or "") + "".join(thoughts)
+    if calls:
+        own = message.get("tool_calls", _NONE)
+        message["tool_calls"] = calls + (_decode_list(own) if _says(own) else [])
+    return {**raw, "message": message, "finish_reason": becomes.pieces[-1].finish_reason}
+
+
+def _joined_calls(deltas: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return whole calls from the deltas that a stream would have had."""
+    calls: list[dict[str, Any]] = []
+    fragments: list[list[str]] = []
+    for delta in deltas:
+        if "id" in delta:
+            calls.append({key: delta[key] for key in ("id", "type", "function")})
+            fragments.append([])
+        else:
+            fragments[-1].append(delta["function"]["arguments"])
+    return [
+        {**call, "function": {**call["function"], "arguments": "".join(parts)}}
+        for call, parts in zip(calls, fragments, strict=True)
+    ]
+
+
+def as_chunk(data: bytes) -> bytes:
+    """Return a whole answer as one chunk that says it all at once."""
+    answer: dict[str, Any] = dict(_decode_fields(data))
+    answer["choices"] = [_as_delta(choice) for choice in _decode_list(answer["choices"])]
+    answer["object"] = _CHUNK
+    return _encode(answer)
+
+
+def without_usage(data: bytes) -> tuple[bytes, bytes]:
+    """Return a chunk without its `usage`, and a chunk for that alone, as OpenAI sends them."""
+    fields = _decode_fields(data)
+    usage = fields.pop("usage", _NONE)
+    return _encode(fields), _encode({**envelope(data), "choices": [], "usage": usage})
+
+
+def _as_delta(choice: dict[str, msgspec.Raw]) -> dict[str, Any]:
+    delta: dict[str, Any] = dict(_decode_fields(choice.get("message", b"{}")))
+    if _says(delta.get("tool_calls", _NONE)):
+        calls = enumerate(_decode_list(delta["tool_calls"]))
+        delta["tool_calls"] = [{"index": index, **call} for index, call in calls]
+    rest = {key: value for key, value in choice.items() if key not in {"message", "delta"}}
+    return {**rest, "delta": delta}
