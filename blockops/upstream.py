@@ -227,6 +227,8 @@ class Upstream:
     def _explain(self, failure: Exception) -> ApiError:
         """Return what the client is told when no answer came."""
         reason = _root(failure)
+        if isinstance(reason, ApiError):
+            return reason  # the client's body was at fault
         if isinstance(reason, error.TimeoutError):
             status = 504
             what = f"did not accept a connection within {self._connect_timeout:g} seconds"

@@ -1,0 +1,111 @@
+"""The daemon as a whole: where it listens, and how it drains."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockops.service import endpoints
+from blockops.settings import Settings
+from tests.memory import DONE, NOTHING_LEFT, World, chat, chunk
+
+
+class Listening(SynchronousTestCase):
+    def test_by_default(self) -> None:
+        self.assertEqual(endpoints(Settings()), ("tcp:8080:interface=127.0.0.1",))
+
+    def test_another_interface(self) -> None:
+        settings = Settings(interface="::1", port=1)
+        self.assertEqual(endpoints(settings), (r"tcp6:1:interface=\:\:1",))
+
+    def test_endpoints(self) -> None:
+        settings = Settings(listen=("unix:/run/b.sock", "tcp:9"))
+        self.assertEqual(endpoints(settings), ("unix:/run/b.sock", "tcp:9"))
+        world = World(listen=("tcp:9:interface=127.0.0.1",))
+        (port,) = world.reactor.tcpServers
+        self.assertEqual((port[0], port[3]), (9, "127.0.0.1"))
+
+
+class Draining(SynchronousTestCase):
+    def test_at_rest(self) -> None:
+        world = World()
+        idle = world.client()
+        stopped = world.stop()
+        world.reactor.advance(0)
+        self.assertTrue(idle.wire.closed)
+        self.assertTrue(stopped())
+        self.assertEqual(world.reactor.getDelayedCalls(), [])
+
+    def test_running_answers_end(self) -> None:
+        world = World(drain=30)
+        client, backend = world.ask()
+        backend.begin_stream()
+        backend.stream(chunk("Hi", role="assistant"))
+        stopped = world.stop()
+        world.pass_time(20)
+        self.assertFalse(stopped())
+        backend.stream(chunk(finish="stop"), DONE)
+        world.reactor.pump([0, 0, 0])
+        self.assertEqual(client.events()[-1], "[DONE]")
+        self.assertTrue(client.complete())
+        self.assertTrue(client.wire.closed)
+        self.assertTrue(stopped())
+        self.assertEqual(world.reactor.getDelayedCalls(), [])
+
+    def test_those_that_take_too_long_are_told(self) -> None:
+        world = World(drain=30, heartbeat=100)
+        streaming, backend = world.ask()
+        backend.begin_stream()
+        waiting, _ = world.ask(stream=False)
+        stopped = world.stop()
+        world.pass_time(31)
+        error = json.loads(streaming.events()[-1])["error"]
+        self.assertEqual(error["code"], "shutting_down")
+        self.assertTrue(streaming.complete())
+        self.assertEqual(waiting.status(), 503)
+        self.assertIn("retry-after", waiting.headers())
+        self.assertTrue(stopped())
+        self.assertEqual(world.reactor.getDelayedCalls(), [])
+
+    def test_a_client_that_does_not_read_its_end(self) -> None:
+        world = World()
+        client, backend = world.ask()
+        client.wire.loseConnection = lambda: None  # type: ignore[method-assign]
+        stopped = world.stop()
+        backend.answer(b"no", "500 No")
+        self.assertFalse(stopped())
+        world.pass_time(6)
+        self.assertTrue(client.wire.aborted)
+        self.assertTrue(stopped())
+
+    def test_new_requests_on_old_connections(self) -> None:
+        world = World()
+        client = world.client()
+        client.send("POST /v1/chat/completions HTTP/1.1\r\nHost: b\r\n")
+        world.ask()
+        world.stop()
+        body = json.dumps(chat())
+        client.send(f"Content-Length: {len(body)}\r\n\r\n{body}")
+        self.assertEqual(client.status(), 503)
+        self.assertEqual(client.error()["code"], "shutting_down")
+        world.reactor.advance(0)
+        self.assertTrue(client.wire.closed)
+
+
+class ManyClients(SynchronousTestCase):
+    def test_nothing_is_left_behind(self) -> None:
+        world = World(max_concurrent=2, max_queue=100)
+        clients = [world.client() for _ in range(20)]
+        for client in clients:
+            client.post("/v1/chat/completions", chat())
+        for client in clients[::2]:
+            client.leave()
+            world.reactor.advance(0)
+        answered = 0
+        while world.idle() != NOTHING_LEFT:
+            backend = world.backend(answered - world.connecting())
+            answered += 1
+            backend.answer(b"no", "500 No")
+            world.reactor.advance(0)
+        self.assertEqual([client.status() for client in clients[1::2]], [500] * 10)
