@@ -156,8 +156,13 @@ class Options(usage.Options):
         home = self._environ.get("HOME")
         candidates = [Path(home, HOME_FILE)] if home else []
         for path in (*candidates, Path(self._system_file)):
-            if path.exists():
-                return read_file(str(path))
+            try:
+                path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:
+                pass  # It may well be there: reading it says why it cannot be used.
+            return read_file(str(path))
         return NO_FILE
 
 

@@ -214,6 +214,11 @@ class ConfigurationFileTests(SynchronousTestCase):
         self.assertIn("did you mean port?", text)
         self.assertIn(str(self.of_user), text)
 
+    def test_a_default_file_that_cannot_be_looked_at_stops_the_start(self):
+        self.of_user.unlink()
+        self.of_user.symlink_to(self.of_user)
+        self.assertIn(str(self.of_user), str(self.assertRaises(UsageError, self.port)))
+
     def test_environment_and_command_line_are_stronger(self):
         self.assertEqual(self.port(PORT="5"), 5)
         self.assertEqual(self.port("--port=6", PORT="5"), 6)
