@@ -22,7 +22,7 @@ from blockops import kinds
 from blockops.kinds import Kind, Refused
 
 #: A value in an error message is cut to so many characters.
-_SHOWN = 80
+_SHOWN = 200
 
 #: Names a file that holds the value of a secret: `BLOCKOPS_BACKEND_KEY_FILE`, `backend-key-file`.
 _FILE = "file"
