@@ -17,6 +17,7 @@ bare or HTML; and a client that sends a byte now and then is never timed out. Wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
 from http import HTTPStatus
 from io import BytesIO
 from typing import cast
@@ -236,12 +237,22 @@ def _too_large(limit: int) -> ApiError:
     )
 
 
+class _Manner(Enum):
+    """How a channel treats its client."""
+
+    SERVING = auto()
+    #: It was told that its request is none. What it sends now is of no interest.
+    REFUSING = auto()
+    #: The connection closes when what was written is sent.
+    LEAVING = auto()
+
+
 class Channel(HTTPChannel):
     """One client's connection, and the deadline for what it has to send next."""
 
     site: Site
     _deadline: IDelayedCall | None = None
-    _closing = False
+    _manner = _Manner.SERVING
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -256,7 +267,7 @@ class Channel(HTTPChannel):
     def lineReceived(self, line: bytes) -> None:
         known = len(self.requests)
         super().lineReceived(line)
-        if len(self.requests) > known and not self._closing:
+        if len(self.requests) > known and self._manner is _Manner.SERVING:
             self.requests[-1].began(line)
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -275,6 +286,11 @@ class Channel(HTTPChannel):
         if not self.requests:
             self.loseConnection()
 
+    def loseConnection(self) -> None:
+        if self._manner is not _Manner.LEAVING:
+            self._manner = _Manner.LEAVING
+            super().loseConnection()
+
     def wait(self, seconds: float | None) -> None:
         """Give the client `seconds` for what it has to send now; None: all the time it wants."""
         if self._deadline is not None and self._deadline.active():
@@ -282,7 +298,8 @@ class Channel(HTTPChannel):
         self._deadline = None if seconds is None else self.callLater(seconds, self._too_late)
 
     def _too_late(self) -> None:
-        if self.requests and not self.requests[-1].startedWriting and not self._closing:
+        begun = bool(self.requests) and not self.requests[-1].startedWriting
+        if begun and self._manner is _Manner.SERVING:
             self.refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
             self.loseConnection()
         else:
@@ -292,7 +309,7 @@ class Channel(HTTPChannel):
         """Answer with `error` what never became a request, and give the client time to read it."""
         body = error.body()
         status = HTTPStatus(error.status)
-        self._closing = True
+        self._manner = _Manner.REFUSING
         cast("ITCPTransport", self.transport).write(
             b"HTTP/1.1 %d %s\r\nServer: %s\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\nConnection: close\r\n\r\n%s"

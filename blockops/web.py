@@ -39,6 +39,9 @@ class Route(Resource):
     isLeaf = True
     methods: ClassVar[tuple[str, ...]] = ()
 
+    def getChild(self, path: bytes, request: Request) -> Route:
+        return Nowhere()
+
     def render(self, request: Request) -> bytes | int:
         request.setHeader("Server", SERVER)
         method = request.method.decode("latin-1")
@@ -94,8 +97,9 @@ class Posted(Served):
 
 
 class Asked(Served):
-    """A route for GET alone."""
+    """A route for GET alone, with nothing below it."""
 
+    isLeaf = False
     methods = ("GET", "HEAD")
 
     render_GET = render_HEAD = Served.render_POST
@@ -139,6 +143,7 @@ class Api(Nowhere):
 class Health(Route):
     """`/health`: blockops is alive, and how busy."""
 
+    isLeaf = False
     methods = ("GET", "HEAD")
 
     def __init__(self, vitals: Callable[[], dict[str, object]]) -> None:
@@ -154,9 +159,6 @@ class Root(Nowhere):
     """`/`, and whatever has no child of its own."""
 
     isLeaf = False
-
-    def getChild(self, path: bytes, request: Request) -> Route:
-        return Nowhere()
 
 
 def make_root(gateway: Gateway, vitals: Callable[[], dict[str, object]]) -> Resource:

@@ -281,6 +281,11 @@ class World:
         self.reactor.advance(0)
         return backend
 
+    def wanted(self) -> list[int]:
+        """Return which of the connections that blockops began it still wants."""
+        connectors = self.reactor.connectors
+        return [n for n, connector in enumerate(connectors) if not connector.stoppedConnecting]
+
     def ask(self, **fields: Any) -> tuple[Client, Backend]:
         """Let a client ask for a chat, and the backend accept the connection."""
         client = self.client()

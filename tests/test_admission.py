@@ -113,14 +113,13 @@ class Places(SynchronousTestCase):
 
     def test_thousands_that_leave_at_once(self) -> None:
         """Twisted's own release() recurses, and loses a place at some 110 of them."""
-        admission = self.admission(places=1, max_queue=20_000)
-        guests = self.guests(admission, 20_000)
+        admission = self.admission(places=1, max_queue=2_000)
+        guests = self.guests(admission, 2_000)
         for guest in guests:
             guest.leave.callback(None)
-        for _ in guests:
-            self.clock.advance(0)
+        self.clock.advance(0)
         self.assertEqual((admission.running, admission.waiting), (0, 0))
-        self.assertEqual(len(self.order), 20_000)
+        self.assertEqual(len(self.order), 2_000)
 
     def test_retry_after_learns_how_long_requests_take(self) -> None:
         admission = self.admission(places=1, max_queue=0)
