@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Coroutine
 from typing import Any
 
@@ -12,6 +13,7 @@ from twisted.python.failure import Failure
 
 from blockops.downstream import Downstream
 from blockops.forms import Form, Untouched
+from blockops.records import ResponseRecord
 from blockops.settings import Settings
 from blockops.site import IncomingRequest
 from blockops.wire.errors import ApiError
@@ -53,21 +55,25 @@ class Exchange:
     """
     One request of a client on its way to an answer.
 
+    :ivar id: by which the two records of the traffic log belong together; the client is told it
     :ivar client: where the answer goes
     :ivar form: how the answer shows life and failure; whoever works at it sets it
     :ivar heard: takes what the backend says
     :ivar asked: when the backend was asked, in seconds of the reactor's clock; None while queued
     :ivar error: how it failed, if it did
+    :ivar logged: its request is in the traffic log, so its answer has to be
     """
 
     _log = Logger()
 
     def __init__(self, request: IncomingRequest, clock: IReactorTime, settings: Settings) -> None:
+        self.id = secrets.token_hex(8)
         self.request = request
         self.client = Downstream(request, clock)
         self.form: Form = Untouched()
         self.heard = Heard(clock, settings.log_body)
         self.report: Report | None = None
+        self.logged = False
         self.began = clock.seconds()
         self.asked: float | None = None
         self.error: ApiError | None = None
@@ -91,6 +97,31 @@ class Exchange:
         if self._verdict is None:
             self._verdict = error
             self._work.cancel()
+
+    def outcome(self) -> ResponseRecord:
+        """Return what the traffic log says of the answer, which has ended."""
+        report = self.report or Report()
+        error = report.error if self.error is None else self.error.message
+        return ResponseRecord(
+            id=self.id,
+            status=self.client.status or None,
+            outcome="client left" if self.client.gone else "failed" if error else "done",
+            queued_ms=self._since_began(self.asked),
+            first_byte_ms=self._since_began(self.heard.first),
+            last_byte_ms=self._since_began(self._clock.seconds()),
+            bytes_in=self.heard.size,
+            bytes_out=self.client.bytes_sent,
+            usage=report.usage,
+            calls=report.names,
+            finish_reasons=list(report.finish_reasons.values()),
+            tally=report.tally,
+            error=error,
+            body=self.heard.body(),
+        )
+
+    def _since_began(self, moment: float | None) -> float | None:
+        """Return the milliseconds from the request's beginning to `moment`."""
+        return None if moment is None else round(1000 * (moment - self.began), 3)
 
     def beat(self, now: float) -> None:
         """Show the client that its answer is on its way; end what takes too long."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.web.iweb import IBodyProducer, IResponse
 
 from blockops.admission import Admission
@@ -17,12 +18,14 @@ from blockops.exchange import Exchange
 from blockops.forms import EventStream, Untouched, WholeJson
 from blockops.headers import media_type, to_backend, to_client
 from blockops.pulse import Pulse
+from blockops.records import Record, RequestRecord
 from blockops.relay import TooLarge, collect, relay
 from blockops.settings import Settings
 from blockops.site import IncomingRequest
 from blockops.upstream import Upstream
 from blockops.wire import errors, transcode
 from blockops.wire.errors import ApiError
+from blockops.wire.report import Report
 from blockops.wire.requests import ChatRequest, CompletionRequest
 from blockops.wire.toolcalls.rules import Rules
 
@@ -33,6 +36,13 @@ READY_WITHIN = 10.0
 #: Statuses that say that a backend has no such route.
 NO_ROUTE = frozenset({404, 405, 501})
 
+#: What is worth a line in the daemon's log, by the parser's word for it.
+REMARKS = {
+    "unknown_name": "The model called a tool that the request does not offer",
+    "malformed": "The model wrote a call whose arguments are no valid JSON",
+}
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
 Work = Callable[[Exchange], Coroutine[Deferred[Any], Any, None]]
 
 
@@ -47,12 +57,20 @@ class Refused(ApiError):
         return self._body
 
 
+class Log(Protocol):
+    """Where requests and responses are written down."""
+
+    def write(self, record: Record) -> None: ...
+
+
 class Gateway:
     """
     Serves requests, and knows all that are under way.
 
     :ivar draining: no new ones are taken
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -61,14 +79,17 @@ class Gateway:
         upstream: Upstream,
         admission: Admission,
         pulse: Pulse,
+        log: Log,
     ) -> None:
         self._clock = clock
         self._settings = settings
         self._upstream = upstream
         self._admission = admission
         self._pulse = pulse
+        self._traffic = log
         self._rules = rules_of(settings)
         self._live: dict[Exchange, Deferred[None]] = {}
+        self._hinted = False
         self.draining = False
 
     def __len__(self) -> int:
@@ -77,6 +98,7 @@ class Gateway:
     def serve(self, request: IncomingRequest, work: Work) -> None:
         """Begin `work` for `request`. Everything else is its own affair."""
         exchange = Exchange(request, self._clock, self._settings)
+        request.setHeader("X-Request-Id", exchange.id)
         if self.draining:
             exchange.client.refuse(_stopping())
             return
@@ -87,6 +109,10 @@ class Gateway:
     def _forget(self, _: object, exchange: Exchange) -> None:
         self._pulse.discard(exchange)
         self._live.pop(exchange, None)
+        if exchange.logged:
+            self._traffic.write(exchange.outcome())
+        if exchange.report is not None:
+            self._remark(exchange.report)
 
     def drain(self) -> Deferred[None]:
         """Take no more requests. Fires when those under way have ended."""
@@ -108,7 +134,7 @@ class Gateway:
 
     async def chat(self, exchange: Exchange) -> None:
         """`POST /v1/chat/completions`."""
-        asked = ChatRequest.parse(_body(exchange))
+        asked = self._read(exchange, ChatRequest)
         if asked.stream:
             await self._stream(exchange, asked)
         else:
@@ -116,7 +142,7 @@ class Gateway:
 
     async def completion(self, exchange: Exchange) -> None:
         """`POST /v1/completions`."""
-        asked = CompletionRequest.parse(_body(exchange))
+        asked = self._read(exchange, CompletionRequest)
         if asked.stream:
             await self._stream(exchange, asked)
         else:
@@ -148,6 +174,7 @@ class Gateway:
 
     async def pass_on(self, exchange: Exchange) -> None:
         """Do as the backend does with any other route under `/v1`."""
+        self._came(exchange)
         body = exchange.request.upload
         if exchange.request.method == b"POST":
             async with self._answer(exchange, body) as response:
@@ -157,6 +184,7 @@ class Gateway:
 
     async def model(self, exchange: Exchange, name: str) -> None:
         """`GET /v1/models/{name}`; from the list of models, where the backend has no such route."""
+        self._came(exchange)
         try:
             response = await self._granted(exchange, None)
         except Refused as refused:
@@ -199,6 +227,57 @@ class Gateway:
         exchange.client.answer(200, b'{"status":"ready"}')
 
     # The steps that they share.
+
+    def _read(self, exchange: Exchange, kind: type[Request]) -> Request:
+        """
+        Return the client's request as a `kind`.
+
+        :raises ApiError: 400, it is none
+        """
+        content = exchange.request.content
+        assert content is not None
+        body = bytes(content.read())
+        try:
+            asked = kind.parse(body)
+        except ApiError:
+            self._came(exchange, body)
+            raise
+        self._came(exchange, body, model=asked.model, stream=asked.stream)
+        return asked
+
+    def _came(self, exchange: Exchange, body: bytes = b"", **known: Any) -> None:
+        """Write down that a request has come, and what is `known` of it."""
+        exchange.logged = True
+        request = exchange.request
+        upload = request.upload
+        size = len(body) if upload is None else upload.length
+        self._traffic.write(
+            RequestRecord(
+                id=exchange.id,
+                client=getattr(request.getClientAddress(), "host", None),
+                method=request.method.decode("latin-1"),
+                path=request.uri.decode("latin-1"),
+                headers={
+                    name.decode("latin-1").lower(): values[0].decode("latin-1")
+                    for name, values in request.requestHeaders.getAllRawHeaders()
+                },
+                size=size if isinstance(size, int) else 0,
+                body=body,
+                **known,
+            )
+        )
+
+    def _remark(self, report: Report) -> None:
+        """Say in the daemon's log what its owner should know of an answer."""
+        if report.tally["untranslated"] and not self._hinted:
+            self._hinted = True
+            self._log.info(
+                "The model wrote tool calls in an answer to a request that offers no tools. They "
+                "were left as text; --translate=always makes them calls, if your clients want that."
+            )
+        for kind, what in REMARKS.items():
+            if report.tally[kind]:
+                self._log.info("{what} ({names})", what=what, names=", ".join(report.names))
 
     def _transcoder(self, asked: ChatRequest | CompletionRequest) -> transcode.StreamTranscoder:
         return transcode.StreamTranscoder(
@@ -313,12 +392,6 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[msgspec.Raw] = []
-
-
-def _body(exchange: Exchange) -> bytes:
-    content = exchange.request.content
-    assert content is not None
-    return bytes(content.read())
 
 
 def _stopping() -> ApiError:

@@ -20,6 +20,8 @@ from blockops.memory import MemoryGauge
 from blockops.pulse import Every, Pulse
 from blockops.settings import Settings
 from blockops.site import Site
+from blockops.systemd import Supervisor
+from blockops.trafficlog import traffic_log
 from blockops.upstream import Upstream
 from blockops.web import make_root, streams_up
 
@@ -41,8 +43,11 @@ class Daemon(MultiService):
 
     _log = Logger()
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(
+        self, settings: Settings, reactor: Any, supervisor: Supervisor | None = None
+    ) -> None:
         super().__init__()
+        self._supervisor = supervisor or Supervisor()
         self._settings = settings
         self._reactor = reactor
         self._demo = DemoBackend(reactor) if settings.backend == DEMO else None
@@ -61,7 +66,10 @@ class Daemon(MultiService):
             max_queue=settings.max_queue,
             queue_timeout=settings.queue_timeout,
         )
-        self.gateway = Gateway(reactor, settings, self._upstream, self._admission, self._pulse)
+        self._traffic = traffic_log(settings, reactor)
+        self.gateway = Gateway(
+            reactor, settings, self._upstream, self._admission, self._pulse, self._traffic
+        )
         self.site = Site(
             make_root(self.gateway, self._vitals),
             reactor=reactor,
@@ -77,6 +85,7 @@ class Daemon(MultiService):
             "running": self._admission.running,
             "waiting": self._admission.waiting,
             "memory_available_percent": round(self._memory.percent, 1),
+            "log_lines_lost": self._traffic.lost,
         }
 
     def privilegedStartService(self) -> None:
@@ -88,8 +97,13 @@ class Daemon(MultiService):
     def startService(self) -> None:
         super().startService()
         self._memory.poll()
+        self._traffic.start()
         self._pulse.add(Every(self._settings.memory_poll, self._memory.poll))
+        if self._supervisor.watchdog is not None:
+            self._pulse.add(Every(self._supervisor.watchdog / 3, self._supervisor.alive))
         self._pulse.start()
+        # Not at once: before the reactor runs, it does not know what to do with a SIGTERM.
+        self._reactor.callWhenRunning(self._supervisor.ready, f"serving {self._upstream.url}")
         self._log.info(
             "blockops serves {backend} on {endpoints}",
             backend=self._upstream.url,
@@ -105,6 +119,7 @@ class Daemon(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        self._supervisor.stopping("waiting for answers to end")
         await super().stopService()
         self.site.close_idle()
         drained = self.gateway.drain()
@@ -114,6 +129,7 @@ class Daemon(MultiService):
             hasten.cancel()
         await self.site.close(FLUSH)
         self._pulse.stop()
+        await self._traffic.close()
         if self._demo is not None:
             await self._demo.stopService()
 
@@ -128,4 +144,4 @@ def endpoints(settings: Settings) -> tuple[str, ...]:
 
 def make_service(settings: Settings, reactor: Any) -> IService:
     """Return the daemon that `settings` describe, on `reactor`."""
-    return Daemon(settings, reactor)
+    return Daemon(settings, reactor, Supervisor.from_environment())

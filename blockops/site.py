@@ -280,6 +280,9 @@ class Channel(HTTPChannel):
         self.wait(KEEP_ALIVE + self.site.header_timeout)
         super().requestDone(request)
 
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        return bool(super().checkPersistence(request, version)) and not self.site.closing
+
     def close_when_idle(self) -> None:
         """Close now, or when the request that is on the connection has its answer."""
         self.persistent = False
@@ -335,6 +338,7 @@ class Site(TwistedSite):
     :param header_timeout: seconds that a request's headers may take
     :param streams_up: given a request's target, says whether to render it before its body is here
     :ivar channels: those that are open
+    :ivar closing: each connection closes behind the answer that is under way on it
     """
 
     noisy = False
@@ -353,6 +357,7 @@ class Site(TwistedSite):
         self.header_timeout = header_timeout
         self.streams_up = streams_up
         self.channels: set[Channel] = set()
+        self.closing = False
         self._all_closed: Deferred[None] | None = None
 
     def startFactory(self) -> None:
@@ -373,6 +378,7 @@ class Site(TwistedSite):
 
     def close_idle(self) -> None:
         """Close the connections that no request is on, and the others once theirs is answered."""
+        self.closing = True
         for channel in list(self.channels):
             channel.close_when_idle()
 
