@@ -1,5 +1,8 @@
 """What is done with each kind of request, read from top to bottom."""
 
+# twisted.web.http has no annotations yet:
+# mypy: disallow-untyped-calls=False
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -76,6 +79,7 @@ class Gateway:
         self,
         clock: IReactorTime,
         settings: Settings,
+        *,
         upstream: Upstream,
         admission: Admission,
         pulse: Pulse,

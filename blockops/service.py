@@ -68,7 +68,12 @@ class Daemon(MultiService):
         )
         self._traffic = traffic_log(settings, reactor)
         self.gateway = Gateway(
-            reactor, settings, self._upstream, self._admission, self._pulse, self._traffic
+            reactor,
+            settings,
+            upstream=self._upstream,
+            admission=self._admission,
+            pulse=self._pulse,
+            log=self._traffic,
         )
         self.site = Site(
             make_root(self.gateway, self._vitals),
