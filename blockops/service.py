@@ -11,6 +11,7 @@ from twisted.application import strports
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import quoteStringArgument
+from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from blockops.admission import Admission
@@ -97,7 +98,10 @@ class Daemon(MultiService):
         if self._demo is not None:
             self._demo.startService()
             self._upstream.url = self._demo.url
-        super().privilegedStartService()
+        try:
+            super().privilegedStartService()
+        except CannotListenError as error:
+            raise SystemExit(f"blockops: {error}") from None
 
     def startService(self) -> None:
         super().startService()
