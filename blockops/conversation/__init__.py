@@ -1,0 +1,1 @@
+"""What is in the messages: sessions, how long they are, what is cut from them and told."""

@@ -1,0 +1,165 @@
+"""
+Who is talking, and what was already said to them.
+
+A session holds what has to outlive a request: which notices were given, and for each of its
+histories where it is cut and by how much it was undercounted. No text is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+import msgspec
+
+from blockops.conversation.context import Cut
+from blockops.conversation.history import Recent
+from blockops.conversation.notices import Kind
+
+#: Histories of one session that are told apart, twice: an agent has sub-agents.
+MAX_THREADS = 8
+#: Characters of a name that a client gives its session; what is longer is told apart by a digest.
+LONGEST_NAME = 64
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """
+    What a request says of whose it is.
+
+    :param header: `X-Session-Id`
+    :param metadata: `metadata.session_id`
+    :param cache_key: `prompt_cache_key`
+    :param user: `user`
+    :param address: where the client is
+    :param key: what it authorizes itself with
+    :param first_user: the digest of the first message of a user; system messages are no part of
+        it, for they carry the time of day
+    """
+
+    header: str = ""
+    metadata: str = ""
+    cache_key: str = ""
+    user: str = ""
+    address: str = ""
+    key: str = ""
+    model: str = ""
+    first_user: bytes = b""
+
+    def name(self) -> str:
+        """Return the name of the session: no two sessions have the same, and no secret is in it."""
+        for source in ("header", "metadata", "cache_key", "user"):
+            said: str = getattr(self, source)
+            if said:
+                short = len(said) <= LONGEST_NAME and said.isprintable()
+                return f"{source}:{said if short else _digest([said.encode('utf-8', 'replace')])}"
+        texts = (self.address, self.key, self.model)
+        return "client:" + _digest([*(text.encode() for text in texts), self.first_user])
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    over = blake2b(digest_size=16)
+    for part in parts:
+        over.update(b"%d:" % len(part) + part)
+    return over.hexdigest()
+
+
+class Thread:
+    """
+    One history of a session, as it grows.
+
+    :ivar cut: where it was cut last
+    :ivar missed: tokens that the backend reported for the last prompt beyond those counted: what is
+        known to be larger is not undercounted again
+    """
+
+    def __init__(self) -> None:
+        self.cut = Cut()
+        self.missed = 0
+
+    def learn(self, counted: int, reported: int) -> None:
+        """
+        Take the backend's word for the last prompt.
+
+        :param counted: what was counted of it
+        :param reported: its `usage.prompt_tokens`
+        """
+        self.missed = max(0, reported - counted)
+
+
+class Session:
+    """
+    One conversation with one client.
+
+    :ivar name: by which it is known
+    :ivar length: messages of the last history that came
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.length = 0
+        self._said: set[Kind] = set()
+        self._threads: Recent[bytes, Thread] = Recent(MAX_THREADS)
+
+    def begin_anew(self) -> None:
+        """Forget what was said and sent."""
+        self._said.clear()
+        self._threads = Recent(MAX_THREADS)
+
+    def say(self, kind: Kind) -> bool:
+        """Note that a notice is being given; False if it was given before."""
+        if kind in self._said:
+            return False
+        self._said.add(kind)
+        return True
+
+    def unsay(self, kind: Kind) -> None:
+        """Note that a notice was not given after all, or may be due again."""
+        self._said.discard(kind)
+
+    def thread(self, first_user: bytes) -> Thread:
+        """Return what is kept of the history whose first user message has this digest."""
+        thread = self._threads.get(first_user)
+        if thread is None:
+            thread = Thread()
+            self._threads.put(first_user, thread)
+        return thread
+
+
+class Sessions:
+    """
+    The sessions that are known.
+
+    :param most: how many; the one that was silent longest is forgotten first
+    :param idle: seconds of silence after which one is forgotten
+    """
+
+    def __init__(self, most: int, idle: float) -> None:
+        self._most = most
+        self._idle = idle
+        self._known: dict[str, tuple[float, Session]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, name: str, now: float) -> Session:
+        """
+        Return the session `name`.
+
+        :param now: in seconds, of a clock that does not go back
+        """
+        session = self._taken(name, now) or Session(name)
+        self._known[name] = (now, session)
+        self._forget(now)
+        return session
+
+    def _taken(self, name: str, now: float) -> Session | None:
+        last, session = self._known.pop(name, (now, None))
+        return session if now - last < self._idle else None
+
+    def _forget(self, now: float) -> None:
+        while len(self._known) > self._most:
+            del self._known[next(iter(self._known))]
+        for name, (last, _) in list(self._known.items()):
+            if now - last < self._idle:
+                break
+            del self._known[name]
