@@ -158,12 +158,10 @@ def sliding_window(count: Tally, reader: Reader) -> Fit:
     def fit(lines: list[Line]) -> list[Line]:
         room = HARD - count.count(of_tools(TOOLS)) - MARKER_TOKENS
         room -= sum(count.count(line.facts) for line in lines)
-        gone = 2
-        while room < 0 or lines[gone].facts.role == "result":
+        gone = 2  # the system prompt and the first user message stay
+        while gone < len(lines) and (room < 0 or lines[gone].facts.role == "result"):
             room += count.count(lines[gone].facts)
             gone += 1
-            if gone == len(lines):
-                break
         return lines if gone == 2 else lines[:2] + lines[gone:]  # noqa: PLR2004
 
     return fit

@@ -20,13 +20,11 @@ seen. So a lost `Cut` (a restart, a session that expired) is found again where i
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
-from blockops.conversation.history import Facts, Line, first_user
+from blockops.conversation.history import Facts, Line, digest, first_user
 from blockops.wire.errors import ApiError
 
 #: Tokens of a marker, and of whatever else is put into a prompt.
@@ -185,11 +183,10 @@ class _History:
 
     def behind(self, walked: int) -> bytes:
         """Return what stands for the first message of a user and the first `walked` steps."""
-        over = blake2b(first_user(self.lines), digest_size=16)
-        for step in self.steps[:walked]:
-            for place in step.places:
-                over.update(self.lines[place].facts.digest)
-        return over.digest()
+        digests = [
+            self.lines[place].facts.digest for step in self.steps[:walked] for place in step.places
+        ]
+        return digest(b"".join([first_user(self.lines), *digests]))
 
     def results_in(self, at: int) -> list[Line]:
         return [self.lines[place] for place in self.steps[at].places]
@@ -305,12 +302,17 @@ def steps_of(messages: Sequence[Facts]) -> list[Step]:
 def _expects(messages: Sequence[Facts], begun: Sequence[int], result: Facts) -> bool:
     """Tell whether a result belongs to one of the calls that have none yet."""
     first, *before = (messages[at] for at in begun)
-    if len(before) >= len(first.calls):
-        return False
-    open_calls = Counter(first.calls)
-    open_calls.subtract(facts.answers for facts in before)
-    # Some clients and models know no ids: then the order counts.
-    return not result.answers or open_calls[result.answers] > 0 or open_calls[""] > 0
+    left = list(first.calls)
+    for facts in before:
+        left.remove(_taken(left, facts.answers))
+    return bool(left) and _taken(left, result.answers) in left
+
+
+def _taken(left: Sequence[str], answers: str) -> str:
+    """Return which of the calls that are left a result answers: some know no ids, only an order."""
+    if not answers:
+        return left[0]
+    return answers if answers in left else ""
 
 
 def _is_answered(messages: Sequence[Facts]) -> bool:

@@ -46,7 +46,7 @@ _NOTICE = re.compile(
     + _LINES
     + _END
 )
-_MARKS = tuple(mark.encode() for mark in (OPENS, CLOSES))
+_MARK = b"[blockops "
 _ASSISTANT = re.compile(rb'"role"\s*:\s*"assistant"')
 
 
@@ -72,7 +72,7 @@ def without_notices(raw: bytes) -> bytes | None:
 
     :returns: None if the message was nothing but notices
     """
-    if not any(mark in raw for mark in _MARKS) or not _ASSISTANT.search(raw):
+    if _MARK not in raw or not _ASSISTANT.search(raw):
         return raw
     cleaned = _NOTICE.sub(b"", raw)
     return None if cleaned != raw and _is_empty(cleaned) else cleaned
