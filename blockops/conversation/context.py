@@ -177,9 +177,14 @@ class _History:
     def __init__(self, lines: list[Line], sizes: list[int]) -> None:
         self.lines = lines
         self.steps = steps_of([line.facts for line in lines])
-        self.sizes = [sum(sizes[place] for place in step.places) for step in self.steps]
+        of_steps = [sum(sizes[place] for place in step.places) for step in self.steps]
         #: Tokens of the messages that are in no step.
-        self.fixed = sum(sizes) - sum(self.sizes)
+        self.fixed = sum(sizes) - sum(of_steps)
+        #: Tokens of each step. A torn one may have to give way to a marker, which has its own.
+        self.sizes = [
+            size if step.sound else max(size, MARKER_TOKENS)
+            for step, size in zip(self.steps, of_steps, strict=True)
+        ]
 
     def behind(self, walked: int) -> bytes:
         """Return what stands for the first message of a user and the first `walked` steps."""
