@@ -25,6 +25,7 @@ class Exchange:
     """One request, read whole, and the connection to answer it on."""
 
     def __init__(self, connection: socket.socket) -> None:
+        self.sent = 0
         self._connection = connection
         self._file = connection.makefile("rb")
         self.method, self.path, _ = self._file.readline().decode().split(" ", 2)
@@ -51,6 +52,7 @@ class Exchange:
 
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
+        self.sent += len(data)
 
     def begin(self, status: str = "200 OK", content_type: str = "text/event-stream") -> None:
         """Send the head of an answer whose body comes in chunks."""
@@ -70,6 +72,11 @@ class Exchange:
     ) -> None:
         head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nConnection: close\r\n"
         self.send(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    def close(self) -> None:
+        # A socket stays open as long as a file made of it does.
+        self._file.close()
+        self._connection.close()
 
     def peer_is_gone(self, within: float) -> bool:
         """Wait at most `within` seconds for the other side to close the connection."""
@@ -153,8 +160,8 @@ class Backend:
     def _answer(self, connection: socket.socket) -> None:
         if self._tls is not None:
             connection = self._tls.wrap_socket(connection, server_side=True)
-        with connection:
-            exchange = Exchange(connection)
+        exchange = Exchange(connection)
+        try:
             if exchange.path == "/v1/models":
                 exchange.whole(b'{"object": "list", "data": [{"id": "m", "object": "model"}]}')
                 return
@@ -162,6 +169,8 @@ class Backend:
                 self.requests.append(exchange)
                 self._changed.notify_all()
             self.script(exchange)
+        finally:
+            exchange.close()
 
 
 def event(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
@@ -246,14 +255,22 @@ def stalls_in_midstream(exchange: Exchange) -> None:
     exchange.peer_is_gone(within=60)
 
 
-def floods(size: int, piece: int = 8192) -> Callable[[Exchange], None]:
-    """Return a script that streams about `size` bytes as fast as they are taken."""
-    one = event({"content": "x" * piece})
+_FLOOD = 8192
+
+
+def letters(size: int) -> int:
+    """Return how often "~" is in the content of `floods(size)`."""
+    return _FLOOD * (size // _FLOOD + 1)
+
+
+def floods(size: int) -> Callable[[Exchange], None]:
+    """Return a script that streams a bit more than `size` bytes, as fast as they are taken."""
+    one = event({"content": "~" * _FLOOD})
 
     def script(exchange: Exchange) -> None:
         exchange.begin()
         exchange.chunk(event({"role": "assistant", "content": ""}))
-        for _ in range(size // len(one) + 1):
+        for _ in range(size // _FLOOD + 1):
             exchange.chunk(one)
         exchange.chunk(event({}, "stop"))
         exchange.chunk(DONE)
