@@ -141,6 +141,14 @@ class Peer:
         if not self.wire.closed:
             self.protocol.dataReceived(data.encode() if isinstance(data, str) else data)
 
+    def pause(self) -> None:
+        """Let what blockops sends pile up, until it is asked to stop."""
+        self.wire.producer.pauseProducing()  # type: ignore[union-attr]
+
+    def resume(self) -> None:
+        """Take what has piled up."""
+        self.wire.producer.resumeProducing()  # type: ignore[union-attr]
+
     def received(self) -> bytes:
         """Return all that blockops has sent."""
         return cast("bytes", self.wire.value())
@@ -165,7 +173,7 @@ class Client(Peer):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.request("POST", target, data, **headers)
 
-    def get(self, target: str, **headers: str) -> None:
+    def get(self, target: str, **headers: Any) -> None:
         self.request("GET", target, **headers)
 
     def status(self) -> int:
@@ -208,7 +216,7 @@ class Client(Peer):
 
 
 def _dechunked(data: bytes) -> tuple[list[bytes], bool]:
-    pieces = []
+    pieces: list[bytes] = []
     while data:
         size, _, data = data.partition(b"\r\n")
         if int(size, 16) == 0:
@@ -277,6 +285,7 @@ class World:
         """Accept a connection of blockops to its backend: the last one that it began."""
         host, port, factory, *_ = self.reactor.tcpClients[which]
         protocol = factory.buildProtocol(IPv4Address("TCP", host, port))
+        assert protocol is not None
         backend = Backend(self.reactor, protocol)
         self.reactor.advance(0)
         return backend
