@@ -30,6 +30,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from blockops.records import Record, RequestRecord, ResponseRecord
 from blockops.service import Daemon
 from blockops.settings import Settings
 
@@ -262,6 +263,22 @@ class Backend(Peer):
         self.reactor.advance(0)
 
 
+class Traffic:
+    """A traffic log in memory."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def write(self, record: Record) -> None:
+        self.records.append(record)
+
+    def requests(self) -> list[RequestRecord]:
+        return [record for record in self.records if isinstance(record, RequestRecord)]
+
+    def responses(self) -> list[ResponseRecord]:
+        return [record for record in self.records if isinstance(record, ResponseRecord)]
+
+
 class World:
     """A daemon in memory, its clients and its backend."""
 
@@ -269,6 +286,8 @@ class World:
         self.reactor = Reactor()
         settings = {"backend": "http://127.0.0.1:8082", "log_file": None, **settings}
         self.daemon = Daemon(Settings(**settings), self.reactor)
+        self.traffic = Traffic()
+        self.daemon.gateway._traffic = self.traffic
         self.daemon.privilegedStartService()
         self.daemon.startService()
 

@@ -21,7 +21,7 @@ class Guest:
 
     def __init__(self, admission: Admission, order: list[int], number: int = 0) -> None:
         self.leave: Deferred[None] = Deferred()
-        self.errors: list[BaseException] = []
+        self.errors: list[BaseException | None] = []
         self.done = Deferred.fromCoroutine(self._visit(admission, order, number))
         self.done.addErrback(self._failed)
 

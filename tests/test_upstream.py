@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -82,7 +82,7 @@ class Backends(TestCase):
 
     async def refusal(self, upstream: Upstream) -> ApiError:
         asking = Deferred.fromCoroutine(upstream.request("GET", "/v1/models"))
-        error: ApiError = await self.assertFailure(asking, ApiError)
+        error = await self.assertFailure(cast("Deferred[ApiError]", asking), ApiError)
         self.assertEqual(error.type, "api_error")
         self.assertIn(upstream.url, error.message)
         return error
@@ -214,6 +214,6 @@ class InMemory(SynchronousTestCase):
         (_, _, factory, timeout, _) = world.reactor.tcpClients[0]
         self.assertEqual(timeout, 5)
         factory.clientConnectionFailed(world.reactor.connectors[0], Failure(TimeoutError()))
-        world.reactor.advance(0)
+        world.pass_time(1)
         self.assertEqual(client.status(), 504)
         self.assertIn("within 5 seconds", client.error()["message"])
