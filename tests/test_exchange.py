@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import provider
 
 from tests.memory import DONE, NOTHING_LEFT, WEATHER, World, chat, chunk
 
@@ -121,7 +122,7 @@ class OurOwnMistakes(SynchronousTestCase):
         world = World()
         client = world.client()
 
-        async def broken(exchange: object) -> None:
+        async def broken(*_: object) -> None:
             raise ZeroDivisionError
 
         self.patch(world.daemon.gateway, "_granted", broken)
@@ -141,8 +142,12 @@ class Remarks(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.events: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+        globalLogPublisher.addObserver(self.keep)
+        self.addCleanup(globalLogPublisher.removeObserver, self.keep)
+
+    @provider(ILogObserver)
+    def keep(self, event: LogEvent) -> None:
+        self.events.append(event)
 
     def said(self, part: str) -> int:
         told = [str(event.get("what", "")) + str(event.get("log_format")) for event in self.events]

@@ -54,7 +54,7 @@ class Supervision(SynchronousTestCase):
     def test_a_port_that_is_taken(self) -> None:
         reactor = Reactor()
 
-        def taken(*args: object, **kwargs: object) -> None:
+        def taken(*_: object, **__: object) -> None:
             raise CannotListenError("127.0.0.1", 8080, OSError("taken"))
 
         self.patch(reactor, "listenTCP", taken)
