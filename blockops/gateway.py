@@ -318,19 +318,21 @@ class Gateway:
         return response
 
     async def _pass_back(self, exchange: Exchange, response: IResponse) -> None:
+        """Relay an answer that is not understood."""
         headers = to_client(response.headers)
         if media_type(response.headers) == "text/event-stream":
             through = transcode.PassThrough()
             exchange.form = EventStream(through)
+            exchange.report = through.report
             exchange.client.begin(response.code, headers)
             whole = await relay(response, exchange.client, through, exchange.heard)
-        else:
-            untouched = exchange.form = Untouched()
-            if isinstance(response.length, int) and exchange.request.method != b"HEAD":
-                headers.append(("Content-Length", str(response.length)))
-            exchange.client.begin(response.code, headers)
-            whole = await relay(response, exchange.client, untouched, exchange.heard)
-        if whole:
+            exchange.client.finish(through.end(cut=not whole))
+            return
+        untouched = exchange.form = Untouched()
+        if isinstance(response.length, int) and exchange.request.method != b"HEAD":
+            headers.append(("Content-Length", str(response.length)))
+        exchange.client.begin(response.code, headers)
+        if await relay(response, exchange.client, untouched, exchange.heard):
             exchange.client.finish()
         else:
             exchange.client.cut()

@@ -593,6 +593,19 @@ class Relaying(SynchronousTestCase):
             b"event: response.created\ndata: {}\n\nevent: response.completed\ndata: {}\n\n",
         )
 
+    def test_another_kind_of_stream_that_breaks_off(self) -> None:
+        world = World()
+        client = world.client()
+        client.post("/v1/responses", b'{"stream": true}')
+        backend = world.backend()
+        backend.begin_stream()
+        backend.stream("event: response.created\ndata: {}\n\n")
+        backend.leave()
+        world.reactor.advance(0)
+        self.assertEqual(json.loads(client.events()[-1])["error"]["code"], "backend_stopped")
+        self.assertTrue(client.complete())
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
     def test_head(self) -> None:
         world = World()
         client = world.client()
