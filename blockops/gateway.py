@@ -53,7 +53,11 @@ class Refused(ApiError):
     """The backend's own refusal, in the shape of ours."""
 
     def __init__(self, status: int, body: bytes, retry_after: int | None) -> None:
-        super().__init__(status, f"the backend answered {status}", retry_after=retry_after)
+        super().__init__(
+            status,
+            errors.message_in(body) or f"the backend answered {status}",
+            retry_after=retry_after,
+        )
         self._body = body
 
     def body(self) -> bytes:
