@@ -288,6 +288,8 @@ class World:
     """
 
     _now: ClassVar[World | None] = None
+    reactor: Reactor
+    daemon: Daemon
 
     def __init__(self, **settings: Any) -> None:
         if World._now is not None:
