@@ -26,6 +26,7 @@ class Exchange:
 
     def __init__(self, connection: socket.socket) -> None:
         self.sent = 0
+        self.answered = False
         self._connection = connection
         self._file = connection.makefile("rb")
         self.method, self.path, _ = self._file.readline().decode().split(" ", 2)
@@ -65,11 +66,13 @@ class Exchange:
         self.send(b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
+        self.answered = True
         self.send(b"0\r\n\r\n")
 
     def whole(
         self, body: bytes, status: str = "200 OK", content_type: str = "application/json"
     ) -> None:
+        self.answered = True
         head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nConnection: close\r\n"
         self.send(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
@@ -78,20 +81,24 @@ class Exchange:
         self._file.close()
         self._connection.close()
 
+    def at_work(self) -> bool:
+        """Say whether somebody still waits for the rest of this answer."""
+        return not (self.answered or self.peer_is_gone(within=0))
+
     def peer_is_gone(self, within: float) -> bool:
         """Wait at most `within` seconds for the other side to close the connection."""
+        if self._connection.fileno() < 0:
+            return True
         end = time.monotonic() + within
-        while (left := end - time.monotonic()) > 0:
-            if select.select([self._connection], [], [], left)[0]:
-                try:
-                    if not self._connection.recv(4096):
-                        return True
-                except OSError:
+        while True:
+            left = max(0, end - time.monotonic())
+            if not select.select([self._connection], [], [], left)[0]:
+                return False
+            try:
+                if not self._connection.recv(4096):
                     return True
-        return False
-
-
-Script = "Callable[[Exchange], None]"
+            except OSError:
+                return True
 
 
 class Backend:
@@ -100,6 +107,9 @@ class Backend:
 
     :param script: may be replaced at any time; its connection is closed when it returns
     :param tls: what to wrap connections in, if they are to be encrypted
+    :ivar requests: all that came, but those for `/v1/models`, which it answers by itself
+    :ivar open: connections that are open
+    :ivar most_at_work: requests that somebody waited for at the same time
     """
 
     def __init__(
@@ -108,8 +118,9 @@ class Backend:
         self.script = script
         self.requests: list[Exchange] = []
         self.open = 0
-        self.most_open = 0
+        self.most_at_work = 0
         self._tls = tls
+        self._at_work: list[Exchange] = []
         self._changed = threading.Condition()
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=512)
         scheme = "https" if tls else "http"
@@ -145,7 +156,6 @@ class Backend:
     def _serve(self, connection: socket.socket) -> None:
         with self._changed:
             self.open += 1
-            self.most_open = max(self.most_open, self.open)
             self._changed.notify_all()
         try:
             self._answer(connection)
@@ -167,10 +177,14 @@ class Backend:
                 return
             with self._changed:
                 self.requests.append(exchange)
+                self._at_work = [one for one in self._at_work if one.at_work()] + [exchange]
+                self.most_at_work = max(self.most_at_work, len(self._at_work))
                 self._changed.notify_all()
             self.script(exchange)
         finally:
-            exchange.close()
+            # Not while another thread asks whether its other side is there.
+            with self._changed:
+                exchange.close()
 
 
 def event(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:

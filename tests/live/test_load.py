@@ -75,7 +75,7 @@ class Crowd(Case):
 
     def assert_all_is_back(self, backend: Backend, daemon: Daemon) -> None:
         self.assertTrue(backend.wait_until(lambda it: it.open == 0))
-        self.assertLessEqual(backend.most_open, self.places)
+        self.assertLessEqual(backend.most_at_work, self.places)
         self.assertEqual(daemon.backend_connections(backend.url), 0)
         health = ask(daemon.url, method="GET", path="/health").json()
         self.assertEqual((health["running"], health["waiting"]), (0, 0))
