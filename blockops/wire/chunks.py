@@ -47,7 +47,7 @@ class Delta(msgspec.Struct, gc=False):
 class Choice(msgspec.Struct, gc=False):
     """One of `choices`; `text` is what `/v1/completions` has instead of a delta."""
 
-    index: int = 0
+    index: int | None = None
     delta: Delta | None = None
     message: Delta | None = None
     text: str | None = None
@@ -142,7 +142,7 @@ def _loose_choice(choice: Any) -> Choice:
     if not isinstance(choice, dict):
         raise ValueError("a choice is not an object")  # noqa: TRY004 - the bytes are at fault
     return Choice(
-        _if(int, choice.get("index")) or 0,
+        _if(int, choice.get("index")),
         _loose_delta(choice.get("delta")),
         _loose_delta(choice.get("message")),
         _if(str, choice.get("text")),
@@ -223,7 +223,7 @@ def _choices_of(
     silent = {key: value for key, value in beside.items() if not _says(value)}
     for place, piece in enumerate(pieces):
         yield {
-            "index": choice.index,
+            "index": choice.index or 0,
             "delta": {**rest, **piece.delta} if place == carrier else piece.delta,
             **(beside if place == carrier else silent),
             "finish_reason": piece.finish_reason,

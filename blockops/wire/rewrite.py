@@ -74,7 +74,7 @@ class Rewriter:
     def take(self, choice: Choice) -> Rewritten | None:
         """Return what this part of the choice becomes; None if it may go as it came."""
         becomes = self._state(self, choice)
-        if becomes is None and choice.delta is None:
+        if becomes is None and (choice.delta is None or choice.index is None):
             return Rewritten(as_it_came(choice))
         return becomes
 

@@ -13,6 +13,7 @@ twice. What is unfinished is held in one buffer, of which every byte is searched
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 _BOM = b"\xef\xbb\xbf"
 _LF = 0x0A
 _SPACE = 0x20
+_MARK = re.compile(rb"\A(?:data|error): ?")
 
 
 class EventTooLong(Exception):
@@ -47,7 +49,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         """
         lines = self.raw.removesuffix(b"\n\n").split(b"\n")
         return b"\n".join(
-            line.removeprefix(b"data:").removeprefix(b" ") if line.startswith(b"data:") else line
+            _MARK.sub(b"", line, count=1)
             for line in lines
             if not line.startswith((b"event:", b"id:", b"retry:"))
         )

@@ -208,7 +208,7 @@ class StreamTranscoder:
             raw = event(data)
             choices = _read(data).choices or []
         self._envelope.source = data
-        becomes = [self._choice(choice.index).take(choice) for choice in choices]
+        becomes = [self._choice(choice.index or 0).take(choice) for choice in choices]
         if becomes == [None] or not any(becomes):
             return raw
         return b"".join(map(event, spread(data, choices, becomes)))
@@ -337,7 +337,7 @@ def whole(
     data, read, choices = _read_whole(body, asked)
     report = Report(chunks=1, usage=read.usage)
     begin_choice = _choices_for(asked, rules, new_id, report)
-    becomes = [_take_whole(begin_choice(choice.index), choice) for choice in choices]
+    becomes = [_take_whole(begin_choice(choice.index or 0), choice) for choice in choices]
     if not any(becomes):
         return data, report
     return join(data, choices, becomes), report
@@ -394,7 +394,7 @@ def _said_whole(choices: Sequence[Choice] | None) -> list[Choice] | None:
     if choices is None or any(choice.message is None for choice in choices):
         return None
     return [
-        Choice(index=choice.index, delta=choice.message, finish_reason=choice.finish_reason)
+        Choice(index=choice.index or 0, delta=choice.message, finish_reason=choice.finish_reason)
         for choice in choices
     ]
 
