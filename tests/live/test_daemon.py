@@ -81,6 +81,18 @@ class MainJob(Case):
             self.assertGreaterEqual(len(stream.comments), 1)
             self.assertNotIn("tool_call", stream.text)
 
+    def test_the_command_that_the_demo_tells(self) -> None:
+        if shutil.which("curl") is None:
+            self.skipTest("curl is not installed")
+        daemon = self.daemon("demo")
+        wait_for(lambda: "curl" in daemon.logged(), "no command is told")
+        command = next(line for line in daemon.logged().splitlines() if "curl -N" in line)
+        told = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True
+        )
+        self.assertIn('"tool_calls"', told.stdout)
+        self.assertTrue(told.stdout.endswith("data: [DONE]\n\n"))
+
     def test_a_call_in_a_whole_answer(self) -> None:
         daemon = self.daemon(self.backend(backends.says_whole(CALL)))
         choice = ask(daemon.url, question(tools=TOOLS)).json()["choices"][0]
