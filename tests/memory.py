@@ -33,6 +33,7 @@ from zope.interface import implementer
 from blockops.records import Record, RequestRecord, ResponseRecord
 from blockops.service import Daemon
 from blockops.settings import Settings
+from blockops.trafficlog import NoTrafficLog
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 WEATHER = {
@@ -263,7 +264,7 @@ class Backend(Peer):
         self.reactor.advance(0)
 
 
-class Traffic:
+class Traffic(NoTrafficLog):
     """A traffic log in memory."""
 
     def __init__(self) -> None:
@@ -298,9 +299,8 @@ class World:
         World._now = self
         self.reactor = Reactor()
         settings = {"backend": "http://127.0.0.1:8082", "log_file": None, **settings}
-        self.daemon = Daemon(Settings(**settings), self.reactor)
         self.traffic = Traffic()
-        self.daemon.gateway._traffic = self.traffic
+        self.daemon = Daemon(Settings(**settings), self.reactor, traffic=self.traffic)
         self.daemon.privilegedStartService()
         self.daemon.startService()
 

@@ -8,6 +8,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import provider
 
+from blockops.backend import Backend
 from tests.memory import DONE, NOTHING_LEFT, WEATHER, World, chat, chunk
 
 CALL = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
@@ -125,7 +126,7 @@ class OurOwnMistakes(SynchronousTestCase):
         async def broken(*_: object) -> None:
             raise ZeroDivisionError
 
-        self.patch(world.daemon.gateway, "_granted", broken)
+        self.patch(Backend, "granted", broken)
         client.get("/v1/x")
         self.assertEqual(client.status(), 500)
         self.assertEqual(client.error()["code"], "internal_error")

@@ -39,7 +39,9 @@ class Supervision(SynchronousTestCase):
                 told.append(next(iter(message)))
 
         reactor = Reactor()
-        daemon = Daemon(Settings(log_file=None), reactor, Systemd("/run/notify", watchdog=30.0))
+        daemon = Daemon(
+            Settings(log_file=None), reactor, supervisor=Systemd("/run/notify", watchdog=30.0)
+        )
         daemon.privilegedStartService()
         daemon.startService()
         self.assertEqual(told, [])
