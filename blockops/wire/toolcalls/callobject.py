@@ -4,9 +4,9 @@ Follows a JSON object that may be a call: `{"name": ..., "arguments": {...}}`.
 At the top level of the object, in any order:
 
 - `name`, a string that is not empty, names the function; the first one counts;
-- `arguments`, `args`, `parameters` or `input` holds an object, or a string that holds one; null, `[]`
-  and an empty string hold no arguments, and a later one of these keys may still bring some; anything
-  else is not a call; the first object counts;
+- `arguments`, `args`, `parameters` or `input` holds an object, or a string that holds one; null,
+  `[]` and an empty string hold no arguments, and a later one of these keys may still bring some;
+  anything else is not a call; the first object counts;
 - every other key means nothing, and its value is skipped.
 
 The call begins once the name is known and the object of the arguments has begun; where there are no
@@ -296,6 +296,8 @@ class CallObject(JsonStates):
                 return self._refuse(pos)
             self._state = self._after
             return pos
+        if self._skipped and "".join(self._skipped).strip() != "[":
+            return self._refuse(pos)
         return self._still(pos)
 
     def _in_extra(self, text: str, pos: int) -> int:

@@ -12,9 +12,9 @@ are written as JSON:
 - comments (`//` to the end of the line, `/* */`) are left out.
 
 Everything else passes as it was written: white space, key order, the spelling of numbers and of
-escapes. An escape that JSON does not know passes too, and is remembered as a flaw: the string around
-it can still be followed, so a quote or a tag in it is still data. At anything else that JSON does not
-allow the follower stops, broken, in front of it.
+escapes. An escape that JSON does not know passes too, and is remembered as a flaw: the string
+around it can still be followed, so a quote or a tag in it is still data. At anything else that JSON
+does not allow the follower stops, broken, in front of it.
 
 A state is a method: it reads from a position as far as its kind of text goes, sets the next state
 and returns the position reached. Nothing but the current token is remembered.

@@ -10,8 +10,8 @@ Four things may be going on, each a state:
 - *streaming*: the call began, and its reader's deltas go out as they come;
 - *dropping*: the same for a call that must not go out (`parallel_tool_calls: false`).
 
-Behind a call a reader may name another one, for what may follow in the same frame: trying again, this
-time with no opener to give back.
+Behind a call a reader may name another one, for what may follow in the same frame: trying again,
+this time with no opener to give back.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class ToolCallParser:
             fenced_calls=rules.fenced_calls,
             split=split,
             prefilled=rules.think_prefilled,
-            max_hold=rules.max_hold,
+            # Where nothing is translated, nothing waits for a call.
+            max_hold=rules.max_hold if translate else 0,
             thoughts=self._drafts.hear if self._drafts else str,
         )
         self._read: Callable[[str, list[Delta]], str] = (

@@ -3,22 +3,24 @@ Finds what may open a call in text that is cut anywhere, and holds back as littl
 
 The text is Markdown, of which this much is followed:
 
-- A line begins behind a line feed, at the start of the text, behind a call and behind a think block.
+- A line begins behind a line feed, at the start of the text, behind a call and behind a think
+  block.
 - A run of backticks opens inline code, which ends at the next run of the same length, or at the end
   of the line.
-- A run of three or more backticks (and no other on its line) or tildes at the start of a line, where
-  quote and list marks may precede it, opens a fence. It ends at a line of at least as many of the
-  same and nothing else; without such a line it does not end.
+- A run of three or more backticks (and no other on its line) or tildes at the start of a line,
+  where quote and list marks may precede it, opens a fence. It ends at a line of at least as many of
+  the same and nothing else; without such a line it does not end.
 - `<think>` outside code opens a think block, which ends at the next `</think>`.
 
 Openers count outside code and think blocks; in code too where fenced calls are allowed.
 
-What is held back: a literal that has begun, until it is whole or is none; and white space at the end of
-what was read, because it does not belong to the content if a call follows. Where no call can follow
-at once (in a fence, in a think block) nothing is held.
+What is held back: a literal that has begun, until it is whole or is none; and white space at the
+end of what was read, because it does not belong to the content if a call follows. Where no call can
+follow at once (in a fence, in a think block) nothing is held.
 
 A state is a method: it reads from a position as far as its kind of text goes, sets the next state
-and returns the position reached. It sets `_stop` where the text must wait for more, or opens a call.
+and returns the position reached. It sets `_stop` where the text must wait for more, or opens a
+call.
 """
 
 from __future__ import annotations

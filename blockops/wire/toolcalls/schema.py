@@ -1,13 +1,14 @@
 """
 A parameter's text to a JSON value, by the JSON schema that the request declares for it.
 
-What a schema allows is gathered from `type` (a name or a list), `enum`, `const`, `nullable`, the members
-of `anyOf`, `oneOf` and `allOf`, and `$ref` to somewhere in the same schema; `properties` and `items`
-without a type mean an object and an array. A schema that says nothing allows a string.
+What a schema allows is gathered from `type` (a name or a list), `enum`, `const`, `nullable`, the
+members of `anyOf`, `oneOf` and `allOf`, and `$ref` to somewhere in the same schema; `properties`
+and `items` without a type mean an object and an array. A schema that says nothing allows a string.
 
-The text is read as JSON (with what `JsonValue` mends), then as a Python literal. What comes of it is
-taken if the schema allows it and it is no string; otherwise the text itself is the value, a string.
-Numbers keep their spelling, but a whole number in an integer's place loses its empty fraction.
+The text is read as JSON (with what `JsonValue` mends), then as a Python literal. What comes of it
+is taken if the schema allows it and it is no string; otherwise the text itself is the value, a
+string. Numbers keep their spelling, but a whole number in an integer's place loses its empty
+fraction.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@ r"""
 Follows a JSON object that the model wrote into a JSON string, and unwraps it as it streams.
 
 `"{\"city\": \"Oslo\"}"` is read as `{"city": "Oslo"}`: the string's escapes are undone, and what
-they give is followed as JSON. A string of nothing but white space holds nothing, which is allowed; a
-string that holds anything else than an object is broken at the character that shows it.
+they give is followed as JSON. A string of nothing but white space holds nothing, which is allowed;
+a string that holds anything else than an object is broken at the character that shows it.
 
 What breaks the object inside passes unwrapped to the end of the string.
 """
@@ -137,7 +137,7 @@ class WrappedObject:
             # Half a character cannot be sent: it stays an escape, which strings may hold.
             self._unwrap(escape)
         else:
-            self._unwrap(chr(int(escape[2:], 16)))
+            self._unwrap(json.loads(f'"{escape}"'))
 
     def _unwrap(self, piece: str) -> None:
         """Follow a piece of what the string holds."""

@@ -3,9 +3,9 @@ Format 2: a JSON object behind `TOOL_CALL:` at the start of a line.
 
     call = "TOOL_CALL:" space object
 
-The object is read by `CallObject`, may run over several lines, and the call ends with its last brace.
-Where its arguments are broken, the text passes raw up to the end of the line; where they were
-complete, the call ends there, and the rest is text.
+The object is read by `CallObject`, may run over several lines, and the call ends with its last
+brace. Where its arguments are broken, the text passes raw up to the end of the line; where they
+were complete, the call ends there, and the rest is text.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from blockops.wire.toolcalls.jsontext import Standing
 from blockops.wire.toolcalls.overlap import begun_at_the_end
 
 MAX_LOOSE = 1_024
-"""Characters behind complete arguments that are kept, to be shown if they turn out to be no JSON."""
+"""Characters behind complete arguments that are kept, to be shown if they are no JSON."""
 
 Verdict = Refused | Ended | None
 

@@ -3,7 +3,8 @@ What a format of tool calls is: how its calls open, and who reads one.
 
 The parser searches the text for the openers of all formats. Behind an opener it holds the text back
 and asks the format's reader, piece by piece, until the reader either refuses, and the text is given
-back, or lets the call begin by appending `CallBegan`: from then on what the reader appends goes out.
+back, or lets the call begin by appending `CallBegan`: from then on what the reader appends goes
+out.
 
 A reader must decide by the text alone, never by the pieces in which it comes: fed character by
 character it appends the same, joined, as fed at once, and comes to its verdict at the same one.

@@ -10,9 +10,10 @@ An object is read by `CallObject`; each is a call of its own, all of them share 
 - An object's last brace is given out when something behind it shows that the model went on, or when
   the model has ended by itself: a call that was cut off never looks whole.
 - `</tool_call>` in front of the last brackets ends the call, and completes it.
-- At other broken JSON in the arguments the text passes raw up to `</tool_call>`. Where the arguments
-  were complete, the call ends there, and what follows up to `</tool_call>` is text; so are brackets
-  and other marks too many between an object and `</tool_call>`. The tag is swallowed still.
+- At other broken JSON in the arguments the text passes raw up to `</tool_call>`. Where the
+  arguments were complete, the call ends there, and what follows up to `</tool_call>` is text; so
+  are brackets and other marks too many between an object and `</tool_call>`. The tag is swallowed
+  still.
 - Without `</tool_call>`, whatever follows the object is text.
 """
 

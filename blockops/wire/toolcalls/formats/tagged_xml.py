@@ -6,17 +6,18 @@ Format 3: functions and parameters in tags, as Qwen3-Coder and Qwen 3.5 write th
     function  = "<function=" NAME ">" space { parameter space } "</function>"
     parameter = "<parameter=" KEY ">" VALUE "</parameter>"
 
-`<function name="NAME">` and `<parameter name="KEY">` mean the same, and white space may stand around
-`=`. White space between tags is at most `MAX_SPACE` characters.
+`<function name="NAME">` and `<parameter name="KEY">` mean the same, and white space may stand
+around `=`. White space between tags is at most `MAX_SPACE` characters.
 
 - The call begins when the head of its first parameter, or its end, was read.
-- A VALUE is verbatim. If it starts with a line end, LF or CRLF, then that one is framing, and so is one
-  of its kind in front of the closing tag.
-- A VALUE ends at `</parameter>` with a parameter's head or `</function>` behind it; in a `<tool_call>`
-  that `</function>` must have `</tool_call>` or `<function` behind it, or the end of the text. So
-  these tags may stand in a value, where nothing else looks like its end.
-- Where the model forgot `</parameter>`, the VALUE ends at a parameter's head at the start of a line, of a
-  name that is declared and did not come yet, or at `</function>` with `</tool_call>` behind it.
+- A VALUE is verbatim. If it starts with a line end, LF or CRLF, then that one is framing, and so is
+  one of its kind in front of the closing tag.
+- A VALUE ends at `</parameter>` with a parameter's head or `</function>` behind it; in a
+  `<tool_call>` that `</function>` must have `</tool_call>` or `<function` behind it, or the end of
+  the text. So these tags may stand in a value, where nothing else looks like its end.
+- Where the model forgot `</parameter>`, the VALUE ends at a parameter's head at the start of a
+  line, of a name that is declared and did not come yet, or at `</function>` with `</tool_call>`
+  behind it.
 - A value that can only be a string goes out as it comes. Any other is kept until it is whole, and
   written as `schema.Kind` says; if it outgrows `max_hold`, it is a string.
 - The model may end by itself anywhere in or behind a value: the call is complete, with what stands
@@ -261,7 +262,7 @@ class TaggedXmlReader:
         self._state = self._value_first
 
     def _value_first(self, text: str, pos: int) -> int:
-        """At the first character of a value: is there framing?"""
+        """At the first character of a value, which may be framing."""
         if text.startswith("\r", pos) and pos + 1 == len(text):
             return self._wait(text, pos)
         self._framing = "\n" if text.startswith("\n", pos) else ""
