@@ -116,6 +116,13 @@ class SurrogateTests(SynchronousTestCase):
         texts = [choice["text"] for choice in json.loads(mended)["choices"]]
         self.assertEqual(texts, ["🙂", "\ufffdx"])
 
+    def test_no_more_than_so_many_wait(self) -> None:
+        mender = Mender()
+        for index in range(2000):
+            mended = mender.mend(b'{"choices":[{"index":%d,"text":"\\ud83d"}]}' % index)
+        self.assertEqual(json.loads(mended)["choices"][0]["text"], "\ufffd")
+        self.assertEqual(len(mender.pending), 1024)
+
     def test_beside_the_delta(self) -> None:
         mended = Mender().mend(b'{"choices":[{"logprobs":{"token":"\\ud83d"}}],"\\ud83d":1}')
         self.assertEqual(

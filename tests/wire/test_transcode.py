@@ -291,11 +291,11 @@ class ChoicesTests(SynchronousTestCase):
         self.assertEqual(out, stream + event({"id": "c", "choices": [], "usage": USAGE}) + DONE)
 
     def test_too_many(self) -> None:
-        stream = b"".join(delta(index, role="assistant") for index in range(2000))
+        stream = b"".join(delta(index, role="assistant") for index in range(5000))
         answer = read(transcode(stream + DONE))
         assert answer.error is not None
-        self.assertIn("1024 choices", answer.error["message"])
-        self.assertEqual(len(answer.choices), 1024)
+        self.assertIn("4096 choices", answer.error["message"])
+        self.assertEqual(len(answer.choices), 4096)
 
 
 class EndTests(SynchronousTestCase):
@@ -553,12 +553,8 @@ class OddChunkTests(SynchronousTestCase):
         chunks = [
             {"index": 0, "delta": {"content": parts}},
             {"index": 0, "delta": {"content": "a", "role": 5, "tool_calls": 5}},
-            {
-                "index": 0,
-                "delta": {
-                    "tool_calls": [5, {"function": 5}, {"index": "x", "function": {"name": 5}}]
-                },
-            },
+            {"index": 0, "delta": {"tool_calls": [5, {"function": {}}]}},
+            {"index": 0, "delta": {"tool_calls": [{"function": 5}, {"index": "x"}]}},
             {"index": 0, "delta": {"function_call": "f"}},
             {"index": 0, "delta": {}, "finish_reason": 5},
         ]
@@ -568,7 +564,8 @@ class OddChunkTests(SynchronousTestCase):
         self.assertEqual(transcode(stream + STOP + DONE), stream + STOP + DONE)
 
     def test_missing_index(self) -> None:
-        for odd in ({}, {"index": None}, {"index": "0"}):
+        cases: list[dict[str, Any]] = [{}, {"index": None}, {"index": "0"}]
+        for odd in cases:
             chunk = event({"id": "c", "choices": [{**odd, "delta": {"content": "a"}, "k": 1}]})
             answer = read(transcode(ROLE + chunk + STOP + DONE))
             self.assertEqual((answer.said.content, answer.chunks[1]["choices"][0]["k"]), ("a", 1))
@@ -691,6 +688,11 @@ class CompletionTests(SynchronousTestCase):
         body = b'{"choices":[{"index":0,"text":"a","finish_reason":"stop"}],"object":"x"}'
         out, report = whole(body, completion(), Rules())
         self.assertEqual((out, report.finish_reasons), (body, {0: "stop"}))
+
+    def test_whole_without_finish_reason(self) -> None:
+        body = b'{"choices":[{"index":0,"text":"a"}]}'
+        out, report = whole(body, completion(), Rules())
+        self.assertEqual((out, report.finish_reasons), (body, {}))
 
     def test_whole_as_stream(self) -> None:
         choice = b'{"index":0,"text":"a","finish_reason":"stop"}'
@@ -820,6 +822,7 @@ class WholeTests(SynchronousTestCase):
             ({}, "b"),
             ({"reasoning_content": "a"}, "ab"),
             ({"reasoning_content": None}, "b"),
+            ({"reasoning_content": ["odd"]}, "b"),
         ]
         for own, joined in cases:
             (choice,) = self.whole(
@@ -833,12 +836,13 @@ class WholeTests(SynchronousTestCase):
         (choice,) = self.whole(self.answer(self.message(content=CALL, tool_calls=[call])))
         names = [call["function"]["name"] for call in choice["message"]["tool_calls"]]
         self.assertEqual(names, ["search", "get_weather"])
-        for own in (None, []):
+        for own in (None, [], 5, [5]):
             (choice,) = self.whole(self.answer(self.message(content=CALL, tool_calls=own)))
             self.assertEqual(len(choice["message"]["tool_calls"]), 1)
 
     def test_missing_finish_reason(self) -> None:
-        for content, reason in (("a", "stop"), (CALL, "tool_calls"), (CALL[:-20], "length")):
+        cases = ((None, "stop"), ("a", "stop"), (CALL, "tool_calls"), (CALL[:-20], "length"))
+        for content, reason in cases:
             (choice,) = self.whole(
                 self.answer({**self.message(content=content), "finish_reason": None})
             )
@@ -998,3 +1002,80 @@ class AnyStreamTests(SynchronousTestCase):
 def normal(stream: bytes) -> bytes:
     """Return a stream without the ids that are made for an answer of which no chunk has come."""
     return re.sub(rb'"chatcmpl-\w+"', b'"chatcmpl"', stream)
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 2)
+    | st.sampled_from(["", "a", CALL, "stop", "\ud83d"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def maybe(value: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return value | value | value | JUNK
+
+
+def fields(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return maybe(st.fixed_dictionaries({}, optional=values))
+
+
+CALLS = maybe(
+    st.lists(
+        fields(
+            index=maybe(st.integers(0, 2)),
+            id=maybe(st.just("call_b")),
+            function=fields(name=maybe(st.just("f")), arguments=maybe(st.just("{}"))),
+        ),
+        max_size=2,
+    )
+)
+SAYINGS = fields(
+    role=maybe(st.just("assistant")),
+    content=maybe(st.sampled_from([CALL, CALL[:20], "a", "\n", "", "\ud83d"])),
+    reasoning_content=maybe(st.just("hm")),
+    tool_calls=CALLS,
+    function_call=JUNK,
+)
+CHUNKS = fields(
+    id=JUNK,
+    choices=maybe(
+        st.lists(
+            fields(
+                index=maybe(st.integers(0, 1)),
+                delta=SAYINGS,
+                message=SAYINGS,
+                text=JUNK,
+                logprobs=JUNK,
+                finish_reason=maybe(st.sampled_from([None, "stop", "length"])),
+            ),
+            max_size=2,
+        )
+    ),
+    usage=maybe(st.just(USAGE)),
+    error=st.none() | JUNK,
+)
+
+
+class JunkTests(SynchronousTestCase):
+    """Chunks with anything in any place: nothing is raised, and the end is an end."""
+
+    @given(st.lists(CHUNKS, max_size=5), st.sampled_from([chat("search"), chat(), completion()]))
+    def test_streams(self, chunks: list[Any], asked: Any) -> None:
+        through = transcoder(asked, Rules(reasoning="split"))
+        out = through.receive_data(b"".join(map(event, chunks))) + through.end(cut=False)
+        self.assertTrue(through.ended)
+        for made in out.decode().split("\n\n")[:-2]:
+            strict_json(made[6:])
+
+    @given(CHUNKS, st.sampled_from([chat("search"), chat(), completion()]))
+    def test_whole(self, chunk: Any, asked: Any) -> None:
+        for make in (whole, whole_as_stream):
+            try:
+                make(json.dumps(chunk).encode(), asked, Rules(reasoning="split"))
+            except ApiError as error:
+                self.assertEqual(error.status, 502)
