@@ -194,7 +194,8 @@ class Rewriter:
         if self._open_calls:
             return "length"  # cut, whatever the backend says
         if not self._calls:
-            return reason
+            unseen = reason == "tool_calls" and not self._structured.begun
+            return "stop" if unseen else reason  # mlx-lm says so of calls that it has swallowed
         return "stop" if self._forced else "tool_calls"
 
     def _terminal(self, reason: str) -> Piece:

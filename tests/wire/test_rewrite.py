@@ -229,6 +229,12 @@ class CallTests(RewriterTestCase):
                 self.assertEqual(self.pieces(becomes), [({}, told)])
             self.assertEqual(self.report.finish_reasons, {0: told})
 
+    def test_reason_without_a_call(self) -> None:
+        """A client that looks for the call which the reason speaks of finds none."""
+        choice = self.rewriter()
+        choice.take(said("a"))
+        self.assertEqual(self.pieces(choice.take(said(None, "tool_calls"))), [({}, "stop")])
+
     def test_parser_is_told_only_what_it_knows(self) -> None:
         choice = self.rewriter()
         self.assertIsNone(choice.take(said(None, "abort")))
