@@ -40,7 +40,7 @@ from blockops.wire.toolcalls.rules import Rules
 from blockops.wire.toolcalls.scanner import Opened, TextScanner, literals_of
 from blockops.wire.toolcalls.untranslated import OpenerCount
 
-_WHOLE = frozenset({"stop", "tool_calls", "function_call"})
+_WHOLE = frozenset({"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"})
 """The finish reasons that say that the model ended by itself."""
 
 

@@ -115,12 +115,12 @@ class WrappedObject:
         return pos + whole.end() - begun
 
     def _end(self, pos: int) -> int:
+        self.standing = Standing.WHOLE
         self._unwrap("")
         if self.began and self._inner.standing is Standing.OPEN:
             # The quote came too early: it belongs to what is broken.
             self.standing = Standing.BROKEN
             return pos
-        self.standing = Standing.WHOLE
         return pos + 1
 
     def _unwrap_code(self, escape: str) -> None:
