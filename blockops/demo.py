@@ -81,7 +81,9 @@ class DemoBackend(Service):
         self._reactor = reactor
         self._port: Any = None
         # It remembers the connections, which a port does not close with itself.
-        site = _QuietSite(_Api(reactor, prefill, pace))  # type: ignore[no-untyped-call]
+        site = _QuietSite(  # type: ignore[no-untyped-call]
+            _Api(reactor, prefill, pace), reactor=reactor
+        )
         self._connections = WrappingFactory(site)
         self._connections.noisy = False
 
