@@ -12,7 +12,11 @@ from blockops.wire.toolcalls.jsontext import MAX_DEPTH, MAX_GAP, MAX_WORD, JsonV
 from tests.toolcalls.reading import cuts
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=12,
 )

@@ -36,6 +36,7 @@ _MAX_REFERENCES = 64
 _UNIONS = ("anyOf", "oneOf", "allOf")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _EXPONENT = re.compile(r"[eE][+-]?([0-9]+)")
+_BRACKETS: dict[type, str] = {list: "[", tuple: "(", dict: "{"}
 _BY_FIRST = {
     "{": "object",
     "[": "array",
@@ -109,13 +110,15 @@ class Kind:
     def _fitting(self, candidate: str) -> str | None:
         """Return a JSON text as it may be written here, None if it may not."""
         name = _type_of(candidate)
+        if name == "string":
+            return None
         if name in self.types or (name == "number" and "integer" in self.types):
             if name == "number" and "number" not in self.types:
                 return _integer(candidate)
             return candidate
         if name == "integer" and "number" in self.types:
             return candidate
-        if self.values and name != "string" and _is_among(candidate, self.values):
+        if self.values and _is_among(candidate, self.values):
             return candidate
         return None
 
@@ -202,12 +205,15 @@ def _mended(text: str) -> str:
 
 def _literal(text: str) -> str:
     """Return a Python literal as JSON, and "" for what is none."""
-    if len(text) > MAX_LITERAL:
+    if not 0 < len(text) <= MAX_LITERAL:
         return ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = ast.literal_eval(text)
+        # In "1, 2" and "(1)" a reader of Python sees more than the model meant.
+        if _BRACKETS.get(type(value)) != (text[0] if text[0] in "[({" else None):
+            return ""
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ""
