@@ -41,6 +41,31 @@ _MODELS = {
 }
 
 
+_QUESTION = {
+    "model": MODEL,
+    "stream": True,
+    "messages": [{"role": "user", "content": "How is the weather in Paris?"}],
+    "tools": [
+        {
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+            },
+        }
+    ],
+}
+
+
+def hint(url: str) -> str:
+    """
+    Return a command for the shell that shows the main job.
+
+    :param url: where blockops listens, such as `http://127.0.0.1:8080`
+    """
+    return f"curl -N {url}/v1/chat/completions -d '{json.dumps(_QUESTION)}'"
+
+
 class DemoBackend(Service):
     """
     The demo backend: it listens from `startService` to `stopService`.
@@ -56,7 +81,9 @@ class DemoBackend(Service):
         self._reactor = reactor
         self._port: Any = None
         # It remembers the connections, which a port does not close with itself.
-        site = _QuietSite(_Api(reactor, prefill, pace))  # type: ignore[no-untyped-call]
+        site = _QuietSite(  # type: ignore[no-untyped-call]
+            _Api(reactor, prefill, pace), reactor=reactor
+        )
         self._connections = WrappingFactory(site)
         self._connections.noisy = False
 

@@ -1,5 +1,8 @@
 """One request and its answer: its deadlines, its end, and what is known of it for the log."""
 
+# twisted.web.http has no annotations yet:
+# mypy: disallow-untyped-calls=False
+
 from __future__ import annotations
 
 import secrets
@@ -13,7 +16,7 @@ from twisted.python.failure import Failure
 
 from blockops.downstream import Downstream
 from blockops.forms import Form, Untouched
-from blockops.records import ResponseRecord
+from blockops.records import RequestRecord, ResponseRecord
 from blockops.settings import Settings
 from blockops.site import IncomingRequest
 from blockops.wire.errors import ApiError
@@ -97,6 +100,29 @@ class Exchange:
         if self._verdict is None:
             self._verdict = error
             self._work.cancel()
+
+    def came(self, body: bytes = b"", **known: Any) -> RequestRecord:
+        """
+        Return what the traffic log says of the request.
+
+        :param known: what was understood of it, by the record's names
+        """
+        self.logged = True
+        request = self.request
+        size = len(body) if request.upload is None else request.upload.length
+        return RequestRecord(
+            id=self.id,
+            client=getattr(request.getClientAddress(), "host", None),
+            method=request.method.decode("latin-1"),
+            path=request.uri.decode("latin-1"),
+            headers={
+                name.decode("latin-1").lower(): values[0].decode("latin-1")
+                for name, values in request.requestHeaders.getAllRawHeaders()
+            },
+            size=size if isinstance(size, int) else 0,
+            body=body,
+            **known,
+        )
 
     def outcome(self) -> ResponseRecord:
         """Return what the traffic log says of the answer, which has ended."""

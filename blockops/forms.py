@@ -95,6 +95,3 @@ class Untouched:
 
     def receive_data(self, data: bytes) -> bytes:
         return data
-
-    def end(self, *, cut: bool) -> bytes:
-        return b""

@@ -54,6 +54,10 @@ class LogFile(RotatingFileHandler):
             self._drop()
             raise
 
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        """Say whether to rotate; pipes and devices are never (Python 3.13.0 fails at them)."""
+        return Path(self.baseFilename).is_file() and bool(super().shouldRollover(record))
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise what went wrong: it is told of elsewhere."""
         raise  # noqa: PLE0704 - called where the exception was caught

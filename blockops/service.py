@@ -15,14 +15,16 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from blockops.admission import Admission
-from blockops.demo import DemoBackend
+from blockops.answering import Answering
+from blockops.backend import Backend
+from blockops.demo import DemoBackend, hint
 from blockops.gateway import Gateway
 from blockops.memory import MemoryGauge
 from blockops.pulse import Every, Pulse
 from blockops.settings import Settings
 from blockops.site import Site
 from blockops.systemd import Supervisor
-from blockops.trafficlog import traffic_log
+from blockops.trafficlog import NoTrafficLog, TrafficLog, traffic_log
 from blockops.upstream import Upstream
 from blockops.web import make_root, streams_up
 
@@ -45,7 +47,12 @@ class Daemon(MultiService):
     _log = Logger()
 
     def __init__(
-        self, settings: Settings, reactor: Any, supervisor: Supervisor | None = None
+        self,
+        settings: Settings,
+        reactor: Any,
+        *,
+        supervisor: Supervisor | None = None,
+        traffic: TrafficLog | NoTrafficLog | None = None,
     ) -> None:
         super().__init__()
         self._supervisor = supervisor or Supervisor()
@@ -67,17 +74,12 @@ class Daemon(MultiService):
             max_queue=settings.max_queue,
             queue_timeout=settings.queue_timeout,
         )
-        self._traffic = traffic_log(settings, reactor)
-        self.gateway = Gateway(
-            reactor,
-            settings,
-            upstream=self._upstream,
-            admission=self._admission,
-            pulse=self._pulse,
-            log=self._traffic,
-        )
+        backend = Backend(reactor, self._upstream, self._admission, max_answer=settings.max_answer)
+        self._traffic = traffic or traffic_log(settings, reactor)
+        self.gateway = Gateway(reactor, settings, self._pulse, self._traffic)
+        answering = Answering(reactor, settings, backend, self._traffic)
         self.site = Site(
-            make_root(self.gateway, self._vitals),
+            make_root(self.gateway, answering, self._vitals),
             reactor=reactor,
             max_body=settings.max_body,
             header_timeout=settings.header_timeout,
@@ -118,6 +120,11 @@ class Daemon(MultiService):
             backend=self._upstream.url,
             endpoints=", ".join(endpoints(self._settings)),
         )
+        if self._demo is not None and not self._settings.listen:
+            self._log.info(
+                "This is the demo: a script instead of a model. To see a call, run\n{command}",
+                command=hint(f"http://{self._settings.interface}:{self._settings.port}"),
+            )
 
     def stopService(self) -> Deferred[None]:
         """
@@ -153,4 +160,4 @@ def endpoints(settings: Settings) -> tuple[str, ...]:
 
 def make_service(settings: Settings, reactor: Any) -> IService:
     """Return the daemon that `settings` describe, on `reactor`."""
-    return Daemon(settings, reactor, Supervisor.from_environment())
+    return Daemon(settings, reactor, supervisor=Supervisor.from_environment())

@@ -14,6 +14,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from blockops import __version__
+from blockops.answering import Answering
 from blockops.gateway import Gateway, Work
 from blockops.site import SERVER, IncomingRequest
 from blockops.wire.errors import ApiError
@@ -78,7 +79,7 @@ class Nowhere(Route):
 
 
 class Served(Route):
-    """A route that the gateway works at."""
+    """A route whose requests are worked at."""
 
     def __init__(self, gateway: Gateway, work: Work) -> None:
         super().__init__()
@@ -119,12 +120,13 @@ class Api(Nowhere):
 
     isLeaf = False
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, answering: Answering) -> None:
         super().__init__()
         self._gateway = gateway
-        self._chat = Posted(gateway, gateway.chat)
-        self._completion = Posted(gateway, gateway.completion)
-        self._relayed = Relayed(gateway, gateway.pass_on)
+        self._answering = answering
+        self._chat = Posted(gateway, answering.chat)
+        self._completion = Posted(gateway, answering.completion)
+        self._relayed = Relayed(gateway, answering.pass_on)
 
     def getChild(self, path: bytes, request: Request) -> Route:
         whole = request.path
@@ -136,7 +138,7 @@ class Api(Nowhere):
             return self._completion
         if request.method == b"GET" and whole.startswith(MODELS) and whole != MODELS:
             name = unquote(whole[len(MODELS) :])
-            return Relayed(self._gateway, lambda exchange: self._gateway.model(exchange, name))
+            return Relayed(self._gateway, lambda exchange: self._answering.model(exchange, name))
         return self._relayed
 
 
@@ -161,16 +163,18 @@ class Root(Nowhere):
     isLeaf = False
 
 
-def make_root(gateway: Gateway, vitals: Callable[[], dict[str, object]]) -> Resource:
+def make_root(
+    gateway: Gateway, answering: Answering, vitals: Callable[[], dict[str, object]]
+) -> Resource:
     """
     Return the root of the tree.
 
     :param vitals: what `/health` tells besides
     """
     root = Root()
-    root.putChild(b"v1", Api(gateway))
+    root.putChild(b"v1", Api(gateway, answering))
     root.putChild(b"health", Health(vitals))
-    root.putChild(b"ready", Asked(gateway, gateway.ready))
+    root.putChild(b"ready", Asked(gateway, answering.ready))
     return root
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -30,8 +30,10 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from blockops.records import Record, RequestRecord, ResponseRecord
 from blockops.service import Daemon
 from blockops.settings import Settings
+from blockops.trafficlog import NoTrafficLog
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 WEATHER = {
@@ -141,6 +143,14 @@ class Peer:
         if not self.wire.closed:
             self.protocol.dataReceived(data.encode() if isinstance(data, str) else data)
 
+    def pause(self) -> None:
+        """Let what blockops sends pile up, until it is asked to stop."""
+        self.wire.producer.pauseProducing()  # type: ignore[union-attr]
+
+    def resume(self) -> None:
+        """Take what has piled up."""
+        self.wire.producer.resumeProducing()  # type: ignore[union-attr]
+
     def received(self) -> bytes:
         """Return all that blockops has sent."""
         return cast("bytes", self.wire.value())
@@ -165,7 +175,7 @@ class Client(Peer):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.request("POST", target, data, **headers)
 
-    def get(self, target: str, **headers: str) -> None:
+    def get(self, target: str, **headers: Any) -> None:
         self.request("GET", target, **headers)
 
     def status(self) -> int:
@@ -208,7 +218,7 @@ class Client(Peer):
 
 
 def _dechunked(data: bytes) -> tuple[list[bytes], bool]:
-    pieces = []
+    pieces: list[bytes] = []
     while data:
         size, _, data = data.partition(b"\r\n")
         if int(size, 16) == 0:
@@ -254,13 +264,43 @@ class Backend(Peer):
         self.reactor.advance(0)
 
 
+class Traffic(NoTrafficLog):
+    """A traffic log in memory."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def write(self, record: Record) -> None:
+        self.records.append(record)
+
+    def requests(self) -> list[RequestRecord]:
+        return [record for record in self.records if isinstance(record, RequestRecord)]
+
+    def responses(self) -> list[ResponseRecord]:
+        return [record for record in self.records if isinstance(record, ResponseRecord)]
+
+
 class World:
-    """A daemon in memory, its clients and its backend."""
+    """
+    A daemon in memory, its clients and its backend.
+
+    There is one at a time: the next one ends what is under way in this one. Else the garbage
+    collector would, in an order of its own, and wake those that it has just put to sleep.
+    """
+
+    _now: ClassVar[World | None] = None
+    reactor: Reactor
+    daemon: Daemon
 
     def __init__(self, **settings: Any) -> None:
+        if World._now is not None:
+            World._now.daemon.gateway.hasten()
+            World._now.reactor.advance(0)
+        World._now = self
         self.reactor = Reactor()
         settings = {"backend": "http://127.0.0.1:8082", "log_file": None, **settings}
-        self.daemon = Daemon(Settings(**settings), self.reactor)
+        self.traffic = Traffic()
+        self.daemon = Daemon(Settings(**settings), self.reactor, traffic=self.traffic)
         self.daemon.privilegedStartService()
         self.daemon.startService()
 
@@ -277,6 +317,7 @@ class World:
         """Accept a connection of blockops to its backend: the last one that it began."""
         host, port, factory, *_ = self.reactor.tcpClients[which]
         protocol = factory.buildProtocol(IPv4Address("TCP", host, port))
+        assert protocol is not None
         backend = Backend(self.reactor, protocol)
         self.reactor.advance(0)
         return backend

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.admission import Admission
@@ -20,9 +21,12 @@ class Guest:
 
     def __init__(self, admission: Admission, order: list[int], number: int = 0) -> None:
         self.leave: Deferred[None] = Deferred()
+        self.errors: list[BaseException | None] = []
         self.done = Deferred.fromCoroutine(self._visit(admission, order, number))
-        self.errors: list[BaseException] = []
-        self.done.addErrback(lambda failure: self.errors.append(failure.value))
+        self.done.addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        self.errors.append(failure.value)
 
     async def _visit(self, admission: Admission, order: list[int], number: int) -> None:
         async with admission.place():

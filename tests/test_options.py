@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import cast
 from unittest import mock
 
+from twisted.application.service import IService
 from twisted.python.usage import Options as AnyOptions
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from blockops import __version__
+from blockops import __version__, tap
 from blockops.options import Options
 from blockops.settings import TABLE, Settings
 
@@ -346,3 +347,23 @@ class BashTests(SynchronousTestCase):
             self.complete("twistd", "blockops", "--port", ""),
             ["compopt +o bashdefault +o default", ""],
         )
+
+
+class MakeServiceTests(SynchronousTestCase):
+    """`blockops.tap`, which `twistd` calls."""
+
+    def make(self, *line: str) -> IService:
+        parsed = Options({"BLOCKOPS_LOG_FILE": "off"}, system_file="/nowhere")
+        parsed.parseOptions(list(line))
+        return tap.makeService(parsed)
+
+    def test_a_daemon(self):
+        self.assertTrue(IService.providedBy(self.make("--port=0")))
+        self.assertIs(tap.Options, Options)
+
+    def test_endpoints_that_are_none(self):
+        for text in ("carrier-pigeon:1", "tcp:http", "tcp", "ssl:1:privateKey=/nowhere", "unix"):
+            leaving = self.assertRaises(SystemExit, self.make, "--listen=tcp:0", "--listen", text)
+            line = str(leaving.code)
+            self.assertTrue(line.startswith(f"blockops: listen: '{text}' is not accepted"), line)
+            self.assertEqual(len(line.splitlines()), 1, line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,22 +98,11 @@ class FieldTests(SynchronousTestCase):
     def test_known_secrets_wherever_they_stand(self):
         self.assertEqual(without_secrets(f"a{SECRET}b", [SECRET]), f"a{HIDDEN}b")
 
-    def test_long_text_takes_its_length_not_more(self):
-        """Quotes, backslashes and names that lead nowhere must not make it slow."""
-        for piece in (
-            '\\"',
-            '"api_key',
-            '"api_key":"',
-            '"password" : [',
-            "\\\\",
-            "Bearer ",
-            "x y ",
-        ):
-            text = piece * (65536 // len(piece))
-            began = time.process_time()
-            without_secrets(text)
-            # Quadratic behaviour takes minutes here; this is a wall, not a measurement.
-            self.assertLess(time.process_time() - began, 20)
+    def test_long_text_takes_its_length_and_not_its_square(self):
+        """Where the search began anew at each character this would not end within the hour."""
+        for piece in ('\\"', '"api_key', '"api_key":"', '"password" : [', "\\", "Bearer ", '"a'):
+            text = "secret sk-" + piece * (1_000_000 // len(piece))
+            self.assertTrue(without_secrets(text).startswith("secret"))
 
 
 class HeaderTests(SynchronousTestCase):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
+from twisted.internet.error import CannotListenError
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.service import endpoints
+from blockops.service import Daemon, endpoints
 from blockops.settings import Settings
-from tests.memory import DONE, NOTHING_LEFT, World, chat, chunk
+from blockops.systemd import Supervisor
+from tests.memory import DONE, NOTHING_LEFT, Reactor, World, chat, chunk
 
 
 class Listening(SynchronousTestCase):
@@ -25,6 +28,42 @@ class Listening(SynchronousTestCase):
         world = World(listen=("tcp:9:interface=127.0.0.1",))
         (port,) = world.reactor.tcpServers
         self.assertEqual((port[0], port[3]), (9, "127.0.0.1"))
+
+
+class Supervision(SynchronousTestCase):
+    def test_what_systemd_is_told(self) -> None:
+        told: list[str] = []
+
+        class Systemd(Supervisor):
+            def _send(self, message: Mapping[str, str]) -> None:
+                told.append(next(iter(message)))
+
+        reactor = Reactor()
+        daemon = Daemon(
+            Settings(log_file=None), reactor, supervisor=Systemd("/run/notify", watchdog=30.0)
+        )
+        daemon.privilegedStartService()
+        daemon.startService()
+        self.assertEqual(told, [])
+        for when, args, kwargs in reactor.whenRunningHooks:
+            when(*args, **kwargs)
+        self.assertEqual(told, ["READY"])
+        reactor.pump([0.5] * 60)
+        self.assertEqual(told, ["READY"] + ["WATCHDOG"] * 3)
+        daemon.stopService()
+        self.assertEqual(told[-1], "STOPPING")
+
+    def test_a_port_that_is_taken(self) -> None:
+        reactor = Reactor()
+
+        def taken(*_: object, **__: object) -> None:
+            raise CannotListenError("127.0.0.1", 8080, OSError("taken"))
+
+        self.patch(reactor, "listenTCP", taken)
+        daemon = Daemon(Settings(log_file=None), reactor)
+        stop = self.assertRaises(SystemExit, daemon.privilegedStartService)
+        self.assertIn("127.0.0.1:8080", str(stop))
+        self.assertNotIn("\n", str(stop))
 
 
 class Draining(SynchronousTestCase):

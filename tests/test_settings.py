@@ -465,3 +465,19 @@ class KindTests(SynchronousTestCase):
         kind = kinds.choice("a", "b", "c")
         self.assertEqual(kind.accepts, "a, b or c")
         self.assertEqual(kind.metavar, "a|b|c")
+
+
+class ReadmeTests(SynchronousTestCase):
+    """The README's table of settings is this table."""
+
+    def test_every_setting_stands_there_with_its_names_its_default_and_its_help(self) -> None:
+        readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+        section = readme.partition("\n## Settings\n")[2].partition("\n## ")[0]
+        rows = [each.split(" | ") for each in section.splitlines() if each.startswith("| `")]
+        self.assertEqual(len(rows), len(TABLE))
+        for setting, (option, environ, default, text) in zip(TABLE, rows, strict=True):
+            name = f"`{setting.option}`" if setting.secret else f"`--{setting.option}`"
+            self.assertIn(name, option)
+            self.assertIn(f"`{setting.environ}`", environ)
+            self.assertEqual(default, setting.shown)
+            self.assertEqual(text.removesuffix(" |").replace("`", ""), setting.help)

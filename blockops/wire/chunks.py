@@ -22,6 +22,7 @@ _ENVELOPE = frozenset(
 )
 _NOTHING = tuple(map(msgspec.Raw, (b"null", b"[]", b"{}", b'""')))
 _NONE = msgspec.Raw(b"[]")
+_OURS = frozenset({"index", "delta", "finish_reason"})  # fields of a choice that are written anew
 _CHUNK = msgspec.Raw(b'"chat.completion.chunk"')
 
 
@@ -47,7 +48,7 @@ class Delta(msgspec.Struct, gc=False):
 class Choice(msgspec.Struct, gc=False):
     """One of `choices`; `text` is what `/v1/completions` has instead of a delta."""
 
-    index: int = 0
+    index: int | None = None
     delta: Delta | None = None
     message: Delta | None = None
     text: str | None = None
@@ -130,19 +131,19 @@ def loose_chunk(data: bytes) -> Chunk:
     value = msgspec.json.decode(data)
     if not isinstance(value, dict):
         raise ValueError("not an object")  # noqa: TRY004 - the bytes are at fault
-    choices = value.get("choices")
+    choices = _if(list, value.get("choices"))
+    if choices is not None and not _are_objects(choices):
+        raise ValueError("a choice is not an object")
     return Chunk(
-        [_loose_choice(choice) for choice in choices] if isinstance(choices, list) else None,
+        None if choices is None else [_loose_choice(choice) for choice in choices],
         _if(dict, value.get("usage")),
         value.get("error"),
     )
 
 
-def _loose_choice(choice: Any) -> Choice:
-    if not isinstance(choice, dict):
-        raise ValueError("a choice is not an object")  # noqa: TRY004 - the bytes are at fault
+def _loose_choice(choice: dict[str, Any]) -> Choice:
     return Choice(
-        _if(int, choice.get("index")) or 0,
+        _if(int, choice.get("index")),
         _loose_delta(choice.get("delta")),
         _loose_delta(choice.get("message")),
         _if(str, choice.get("text")),
@@ -153,23 +154,23 @@ def _loose_choice(choice: Any) -> Choice:
 def _loose_delta(delta: Any) -> Delta | None:
     if not isinstance(delta, dict):
         return None
-    calls = delta.get("tool_calls")
+    calls = _if(list, delta.get("tool_calls"))
     return Delta(
         _if(str, delta.get("role")),
         _if(str, delta.get("content")),
-        [_loose_call(call) for call in calls] if isinstance(calls, list) else None,
+        [_loose_call(call) for call in calls] if calls and _are_objects(calls) else None,
         Function() if delta.get("function_call") else None,
     )
 
 
-def _loose_call(call: Any) -> ToolCall:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
-        return ToolCall()
-    return ToolCall(
-        _if(int, call.get("index")),
-        Function(_if(str, function.get("name")), _if(str, function.get("arguments"))),
-    )
+def _loose_call(call: dict[str, Any]) -> ToolCall:
+    function = _if(dict, call.get("function")) or {}
+    name, arguments = function.get("name"), function.get("arguments")
+    return ToolCall(_if(int, call.get("index")), Function(_if(str, name), _if(str, arguments)))
+
+
+def _are_objects(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _if(kind: type[_T], value: Any) -> _T | None:
@@ -198,10 +199,11 @@ def spread(
         chunk["choices"] = _NONE
         says_more = any(key not in _ENVELOPE and _says(raw) for key, raw in chunk.items())
         return [_encode(chunk)] if says_more else []
-    envelope = {key: raw for key, raw in chunk.items() if key in _ENVELOPE or not _says(raw)}
-    chunks = [_encode({**envelope, "choices": [choice]}) for choice in made[:-1]]
-    chunks.append(_encode({**chunk, "choices": [made[-1]]}))
-    return chunks
+    whole: dict[str, Any] = {**chunk, "choices": made[-1:]}
+    if len(made) == 1:
+        return [_encode(whole)]
+    repeated = {key: raw for key, raw in chunk.items() if key in _ENVELOPE or not _says(raw)}
+    return [*(_encode({**repeated, "choices": [choice]}) for choice in made[:-1]), _encode(whole)]
 
 
 def _choices_of(
@@ -209,8 +211,8 @@ def _choices_of(
 ) -> Iterable[dict[str, Any]]:
     """Return the choices that one becomes, all that was not rewritten in just one of them."""
     rest = _rest_of_delta(raw, choice, becomes.shift)
-    beside = {key: raw[key] for key in raw if key not in {"index", "delta", "finish_reason"}}
-    pieces = list(becomes.pieces)
+    beside = {key: raw[key] for key in raw if key not in _OURS}
+    pieces = becomes.pieces
     carrier = 0 if becomes.rest == "first" else len(pieces) - 1
     said = {key for key, value in rest.items() if _says(value)}
     if not pieces:
@@ -219,11 +221,11 @@ def _choices_of(
             carrier = 0
     elif not said.isdisjoint(pieces[carrier].delta):
         carrier = 0 if becomes.rest == "first" else len(pieces)
-        pieces.insert(carrier, Piece({}))
+        pieces = [*pieces[:carrier], Piece({}), *pieces[carrier:]]
     silent = {key: value for key, value in beside.items() if not _says(value)}
     for place, piece in enumerate(pieces):
         yield {
-            "index": choice.index,
+            "index": choice.index or 0,
             "delta": {**rest, **piece.delta} if place == carrier else piece.delta,
             **(beside if place == carrier else silent),
             "finish_reason": piece.finish_reason,
@@ -274,10 +276,9 @@ def _joined(raw: dict[str, msgspec.Raw], choice: Choice, becomes: Rewritten) -> 
         message["content"] = "".join(texts) if texts or not calls else None
     if thoughts:
         before = msgspec.json.decode(message.get("reasoning_content", b"null"))
-        message["reasoning_content"] = (before or "") + "".join(thoughts)
+        message["reasoning_content"] = (_if(str, before) or "") + "".join(thoughts)
     if calls:
-        own = message.get("tool_calls", _NONE)
-        message["tool_calls"] = calls + (_decode_list(own) if _says(own) else [])
+        message["tool_calls"] = calls + _objects(message.get("tool_calls", _NONE))
     return {**raw, "message": message, "finish_reason": becomes.pieces[-1].finish_reason}
 
 
@@ -313,9 +314,17 @@ def without_usage(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _as_delta(choice: dict[str, msgspec.Raw]) -> dict[str, Any]:
-    delta: dict[str, Any] = dict(_decode_fields(choice.get("message", b"{}")))
-    if _says(delta.get("tool_calls", _NONE)):
-        calls = enumerate(_decode_list(delta["tool_calls"]))
-        delta["tool_calls"] = [{"index": index, **call} for index, call in calls]
+    delta: dict[str, Any] = dict(_decode_fields(choice["message"]))
+    calls = _objects(delta.get("tool_calls", _NONE))
+    if calls:
+        delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
     rest = {key: value for key, value in choice.items() if key not in {"message", "delta"}}
     return {**rest, "delta": delta}
+
+
+def _objects(raw: msgspec.Raw) -> list[dict[str, msgspec.Raw]]:
+    """Return what may be a list of objects, and is as good as empty if it is not."""
+    try:
+        return _decode_list(raw)
+    except msgspec.ValidationError:
+        return []

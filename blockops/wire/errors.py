@@ -112,7 +112,7 @@ def _json(data: bytes) -> Any:
         dumps(value)
     except (ValueError, RecursionError):
         return None  # also where it is nested too deeply to be looked into
-    return value
+    return {} if value is None else value
 
 
 def _has_shape(value: Any) -> bool:

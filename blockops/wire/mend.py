@@ -17,6 +17,7 @@ import msgspec
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACEMENT = "\ufffd"
+_MAX_PENDING = 1024  # halves: one for each choice, and then some
 
 _Path = tuple[str | bytes, ...]
 
@@ -68,7 +69,7 @@ class Mender:
         half = self.pending.pop(path, "")
         if half:
             text = (half + text).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-        if text and "\ud800" <= text[-1] <= "\udbff":
+        if text and "\ud800" <= text[-1] <= "\udbff" and len(self.pending) < _MAX_PENDING:
             self.pending[path] = text[-1]
             return text[:-1]
         return text

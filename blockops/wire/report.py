@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+_MAX_NAMES = 256  # a log line's worth; the calls behind them are only counted
+
 
 @dataclass(slots=True)
 class Report:
@@ -13,7 +15,8 @@ class Report:
     What was seen of one answer, so far or in all.
 
     :ivar chunks: events with data that the backend sent, `[DONE]` left out; 1 for a whole answer
-    :ivar names: the function of each call, ours and the backend's own, in the order they began
+    :ivar calls: how many calls the client was sent, ours and the backend's own
+    :ivar names: the functions they name, in the order they began: the first 256
     :ivar finish_reasons: choice -> the finish reason that the client was told
     :ivar usage: the backend's last `usage` object
     :ivar tally: how often something worth counting was met, such as "unknown_name"
@@ -21,13 +24,15 @@ class Report:
     """
 
     chunks: int = 0
+    calls: int = 0
     names: list[str] = field(default_factory=list)
     finish_reasons: dict[int, str] = field(default_factory=dict)
     usage: dict[str, Any] | None = None
     tally: Counter[str] = field(default_factory=Counter)
     error: str | None = None
 
-    @property
-    def calls(self) -> int:
-        """How many calls the client was sent."""
-        return len(self.names)
+    def call_began(self, name: str) -> None:
+        """Count a call."""
+        self.calls += 1
+        if self.calls <= _MAX_NAMES:
+            self.names.append(name)

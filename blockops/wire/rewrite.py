@@ -74,7 +74,7 @@ class Rewriter:
     def take(self, choice: Choice) -> Rewritten | None:
         """Return what this part of the choice becomes; None if it may go as it came."""
         becomes = self._state(self, choice)
-        if becomes is None and choice.delta is None:
+        if becomes is None and (choice.delta is None or choice.index is None):
             return Rewritten(as_it_came(choice))
         return becomes
 
@@ -174,7 +174,8 @@ class Rewriter:
         :param content: the pieces that its content becomes
         :param same: whether they are just what came
         """
-        self._report.names.extend(self._structured.note(choice.delta or _NO_DELTA))
+        for name in self._structured.note(choice.delta or _NO_DELTA):
+            self._report.call_began(name)
         told = self._told(choice.finish_reason) if choice.finish_reason else None
         end = [self._terminal(told)] if told else []
         if same and not self._shift and told == (choice.finish_reason or None):
@@ -193,7 +194,8 @@ class Rewriter:
         if self._open_calls:
             return "length"  # cut, whatever the backend says
         if not self._calls:
-            return reason
+            unseen = reason == "tool_calls" and not self._structured.begun
+            return "stop" if unseen else reason  # mlx-lm says so of calls that it has swallowed
         return "stop" if self._forced else "tool_calls"
 
     def _terminal(self, reason: str) -> Piece:
@@ -225,7 +227,7 @@ class Rewriter:
         index = self._calls
         self._calls += 1
         self._open_calls += 1
-        self._report.names.append(name)
+        self._report.call_began(name)
         return _call_piece(
             {
                 "index": index,
@@ -245,7 +247,7 @@ class StructuredCalls:
 
     def __init__(self) -> None:
         self.begun = False
-        self._indexes: set[int] = set()
+        self._last = -1  # the index of the call that began last
         self._arguments: list[str] = []  # of the call that began last
         self._kept = 0
 
@@ -269,10 +271,10 @@ class StructuredCalls:
     def _note(self, call: ToolCall) -> str | None:
         """Return the name of the call if it begins here."""
         function = call.function or Function()
-        begins = call.index not in self._indexes if call.index is not None else bool(function.name)
+        begins = bool(function.name) if call.index is None else call.index > self._last
         if begins:
             self.begun = True
-            self._indexes.add(len(self._indexes) if call.index is None else call.index)
+            self._last = self._last + 1 if call.index is None else call.index
             self._arguments = []
             self._kept = 0
         arguments = function.arguments or ""

@@ -13,13 +13,14 @@ twice. What is unfinished is held in one buffer, of which every byte is searched
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
 
 _BOM = b"\xef\xbb\xbf"
 _LF = 0x0A
-_SPACE = 0x20
+_MARK = re.compile(rb"\A(?:data|error): ?")
 
 
 class EventTooLong(Exception):
@@ -47,7 +48,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         """
         lines = self.raw.removesuffix(b"\n\n").split(b"\n")
         return b"\n".join(
-            line.removeprefix(b"data:").removeprefix(b" ") if line.startswith(b"data:") else line
+            _MARK.sub(b"", line, count=1)
             for line in lines
             if not line.startswith((b"event:", b"id:", b"retry:"))
         )
@@ -85,13 +86,19 @@ class EventDecoder:
         while position < end:
             if -1 < newline < position:
                 newline = data.find(b"\n", position)
-            event = None
-            if newline > 0 and not self._held and data.startswith(b"\n", newline + 1):
-                event = self._whole_event(data, position, newline)
-            if event is None:
-                position, event = self._take_line(data, position, newline)
-            else:
-                position = newline + 2
+            if (
+                newline > 0
+                and data.startswith(b"\n", newline + 1)
+                and data.startswith(b"data: ", position)
+                and not self._held
+                and newline - position < self._max_event
+            ):
+                value = data[position + 6 : newline]
+                if b"\r" not in value:  # nearly every event: one line, and all of it here
+                    yield Event(value, data[position : newline + 2])
+                    position = newline + 2
+                    continue
+            position, event = self._take_line(data, position, newline)
             if event is not None:
                 yield event
 
@@ -107,16 +114,6 @@ class EventDecoder:
             return b""
         self._opening = None
         return data.removeprefix(_BOM)
-
-    def _whole_event(self, data: bytes, position: int, newline: int) -> Event | None:
-        """Return the event that is just the line up to `newline`, if it is a data line."""
-        if not data.startswith(b"data:", position) or newline - position >= self._max_event:
-            return None
-        start = position + 6 if data[position + 5] == _SPACE else position + 5
-        value = data[start:newline]
-        if b"\r" in value:
-            return None
-        return Event(value, data[position : newline + 2])
 
     def _take_line(self, data: bytes, position: int, newline: int) -> tuple[int, Event | None]:
         """

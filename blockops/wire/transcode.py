@@ -43,7 +43,7 @@ from blockops.wire.sse import Event, EventDecoder, EventTooLong
 from blockops.wire.toolcalls.rules import Rules
 
 MAX_EVENT = 8 * 1024 * 1024  # bytes: a whole answer in one event, with images, stays below
-_MAX_CHOICES = 1024  # of one answer: eight times what OpenAI allows
+_MAX_CHOICES = 4096  # of one answer: OpenAI allows 128 for each of a completion's prompts
 _DONE = b"data: [DONE]\n\n"
 _HEARTBEAT = b": heartbeat\n\n"
 
@@ -203,13 +203,13 @@ class StreamTranscoder:
         choices = read.choices
         if not choices or read.error:
             return self._take_odd_chunk(read, data, raw)
-        if choices[0].message is not None and choices[0].delta is None:
+        if choices[0].message is not None and _said_whole(choices):
             data = as_chunk(data)
             raw = event(data)
             choices = _read(data).choices or []
         self._envelope.source = data
-        becomes = [self._choice(choice.index).take(choice) for choice in choices]
-        if becomes == [None] or not any(becomes):
+        becomes = [self._choice(choice.index or 0).take(choice) for choice in choices]
+        if not any(becomes):
             return raw
         return b"".join(map(event, spread(data, choices, becomes)))
 
@@ -336,8 +336,11 @@ def whole(
     """
     data, read, choices = _read_whole(body, asked)
     report = Report(chunks=1, usage=read.usage)
+    if isinstance(asked, CompletionRequest):
+        _note_ends(choices, report)
+        return data, report
     begin_choice = _choices_for(asked, rules, new_id, report)
-    becomes = [_take_whole(begin_choice(choice.index), choice) for choice in choices]
+    becomes = [_take_whole(begin_choice(choice.index or 0), choice) for choice in choices]
     if not any(becomes):
         return data, report
     return join(data, choices, becomes), report
@@ -391,12 +394,18 @@ def _read_whole(
 
 def _said_whole(choices: Sequence[Choice] | None) -> list[Choice] | None:
     """Return a whole chat's choices with their messages as deltas; None if one has no message."""
-    if choices is None or any(choice.message is None for choice in choices):
+    if choices is None or any(choice.message is None or choice.delta for choice in choices):
         return None
     return [
-        Choice(index=choice.index, delta=choice.message, finish_reason=choice.finish_reason)
+        Choice(index=choice.index or 0, delta=choice.message, finish_reason=choice.finish_reason)
         for choice in choices
     ]
+
+
+def _note_ends(choices: Sequence[Choice], report: Report) -> None:
+    for choice in choices:
+        if choice.finish_reason:
+            report.finish_reasons[choice.index or 0] = choice.finish_reason
 
 
 def _take_whole(rewriter: Rewriter | PlainChoice, choice: Choice) -> Rewritten | None:

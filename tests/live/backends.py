@@ -25,6 +25,8 @@ class Exchange:
     """One request, read whole, and the connection to answer it on."""
 
     def __init__(self, connection: socket.socket) -> None:
+        self.sent = 0
+        self.answered = False
         self._connection = connection
         self._file = connection.makefile("rb")
         self.method, self.path, _ = self._file.readline().decode().split(" ", 2)
@@ -51,6 +53,7 @@ class Exchange:
 
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
+        self.sent += len(data)
 
     def begin(self, status: str = "200 OK", content_type: str = "text/event-stream") -> None:
         """Send the head of an answer whose body comes in chunks."""
@@ -63,28 +66,39 @@ class Exchange:
         self.send(b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
+        self.answered = True
         self.send(b"0\r\n\r\n")
 
     def whole(
         self, body: bytes, status: str = "200 OK", content_type: str = "application/json"
     ) -> None:
+        self.answered = True
         head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nConnection: close\r\n"
         self.send(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
+    def close(self) -> None:
+        # A socket stays open as long as a file made of it does.
+        self._file.close()
+        self._connection.close()
+
+    def at_work(self) -> bool:
+        """Say whether somebody still waits for the rest of this answer."""
+        return not (self.answered or self.peer_is_gone(within=0))
+
     def peer_is_gone(self, within: float) -> bool:
         """Wait at most `within` seconds for the other side to close the connection."""
+        if self._connection.fileno() < 0:
+            return True
         end = time.monotonic() + within
-        while (left := end - time.monotonic()) > 0:
-            if select.select([self._connection], [], [], left)[0]:
-                try:
-                    if not self._connection.recv(4096):
-                        return True
-                except OSError:
+        while True:
+            left = max(0, end - time.monotonic())
+            if not select.select([self._connection], [], [], left)[0]:
+                return False
+            try:
+                if not self._connection.recv(4096):
                     return True
-        return False
-
-
-Script = "Callable[[Exchange], None]"
+            except OSError:
+                return True
 
 
 class Backend:
@@ -93,6 +107,9 @@ class Backend:
 
     :param script: may be replaced at any time; its connection is closed when it returns
     :param tls: what to wrap connections in, if they are to be encrypted
+    :ivar requests: all that came, but those for `/v1/models`, which it answers by itself
+    :ivar open: connections that are open
+    :ivar most_at_work: requests that somebody waited for at the same time
     """
 
     def __init__(
@@ -101,8 +118,9 @@ class Backend:
         self.script = script
         self.requests: list[Exchange] = []
         self.open = 0
-        self.most_open = 0
+        self.most_at_work = 0
         self._tls = tls
+        self._at_work: list[Exchange] = []
         self._changed = threading.Condition()
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=512)
         scheme = "https" if tls else "http"
@@ -138,7 +156,6 @@ class Backend:
     def _serve(self, connection: socket.socket) -> None:
         with self._changed:
             self.open += 1
-            self.most_open = max(self.most_open, self.open)
             self._changed.notify_all()
         try:
             self._answer(connection)
@@ -153,15 +170,21 @@ class Backend:
     def _answer(self, connection: socket.socket) -> None:
         if self._tls is not None:
             connection = self._tls.wrap_socket(connection, server_side=True)
-        with connection:
-            exchange = Exchange(connection)
+        exchange = Exchange(connection)
+        try:
             if exchange.path == "/v1/models":
                 exchange.whole(b'{"object": "list", "data": [{"id": "m", "object": "model"}]}')
                 return
             with self._changed:
                 self.requests.append(exchange)
+                self._at_work = [one for one in self._at_work if one.at_work()] + [exchange]
+                self.most_at_work = max(self.most_at_work, len(self._at_work))
                 self._changed.notify_all()
             self.script(exchange)
+        finally:
+            # Not while another thread asks whether its other side is there.
+            with self._changed:
+                exchange.close()
 
 
 def event(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
@@ -246,14 +269,22 @@ def stalls_in_midstream(exchange: Exchange) -> None:
     exchange.peer_is_gone(within=60)
 
 
-def floods(size: int, piece: int = 8192) -> Callable[[Exchange], None]:
-    """Return a script that streams about `size` bytes as fast as they are taken."""
-    one = event({"content": "x" * piece})
+_FLOOD = 8192
+
+
+def letters(size: int) -> int:
+    """Return how often "~" is in the content of `floods(size)`."""
+    return _FLOOD * (size // _FLOOD + 1)
+
+
+def floods(size: int) -> Callable[[Exchange], None]:
+    """Return a script that streams a bit more than `size` bytes, as fast as they are taken."""
+    one = event({"content": "~" * _FLOOD})
 
     def script(exchange: Exchange) -> None:
         exchange.begin()
         exchange.chunk(event({"role": "assistant", "content": ""}))
-        for _ in range(size // len(one) + 1):
+        for _ in range(size // _FLOOD + 1):
             exchange.chunk(one)
         exchange.chunk(event({}, "stop"))
         exchange.chunk(DONE)

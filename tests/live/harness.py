@@ -4,6 +4,7 @@ Starts and stops the real programs, and talks HTTP to them over plain sockets.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +74,7 @@ class Program:
 
     def __init__(self, command: list[str], log: Path, environ: dict[str, str]) -> None:
         self.log = log
+        self._told = False
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -93,10 +96,15 @@ class Program:
 
         wait_for(listens, f"nothing listens on {address}", within)
 
+    def begin_to_stop(self) -> None:
+        """Send SIGTERM: once, however often this is called."""
+        if not self._told and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self._told = True
+
     def terminate(self, within: float = 20) -> int:
         """Send SIGTERM and return the exit status, as `Popen.returncode` has it."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.begin_to_stop()
         try:
             return self.process.wait(within)
         except subprocess.TimeoutExpired:
@@ -127,6 +135,9 @@ class Daemon(Program):
             options = (*options, "--port", str(self.port))
         command = [*TWISTD, "-n", "--pidfile=", "blockops", *options]
         super().__init__(command, folder / "twistd.log", clean_environ(folder) | (environ or {}))
+
+    def listens(self) -> bool:
+        return _accepts(("127.0.0.1", self.port))
 
     def rss(self) -> int:
         """Return the bytes of memory that the process has."""
@@ -212,9 +223,21 @@ class Reply:
         return dict(error)
 
 
-def connect(url: str, timeout: float = 30) -> http.client.HTTPConnection:
+def connect(url: str, within: float) -> http.client.HTTPConnection:
+    """Connect to `url`; what comes of it has to be over `within` so many seconds."""
     parts = urlsplit(url)
-    return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=within)
+    connection.connect()
+    # A timeout of the socket counts anew with every heartbeat: this one does not.
+    bound = threading.Timer(within, _shut_down, [connection.sock])
+    bound.daemon = True
+    bound.start()
+    return connection
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def ask(
@@ -224,9 +247,10 @@ def ask(
     method: str = "POST",
     path: str = CHAT,
     headers: dict[str, str] | None = None,
+    within: float = 30,
 ) -> Reply:
     """Send one request and return the whole response; a body that is no bytes is sent as JSON."""
-    connection = connect(url)
+    connection = connect(url, within)
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     try:
         connection.request(method, path, data, headers or {"Content-Type": "application/json"})
@@ -302,10 +326,9 @@ class Stream:
         return [(name, json.loads(texts[index])) for index, name in sorted(names.items())]
 
 
-def open_stream(url: str, body: Any, timeout: float = 30) -> Stream:
+def open_stream(url: str, body: Any, within: float = 30) -> Stream:
     """Send a request and return the stream once its head is there."""
-    connection = connect(url, timeout)
-    # The socket stays with the response, whatever http.client thinks of `Connection: close`.
+    connection = connect(url, within)
     connection.request(
         "POST", CHAT, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

@@ -35,7 +35,7 @@ class CallArguments:
 
 @dataclass(frozen=True, slots=True)
 class CallEnded:
-    """The call that began last has all of its arguments. A call that was cut off has no such end."""
+    """The call that began last has all of its arguments; one that was cut off has no such end."""
 
 
 Delta = Text | Reasoning | CallBegan | CallArguments | CallEnded

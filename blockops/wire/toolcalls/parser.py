@@ -1,12 +1,47 @@
-"""The text of one choice, cut anywhere, to text, reasoning and calls."""
+"""
+The text of one choice, cut anywhere, to text, reasoning and calls.
+
+Four things may be going on, each a state:
+
+- *searching*: the scanner reads text, up to an opener;
+- *trying*: a format's reader reads on behind the opener, and everything it reads is kept. If it
+  refuses, the next format with that opener is asked; if all refuse, or the text kept outgrows
+  `max_hold`, the opener is text, and the search goes on right behind it;
+- *streaming*: the call began, and its reader's deltas go out as they come;
+- *dropping*: the same for a call that must not go out (`parallel_tool_calls: false`).
+
+Behind a call a reader may name another one, for what may follow in the same frame: trying again,
+this time with no opener to give back.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
-from blockops.wire.toolcalls.deltas import Delta, Text
+from blockops.wire.toolcalls.deltas import (
+    CallArguments,
+    CallBegan,
+    CallEnded,
+    Delta,
+    Text,
+)
+from blockops.wire.toolcalls.formats.protocol import (
+    CallReader,
+    Ended,
+    LeftOpen,
+    Opening,
+    Refused,
+    ToolCallFormat,
+)
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.rules import Rules
+from blockops.wire.toolcalls.scanner import Opened, TextScanner, literals_of
+from blockops.wire.toolcalls.untranslated import OpenerCount
+
+_WHOLE = frozenset({"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"})
+"""The finish reasons that say that the model ended by itself."""
 
 
 class ToolCallParser:
@@ -17,17 +52,54 @@ class ToolCallParser:
 
     :param offer: what the request offers
     :param rules: what the operator has set
-    :ivar tally: how often something worth counting was met
+    :ivar tally: how often something worth counting was met: "calls", "unknown_name", "malformed",
+        "unclosed" (calls that were cut off), "dropped_parallel", "gave_up" (more than `max_hold`
+        was held back), "untranslated" (openers where nothing is translated), "think_calls"
     """
 
     def __init__(self, offer: Offer, rules: Rules = Rules()) -> None:  # noqa: B008 (frozen)
         self._offer = offer
         self._rules = rules
         self.tally: Counter[str] = Counter()
+        translate = offer.translate or rules.translate == "always"
+        split = rules.reasoning == "split"
+        self._drafts = Drafts(offer, rules) if translate and rules.think_calls else None
+        self._count = None if translate else OpenerCount(rules.formats)
+        self._literals = literals_of(rules.formats if translate else ())
+        self._scanner = TextScanner(
+            self._literals,
+            fenced_calls=rules.fenced_calls,
+            split=split,
+            prefilled=rules.think_prefilled,
+            # Where nothing is translated, nothing waits for a call.
+            max_hold=rules.max_hold if translate else 0,
+            thoughts=self._drafts.hear if self._drafts else str,
+        )
+        self._read: Callable[[str, list[Delta]], str] = (
+            self._search if translate or split else self._pass
+        )
+        self._reader: CallReader
+        self._opening = Opening("", offer)
+        self._untried: tuple[ToolCallFormat, ...] = ()
+        # What was read since the attempt began, behind its opener, and what may still be read.
+        self._kept: list[str] = []
+        self._room = 0
 
     def feed(self, text: str) -> list[Delta]:
-        """Return what `text` makes certain; text is merged, so no two `Text` are neighbours."""
-        return [Text(text)] if text else []
+        """
+        Return what `text` makes certain; text is merged, so that no two `Text` are neighbours.
+
+        Text that nothing has to be decided on comes back as exactly `[Text(text)]`.
+        """
+        if self._scanner.ready and self._literals.plain.fullmatch(text):
+            return [Text(text)]
+        if self._count and (seen := self._count.feed(text)):
+            self.tally["untranslated"] += seen
+        out: list[Delta] = []
+        while text:
+            text = self._read(text, out)
+        self._scanner.flush(out)
+        return out
 
     def finish(self, reason: str | None) -> list[Delta]:
         """
@@ -35,4 +107,198 @@ class ToolCallParser:
 
         :param reason: the backend's finish reason; None when it ended without one
         """
-        return []
+        whole = reason in _WHOLE
+        out: list[Delta] = []
+        while self._read not in (self._search, self._pass):
+            text = self._end_reader(out, whole=whole)
+            while text:
+                text = self._read(text, out)
+        self._scanner.finish(out)
+        if self._drafts and whole and not self.tally["calls"]:
+            self._add_draft(self._drafts, out)
+        return out
+
+    # Without translation.
+
+    def _pass(self, text: str, out: list[Delta]) -> str:
+        out.append(Text(text))
+        return ""
+
+    # Searching.
+
+    def _search(self, text: str, out: list[Delta]) -> str:
+        opened = self._scanner.feed(text, out)
+        if opened is None:
+            return ""
+        self._try_formats(opened)
+        return opened.rest
+
+    def _try_formats(self, opened: Opened) -> None:
+        self._opening = Opening(
+            literal=opened.literal,
+            offer=self._offer,
+            offered_only=opened.in_code,
+            max_hold=self._rules.max_hold,
+            tally=self.tally,
+        )
+        self._untried = opened.formats[1:]
+        self._try(opened.formats[0].reader(self._opening), opened.literal)
+
+    def _try(self, reader: CallReader, literal: str) -> None:
+        self._reader = reader
+        self._kept = [literal]
+        self._room = self._rules.max_hold - len(literal)
+        self._read = self._attempt
+
+    # Trying.
+
+    def _attempt(self, text: str, out: list[Delta]) -> str:
+        if self._room <= 0:
+            self.tally["gave_up"] += 1
+            return self._give_back() + text
+        piece = text if len(text) <= self._room else text[: self._room]
+        rest = text[len(piece) :]
+        self._kept.append(piece)
+        self._room -= len(piece)
+        deltas: list[Delta] = []
+        verdict = self._reader.feed(piece, deltas)
+        while isinstance(verdict, Refused) and self._next_format():
+            verdict = self._reader.feed("".join(self._kept[1:]), deltas)
+        if isinstance(verdict, Refused):
+            return self._give_back() + rest
+        if deltas:
+            self._begin_call(deltas, out)
+        return rest if verdict is None else self._end_call(verdict, out) + rest
+
+    def _next_format(self) -> bool:
+        if self._untried:
+            self._reader = self._untried[0].reader(self._opening)
+            self._untried = self._untried[1:]
+            return True
+        return False
+
+    def _give_back(self) -> str:
+        """Give up the attempt: its opener is text, and what stands behind it is read again."""
+        literal, *kept = self._kept
+        self._stop_trying()
+        if literal:
+            self._scanner.give_back(literal)
+        return "".join(kept)
+
+    def _stop_trying(self) -> None:
+        self._untried = ()
+        self._kept = []
+        self._read = self._search
+
+    # Streaming and dropping.
+
+    def _begin_call(self, deltas: list[Delta], out: list[Delta]) -> None:
+        began = deltas[0]
+        assert isinstance(began, CallBegan)
+        self._kept = []
+        self._scanner.call_began(out)
+        if began.name not in self._offer.schemas:
+            self.tally["unknown_name"] += 1
+        if self.tally["calls"] and not self._offer.parallel:
+            self.tally["dropped_parallel"] += 1
+            self._read = self._drop
+        else:
+            self.tally["calls"] += 1
+            self._read = self._stream
+            out.extend(deltas)
+
+    def _stream(self, text: str, out: list[Delta]) -> str:
+        verdict = self._reader.feed(text, out)
+        return "" if verdict is None else self._end_call(verdict, out)
+
+    def _drop(self, text: str, out: list[Delta]) -> str:
+        return (
+            "" if (verdict := self._reader.feed(text, [])) is None else self._end_call(verdict, out)
+        )
+
+    def _end_call(self, verdict: Refused | Ended, out: list[Delta]) -> str:
+        assert isinstance(verdict, Ended)
+        self._stop_trying()
+        self._scanner.call_passed()
+        if verdict.spare:
+            self._scanner.spare(verdict.spare)
+        if verdict.then:
+            self._try(verdict.then, "")
+        return verdict.rest
+
+    # The end.
+
+    def _end_reader(self, out: list[Delta], *, whole: bool) -> str:
+        """Let the reader decide; return the text that is to be read again."""
+        deltas: list[Delta] = []
+        verdict = self._reader.finish(whole=whole, out=deltas)
+        if isinstance(verdict, Refused):
+            if self._next_format():
+                kept = "".join(self._kept[1:])
+                self._kept = self._kept[:1]
+                self._room = self._rules.max_hold - len(self._kept[0])
+                return kept
+            return self._give_back()
+        if self._read == self._attempt and deltas:
+            self._begin_call(deltas, out)
+        elif self._read == self._stream:
+            out.extend(deltas)
+        if isinstance(verdict, LeftOpen):
+            self.tally["unclosed"] += 1
+            self._stop_trying()
+            return ""
+        return self._end_call(verdict, out)
+
+    def _add_draft(self, drafts: Drafts, out: list[Delta]) -> None:
+        drafts.hear(None)
+        if drafts.call:
+            self.tally["calls"] += 1
+            self.tally["think_calls"] += 1
+            out.extend(drafts.call)
+
+
+class Drafts:
+    """
+    The calls that stand in think blocks: the last one that is complete and offered is kept.
+
+    :param offer: what the request offers
+    :param rules: what the operator has set
+    :ivar call: the deltas of that call; empty as long as there is none
+    """
+
+    def __init__(self, offer: Offer, rules: Rules) -> None:
+        self._offer = offer
+        self._rules = replace(rules, think_calls=False, think_prefilled=False, reasoning="keep")
+        self._parser: ToolCallParser | None = None
+        self._name = ""
+        self._pieces: list[str] = []
+        self._length = 0
+        self.call: list[Delta] = []
+
+    def hear(self, text: str | None) -> None:
+        """Read on in a think block; None ends the block."""
+        if self._parser is None:
+            self._parser = ToolCallParser(self._offer, self._rules)
+        if text is None:
+            deltas = self._parser.finish("stop")
+            self._parser = None
+        else:
+            deltas = self._parser.feed(text)
+        for delta in deltas:
+            self._note(delta)
+
+    def _note(self, delta: Delta) -> None:
+        if isinstance(delta, CallBegan):
+            self._name = delta.name
+            self._pieces = []
+            self._length = 0
+        elif isinstance(delta, CallArguments):
+            self._length += len(delta.text)
+            if self._length <= self._rules.max_hold:
+                self._pieces.append(delta.text)
+        elif isinstance(delta, CallEnded) and self._offered():
+            arguments = CallArguments("".join(self._pieces))
+            self.call = [CallBegan(self._name), arguments, CallEnded()]
+
+    def _offered(self) -> bool:
+        return self._name in self._offer.schemas and self._length <= self._rules.max_hold

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from blockops.wire.toolcalls.formats.protocol import ToolCallFormat
+from blockops.wire.toolcalls.formats.registry import BUILT_IN
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -18,6 +21,7 @@ class Rules:
     :param think_calls: a call found in a think block counts if no other comes
     :param max_hold: characters of text that may be held back while a call is not yet certain;
         262,144 is four times the longest tool call met in practice
+    :param formats: the formats to look for, asked in this order
     """
 
     translate: Literal["auto", "always"] = "auto"
@@ -26,3 +30,4 @@ class Rules:
     think_prefilled: bool = False
     think_calls: bool = False
     max_hold: int = 262_144
+    formats: tuple[ToolCallFormat, ...] = BUILT_IN

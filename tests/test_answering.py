@@ -68,7 +68,7 @@ class Departures(SynchronousTestCase):
         client, backend = world.ask()
         backend.begin_stream()
         backend.stream(chunk("Hello", role="assistant"))
-        client.wire.producer.pauseProducing()
+        client.pause()
         self.assertEqual(backend.wire.producerState, "paused")
         client.leave()
         self.assertTrue(backend.wire.aborted)
@@ -178,16 +178,16 @@ class Streams(SynchronousTestCase):
         world = World()
         client, backend = world.ask()
         backend.begin_stream()
-        client.wire.producer.pauseProducing()
+        client.pause()
         self.assertEqual(backend.wire.producerState, "paused")
-        client.wire.producer.resumeProducing()
+        client.resume()
         self.assertEqual(backend.wire.producerState, "producing")
 
     def test_a_client_that_reads_nothing_is_cut(self) -> None:
         world = World(client_timeout=60)
         client, backend = world.ask()
         backend.begin_stream()
-        client.wire.producer.pauseProducing()
+        client.pause()
         sent = client.received()
         world.pass_time(59)
         self.assertFalse(client.wire.aborted)
@@ -314,9 +314,9 @@ class Deadlines(SynchronousTestCase):
         client, backend = world.ask()
         backend.begin_stream()
         backend.stream(chunk("Hi", role="assistant"))
-        client.wire.producer.pauseProducing()
+        client.pause()
         world.pass_time(40)
-        client.wire.producer.resumeProducing()
+        client.resume()
         world.pass_time(10)
         self.assertFalse(client.complete())
         self.assertFalse(backend.wire.aborted)
@@ -481,11 +481,11 @@ class Relaying(SynchronousTestCase):
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\nabc")
         world.reactor.advance(0)
         backend = world.backend()
-        backend.wire.producer.pauseProducing()
+        backend.pause()
         self.assertEqual(client.wire.producerState, "paused")
         world.pass_time(100, step=1)
         self.assertFalse(client.wire.closed)
-        backend.wire.producer.resumeProducing()
+        backend.resume()
         self.assertEqual(client.wire.producerState, "producing")
 
     def test_posts_are_admitted(self) -> None:
@@ -592,6 +592,19 @@ class Relaying(SynchronousTestCase):
             client.body().replace(b": heartbeat\n\n", b""),
             b"event: response.created\ndata: {}\n\nevent: response.completed\ndata: {}\n\n",
         )
+
+    def test_another_kind_of_stream_that_breaks_off(self) -> None:
+        world = World()
+        client = world.client()
+        client.post("/v1/responses", b'{"stream": true}')
+        backend = world.backend()
+        backend.begin_stream()
+        backend.stream("event: response.created\ndata: {}\n\n")
+        backend.leave()
+        world.reactor.advance(0)
+        self.assertEqual(json.loads(client.events()[-1])["error"]["code"], "backend_stopped")
+        self.assertTrue(client.complete())
+        self.assertEqual(world.idle(), NOTHING_LEFT)
 
     def test_head(self) -> None:
         world = World()

@@ -1,0 +1,117 @@
+"""What the formats share whose calls are JSON objects: one object, and what may go wrong in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from blockops.wire.toolcalls.callobject import CallObject
+from blockops.wire.toolcalls.deltas import CallArguments, CallEnded, Delta
+from blockops.wire.toolcalls.formats.protocol import Ended, LeftOpen, Opening, Refused
+from blockops.wire.toolcalls.jsontext import Standing
+from blockops.wire.toolcalls.overlap import begun_at_the_end
+
+MAX_LOOSE = 1_024
+"""Characters behind complete arguments that are kept, to be shown if they are no JSON."""
+
+Verdict = Refused | Ended | None
+
+
+class ObjectReader:
+    """
+    Reads one JSON object and, where its arguments break, raw text up to `end_of_raw`.
+
+    A subclass says what stands in front of the object (`_first`), what happens behind a whole
+    one (`_whole_at`) and where arguments end that broke.
+    """
+
+    end_of_raw = ""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+        self._object = CallObject(opening)
+        self._state: Callable[[str, list[Delta]], Verdict] = self._first
+        # What was read and is not decided on.
+        self._seen = ""
+        # What was read behind the last member of an object whose arguments are complete.
+        self._loose = ""
+
+    def feed(self, text: str, out: list[Delta]) -> Verdict:
+        """Read on; see `CallReader`."""
+        return self._state(text, out)
+
+    def finish(self, *, whole: bool, out: list[Delta]) -> Refused | Ended | LeftOpen:
+        """Decide at the end of the text; see `CallReader`."""
+        if whole and self._state == self._in_raw:
+            return self._end_raw(self._seen, "", out)
+        if whole and self._object.complete(out):
+            return self._ended("")
+        return LeftOpen() if self._object.began else Refused()
+
+    def _first(self, text: str, out: list[Delta]) -> Verdict:
+        raise NotImplementedError
+
+    def _whole_at(self, text: str, out: list[Delta]) -> Verdict:
+        raise NotImplementedError
+
+    def _broken_at(self, text: str, out: list[Delta]) -> Verdict:
+        """Decide on what the object cannot hold."""
+        call = self._object
+        if not call.began:
+            return Refused()
+        self._opening.tally["malformed"] += 1
+        if call.has_arguments:
+            call.end(out)
+            loose = self._loose if len(self._loose) <= MAX_LOOSE else ""
+            return self._behind_broken(loose + text)
+        self._state = self._in_raw
+        self._seen = ""
+        return self._in_raw(call.raw() + text, out)
+
+    def _behind_broken(self, rest: str) -> Ended:
+        return Ended(rest)
+
+    def _ended(self, rest: str) -> Ended:
+        if self._object.flaws:
+            self._opening.tally["malformed"] += 1
+        return Ended(rest)
+
+    def _object_at(self, text: str, pos: int, out: list[Delta]) -> Verdict:
+        self._state = self._in_object
+        return self._read(text, pos, out)
+
+    def _in_object(self, text: str, out: list[Delta]) -> Verdict:
+        return self._read(text, 0, out)
+
+    def _read(self, text: str, start: int, out: list[Delta]) -> Verdict:
+        call = self._object
+        pos = call.feed(text, start, out)
+        if call.standing is Standing.WHOLE:
+            return self._whole_at(text[pos:], out)
+        if call.has_arguments:
+            self._keep(text[:pos])
+        return None if call.standing is Standing.OPEN else self._broken_at(text[pos:], out)
+
+    def _keep(self, text: str) -> None:
+        settled = self._object.settled
+        if settled >= 0:
+            self._loose = text[settled:][: MAX_LOOSE + 1]
+        else:
+            self._loose += text[: MAX_LOOSE + 1 - len(self._loose)]
+
+    def _in_raw(self, text: str, out: list[Delta]) -> Verdict:
+        """Pass broken arguments as they are, up to where they end."""
+        text = self._seen + text
+        end = text.find(self.end_of_raw)
+        if end >= 0:
+            return self._end_raw(text[:end], text[end:], out)
+        held = begun_at_the_end(text, self.end_of_raw)
+        self._seen = text[held:]
+        if held:
+            out.append(CallArguments(text[:held]))
+        return None
+
+    def _end_raw(self, raw: str, rest: str, out: list[Delta]) -> Ended:
+        if raw:
+            out.append(CallArguments(raw))
+        out.append(CallEnded())
+        return Ended(rest)

@@ -1,0 +1,245 @@
+"""
+A parameter's text to a JSON value, by the JSON schema that the request declares for it.
+
+What a schema allows is gathered from `type` (a name or a list), `enum`, `const`, `nullable`, the
+members of `anyOf`, `oneOf` and `allOf`, and `$ref` to somewhere in the same schema; `properties`
+and `items` without a type mean an object and an array. A schema that says nothing allows a string.
+
+The text is read as JSON (with what `JsonValue` mends), then as a Python literal. What comes of it
+is taken if the schema allows it and it is no string; otherwise the text itself is the value, a
+string. Numbers keep their spelling, but a whole number in an integer's place loses its empty
+fraction.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from json.encoder import encode_basestring
+from typing import Any
+
+from blockops.wire.toolcalls.jsontext import JsonValue, Standing
+
+MAX_LITERAL = 65_536
+"""Characters that are read as a Python literal: Python's parser is slow."""
+
+MAX_EXPONENT_DIGITS = 2
+"""Digits of an exponent with which a number is still written out as an integer."""
+
+_MAX_REFERENCES = 64
+_UNIONS = ("anyOf", "oneOf", "allOf")
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_EXPONENT = re.compile(r"[eE][+-]?([0-9]+)")
+_BRACKETS: dict[type, str] = {list: "[", tuple: "(", dict: "{"}
+_BY_FIRST = {
+    "{": "object",
+    "[": "array",
+    '"': "string",
+    "t": "boolean",
+    "f": "boolean",
+    "n": "null",
+}
+_IMPLIED = {
+    "properties": "object",
+    "additionalProperties": "object",
+    "items": "array",
+    "prefixItems": "array",
+}
+
+
+class Parameters:
+    """
+    The parameters of one function.
+
+    :param schema: the function's `parameters`, of any shape: what makes no sense is ignored
+    """
+
+    def __init__(self, schema: Any) -> None:
+        self._schema = schema
+
+    @cached_property
+    def declared(self) -> Mapping[str, Any]:
+        """The schemas of the parameters, by name."""
+        return {
+            name: each
+            for part in _parts(self._schema, self._schema)
+            if isinstance(properties := part.get("properties"), dict)
+            for name, each in properties.items()
+        }
+
+    def kind(self, name: str) -> Kind:
+        """Return what the parameter `name` may be: a string, where it is not declared."""
+        allowed: set[str] = set()
+        values: list[Any] = []
+        for part in _parts(self.declared.get(name), self._schema):
+            allowed.update(_types(part))
+            values.extend(_constants(part))
+        return Kind(frozenset(allowed), tuple(values))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    What a parameter may be.
+
+    :param types: the names of JSON schema's types
+    :param values: constants, apart from strings
+    """
+
+    types: frozenset[str] = frozenset()
+    values: tuple[Any, ...] = ()
+
+    @property
+    def is_string(self) -> bool:
+        """Whether it can only be a string, which needs no reading."""
+        return not self.values and self.types <= {"string"}
+
+    def written(self, text: str) -> str:
+        """Return the JSON of the value that `text` means."""
+        for candidate in _readings(text.strip()):
+            if (fitting := self._fitting(candidate)) is not None:
+                return fitting
+        return encode_basestring(text)
+
+    def _fitting(self, candidate: str) -> str | None:
+        """Return a JSON text as it may be written here, None if it may not."""
+        name = _type_of(candidate)
+        if name == "string":
+            return None
+        if name in self.types or (name == "number" and "integer" in self.types):
+            if name == "number" and "number" not in self.types:
+                return _integer(candidate)
+            return candidate
+        if name == "integer" and "number" in self.types:
+            return candidate
+        if self.values and _is_among(candidate, self.values):
+            return candidate
+        return None
+
+
+def _parts(schema: Any, root: Any) -> Iterator[dict[str, Any]]:
+    """Go through a schema, and all that it refers to and is made of."""
+    waiting = [schema]
+    seen = 0
+    while waiting and seen < _MAX_REFERENCES:
+        part = waiting.pop(0)
+        if not isinstance(part, dict):
+            continue
+        seen += 1
+        yield part
+        waiting.append(_referred(part.get("$ref"), root))
+        for union in _UNIONS:
+            members = part.get(union)
+            if isinstance(members, list):
+                waiting.extend(members)
+
+
+def _referred(reference: Any, root: Any) -> Any:
+    """Return what a reference into the same schema stands for, None if nothing."""
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    place = root
+    for step in reference[1:].split("/")[1:]:
+        if not isinstance(place, dict):
+            return None
+        place = place.get(step.replace("~1", "/").replace("~0", "~"))
+    return place
+
+
+def _types(part: dict[str, Any]) -> Iterator[str]:
+    named = part.get("type")
+    names = named if isinstance(named, list) else [named]
+    yield from (name for name in names if isinstance(name, str))
+    if named is None:
+        yield from (name for key, name in _IMPLIED.items() if key in part)
+    if part.get("nullable") is True:
+        yield "null"
+
+
+def _constants(part: dict[str, Any]) -> Iterator[Any]:
+    listed = part.get("enum")
+    values = [*listed] if isinstance(listed, list) else []
+    if "const" in part:
+        values.append(part["const"])
+    return (value for value in values if not isinstance(value, str))
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Yield what `text` may mean, as JSON."""
+    if _is_json(text):
+        yield text
+        return
+    if text[:1] in ("{", "[") and _is_json(mended := _mended(text)):
+        yield mended
+    if literal := _literal(text):
+        yield literal
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, parse_int=str, parse_float=str, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _mended(text: str) -> str:
+    """Return JSON5 as JSON, and "" for what cannot be mended."""
+    value = JsonValue()
+    out: list[str] = []
+    end = value.feed(text, 0, out)
+    if value.standing is Standing.WHOLE and end == len(text):
+        return "".join((*out, value.closing))
+    return ""
+
+
+def _literal(text: str) -> str:
+    """Return a Python literal as JSON, and "" for what is none."""
+    if not 0 < len(text) <= MAX_LITERAL:
+        return ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = ast.literal_eval(text)
+        # In "1, 2" and "(1)" a reader of Python sees more than the model meant.
+        if _BRACKETS.get(type(value)) != (text[0] if text[0] in "[({" else None):
+            return ""
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return ""
+
+
+def _type_of(candidate: str) -> str:
+    """Return the name of a JSON text's type."""
+    if _INTEGER.fullmatch(candidate):
+        return "integer"
+    return _BY_FIRST.get(candidate[0], "number")
+
+
+def _integer(candidate: str) -> str | None:
+    """Return a number as an integer is written, None if it is not whole."""
+    exponent = _EXPONENT.search(candidate)
+    if exponent and len(exponent[1]) > MAX_EXPONENT_DIGITS:
+        return None
+    value = Decimal(candidate)
+    whole = value.to_integral_value()
+    return f"{whole:f}" if whole == value else None
+
+
+def _is_among(candidate: str, values: tuple[Any, ...]) -> bool:
+    """Whether a JSON text means one of `values`; true is not 1."""
+    try:
+        meant = json.loads(candidate)
+    except ValueError:
+        return False
+    return any(meant == value and type(meant) is type(value) for value in values)

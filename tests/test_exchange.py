@@ -1,0 +1,170 @@
+"""What is written down of a request and its answer, and what becomes of our own mistakes."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import provider
+
+from blockops.backend import Backend
+from tests.memory import DONE, NOTHING_LEFT, WEATHER, World, chat, chunk
+
+CALL = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
+
+
+class Records(SynchronousTestCase):
+    def test_a_stream(self) -> None:
+        world = World(max_concurrent=1)
+        first, running = world.ask()
+        client = world.client()
+        body = json.dumps(chat(model="tiny")).encode()
+        client.post("/v1/chat/completions?x=1", body, User_Agent="me")
+        world.pass_time(2)
+        running.answer(b"no", "500 No")
+        backend = world.backend()
+        world.pass_time(1)
+        backend.begin_stream()
+        events = [chunk(CALL, role="assistant"), chunk(finish="stop"), DONE]
+        backend.stream(events[0])
+        world.pass_time(3)
+        backend.stream(*events[1:])
+        world.reactor.advance(0)
+
+        request = world.traffic.requests()[1]
+        self.assertEqual((request.method, request.client), ("POST", "192.0.2.1"))
+        self.assertEqual(request.path, "/v1/chat/completions?x=1")
+        self.assertEqual((request.model, request.stream), ("tiny", True))
+        self.assertEqual((request.size, request.body), (len(body), body))
+        self.assertEqual(request.headers["user-agent"], "me")
+        refused, response = world.traffic.responses()
+        self.assertEqual(response.id, request.id)
+        self.assertEqual(response.id, client.headers()["x-request-id"])
+        self.assertNotEqual(response.id, refused.id)
+        self.assertEqual((response.status, response.outcome), (200, "done"))
+        self.assertEqual(
+            (response.queued_ms, response.first_byte_ms, response.last_byte_ms),
+            (2000, 3000, 6000),
+        )
+        self.assertEqual(response.body, "".join(events).encode())
+        self.assertEqual(response.bytes_in, len(response.body))
+        self.assertEqual(response.bytes_out, len(client.body()))
+        self.assertEqual(list(response.calls), ["get_weather"])
+        self.assertEqual(list(response.finish_reasons), ["tool_calls"])
+        self.assertEqual((refused.status, refused.outcome), (500, "failed"))
+        self.assertEqual(refused.error, first.error()["message"])
+
+    def test_a_request_that_is_none(self) -> None:
+        world = World()
+        world.client().post("/v1/chat/completions", b"nonsense")
+        (request,), (response,) = world.traffic.requests(), world.traffic.responses()
+        self.assertEqual((request.body, request.model), (b"nonsense", None))
+        self.assertEqual((response.status, response.outcome), (400, "failed"))
+
+    def test_a_client_that_leaves(self) -> None:
+        world = World()
+        client, _ = world.ask()
+        client.leave()
+        (response,) = world.traffic.responses()
+        self.assertEqual((response.status, response.outcome), (None, "client left"))
+        self.assertIsNone(response.first_byte_ms)
+
+    def test_an_upload(self) -> None:
+        world = World()
+        client = world.client()
+        client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\nabcdef")
+        world.reactor.advance(0)
+        world.backend().answer(b"answer", kind="text/plain")
+        (request,), (response,) = world.traffic.requests(), world.traffic.responses()
+        self.assertEqual((request.size, request.body), (6, b""))
+        self.assertEqual((response.body, response.bytes_out), (b"answer", 6))
+
+    def test_an_upload_of_unknown_length(self) -> None:
+        world = World()
+        client = world.client()
+        client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        self.assertEqual(world.traffic.requests()[0].size, 0)
+
+    def test_of_the_backends_body_only_the_beginning_is_kept(self) -> None:
+        world = World(log_body=10)
+        client = world.client()
+        client.get("/v1/x")
+        backend = world.backend()
+        backend.send(b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n")
+        for _ in range(4):
+            backend.send(b"abcd")
+        world.reactor.advance(0)
+        (response,) = world.traffic.responses()
+        self.assertEqual((response.body, response.bytes_in), (b"abcdabcdab", 16))
+
+    def test_asking_how_it_is_is_no_traffic(self) -> None:
+        world = World()
+        world.client().get("/health")
+        world.client().get("/ready")
+        world.backend().answer(b"{}")
+        self.assertEqual(world.traffic.records, [])
+
+    def test_every_request_has_its_response(self) -> None:
+        world = World(drain=0)
+        for target in ("/v1/models", "/v1/models/x", "/v1/files"):
+            world.client().get(target)
+        for target in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            world.client().post(target, chat())
+        world.stop()
+        world.pass_time(1)
+        came = [record.id for record in world.traffic.requests()]
+        self.assertEqual(len(came), 6)
+        self.assertCountEqual(came, [record.id for record in world.traffic.responses()])
+
+
+class OurOwnMistakes(SynchronousTestCase):
+    def test_a_bug_is_told_and_logged(self) -> None:
+        world = World()
+        client = world.client()
+
+        async def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(Backend, "granted", broken)
+        client.get("/v1/x")
+        self.assertEqual(client.status(), 500)
+        self.assertEqual(client.error()["code"], "internal_error")
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(len(self.flushLoggedErrors()), 1)
+
+
+class Remarks(SynchronousTestCase):
+    def answer(self, world: World, text: str, **fields: object) -> None:
+        _, backend = world.ask(**fields)
+        backend.begin_stream()
+        backend.stream(chunk(text, role="assistant"), chunk(finish="stop"), DONE)
+        world.reactor.advance(0)
+
+    def setUp(self) -> None:
+        self.events: list[LogEvent] = []
+        globalLogPublisher.addObserver(self.keep)
+        self.addCleanup(globalLogPublisher.removeObserver, self.keep)
+
+    @provider(ILogObserver)
+    def keep(self, event: LogEvent) -> None:
+        self.events.append(event)
+
+    def said(self, part: str) -> int:
+        told = [str(event.get("what", "")) + str(event.get("log_format")) for event in self.events]
+        return sum(part in line for line in told)
+
+    def test_calls_that_nobody_asked_for_are_hinted_at_once(self) -> None:
+        world = World()
+        for _ in range(3):
+            self.answer(world, CALL, tools=[])
+        self.assertEqual(self.said("--translate=always"), 1)
+
+    def test_a_tool_that_is_not_offered(self) -> None:
+        world = World()
+        self.answer(world, CALL.replace("get_weather", "get_whether"), tools=[WEATHER])
+        self.assertEqual(self.said("does not offer"), 1)
+
+    def test_nothing_to_remark(self) -> None:
+        self.answer(World(), CALL)
+        self.assertEqual(self.said("model"), 0)

@@ -1,0 +1,197 @@
+"""Chunks are taken apart and put together without touching what does not change."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockops.wire.chunks import (
+    Choice,
+    Delta,
+    Piece,
+    Rewritten,
+    as_chunk,
+    decode_chunk,
+    envelope,
+    event,
+    is_strict,
+    join,
+    loose_chunk,
+    spread,
+    without_usage,
+)
+
+
+def text(value: str) -> Piece:
+    return Piece({"content": value})
+
+
+class EventTests(SynchronousTestCase):
+    def test_one_line(self) -> None:
+        self.assertEqual(event(b'{"a": 1}'), b'data: {"a": 1}\n\n')
+
+    def test_line_ends_are_taken_out(self) -> None:
+        made = event(b'{\r\n "a": [1.50,\n "\\n"]\n}')
+        self.assertEqual(made, b'data: {"a":[1.50,"\\n"]}\n\n')
+
+
+class ReadTests(SynchronousTestCase):
+    def test_strict(self) -> None:
+        self.assertTrue(is_strict(b'{"a": 1}'))
+        for data in (b"", b"{", b'{"a": NaN}', b'"\\ud83d"', b'"\n"', b"\xff", b"[" * 100_000):
+            self.assertFalse(is_strict(data))
+
+    def test_loose(self) -> None:
+        """What has another type than it should counts as missing, what is right does not."""
+        data = {
+            "choices": [
+                {"index": 1, "delta": {"role": "r", "content": 5}, "finish_reason": "stop"},
+                {"index": "2", "message": {"content": "c"}, "text": "t"},
+            ],
+            "usage": {"a": 1},
+            "error": 5,
+        }
+        read = loose_chunk(json.dumps(data).encode())
+        self.assertEqual(
+            read.choices,
+            [
+                Choice(1, Delta("r"), finish_reason="stop"),
+                Choice(None, message=Delta(content="c"), text="t"),
+            ],
+        )
+        self.assertEqual((read.usage, read.error), ({"a": 1}, 5))
+
+    def test_nothing_like_a_chunk(self) -> None:
+        for data in (b"[]", b"5", b'{"choices":[5]}', b'{"choices":[{},null]}'):
+            self.assertRaises(ValueError, loose_chunk, data)
+        self.assertIsNone(loose_chunk(b'{"choices":5}').choices)
+
+    def test_envelope(self) -> None:
+        data = b'{"id":"i","x":1,"created":1.0,"choices":[],"usage":null,"model":null}'
+        self.assertEqual(
+            {key: bytes(raw) for key, raw in envelope(data).items()},
+            {"id": b'"i"', "created": b"1.0", "model": b"null"},
+        )
+
+
+class SpreadTests(SynchronousTestCase):
+    CHUNK = (
+        b'{"id":"i","choices":[{"index":0,"delta":{"role":"assistant","content":"ab","k":1.0},'
+        b'"logprobs":{"l":2.0},"none":null,"finish_reason":"stop"}],"usage":{"u":3.0},"v":null}'
+    )
+
+    def spread(self, *pieces: Piece, rest: str = "first", data: bytes = CHUNK) -> list[bytes]:
+        choices = decode_chunk(data).choices or []
+        return spread(data, choices, [Rewritten(list(pieces), rest)])  # type: ignore[arg-type]
+
+    def test_one_piece(self) -> None:
+        (made,) = self.spread(text("x"))
+        self.assertEqual(
+            made,
+            b'{"id":"i","choices":[{"index":0,"delta":{"k":1.0,"content":"x"},"logprobs":{"l":2.0},'
+            b'"none":null,"finish_reason":null}],"usage":{"u":3.0},"v":null}',
+        )
+
+    def test_two_pieces(self) -> None:
+        first, second = self.spread(text("a"), Piece({}, "length"))
+        self.assertEqual(
+            first,
+            b'{"id":"i","v":null,"choices":[{"index":0,"delta":{"k":1.0,"content":"a"},'
+            b'"logprobs":{"l":2.0},"none":null,"finish_reason":null}]}',
+        )
+        self.assertEqual(
+            second,
+            b'{"id":"i","choices":[{"index":0,"delta":{},"none":null,"finish_reason":"length"}],'
+            b'"usage":{"u":3.0},"v":null}',
+        )
+
+    def test_rest_in_the_last_piece(self) -> None:
+        first, second = map(json.loads, self.spread(text("a"), Piece({}, "stop"), rest="last"))
+        self.assertEqual(first["choices"][0]["delta"], {"content": "a"})
+        self.assertEqual(second["choices"][0]["delta"], {"k": 1.0})
+        self.assertNotIn("logprobs", first["choices"][0])
+
+    def test_rest_in_a_piece_of_its_own(self) -> None:
+        """Where the rest and a piece have a field in common, neither is lost."""
+        for rest, order in (
+            ("first", [{"k": 1.0}, {"k": "x"}]),
+            ("last", [{"k": "x"}, {"k": 1.0}]),
+        ):
+            made = [json.loads(chunk) for chunk in self.spread(Piece({"k": "x"}), rest=rest)]
+            self.assertEqual([chunk["choices"][0]["delta"] for chunk in made], order)
+
+    def test_no_piece(self) -> None:
+        (made,) = map(json.loads, self.spread())
+        self.assertEqual(made["choices"][0]["delta"], {"k": 1.0})
+        self.assertEqual(made["choices"][0]["logprobs"], {"l": 2.0})
+        self.assertEqual(made["usage"], {"u": 3.0})
+
+    def test_nowhere(self) -> None:
+        (made,) = self.spread(rest="nowhere")
+        self.assertEqual(made, b'{"id":"i","choices":[],"usage":{"u":3.0},"v":null}')
+
+    def test_nothing_left(self) -> None:
+        data = b'{"id":"i","choices":[{"index":0,"delta":{"content":"a"},"x":null}],"usage":null}'
+        self.assertEqual(self.spread(data=data), [])
+        for nothing in (b'{"refusal":null,"content":"a"}', b'{"tool_calls":[],"content":"a"}'):
+            self.assertEqual(self.spread(data=b'{"choices":[{"delta":%s}]}' % nothing), [])
+
+    def test_choice_that_stays(self) -> None:
+        data = b'{"choices":[{"index":0,"delta":{"content":"a"}, "x":1.0},{"index":1,"delta":{}}]}'
+        choices = decode_chunk(data).choices or []
+        made = spread(data, choices, [None, Rewritten([text("b")])])
+        self.assertEqual(made[0], b'{"choices":[{"index":0,"delta":{"content":"a"},"x":1.0}]}')
+        self.assertEqual(json.loads(made[1])["choices"][0]["delta"], {"content": "b"})
+
+    def test_shift(self) -> None:
+        data = b'{"choices":[{"delta":{"tool_calls":[{"index":1,"id":"a","k":1.0},{"id":"b"}]}}]}'
+        choices = decode_chunk(data).choices or []
+        (made,) = spread(data, choices, [Rewritten([], "last", 2)])
+        calls = b'[{"index":3,"id":"a","k":1.0},{"id":"b","index":3}]'
+        self.assertIn(b'"tool_calls":' + calls, made)
+
+
+class WholeTests(SynchronousTestCase):
+    ANSWER = (
+        b'{"id":"i","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant",'
+        b'"content":"a","k":1.0,"tool_calls":[{"id":"t","n":2.0}]},"finish_reason":"stop"}],'
+        b'"usage":{"u":3.0}}'
+    )
+
+    def test_as_chunk(self) -> None:
+        self.assertEqual(
+            as_chunk(self.ANSWER),
+            b'{"id":"i","object":"chat.completion.chunk","choices":[{"index":0,"finish_reason":"stop",'
+            b'"delta":{"role":"assistant","content":"a","k":1.0,"tool_calls":'
+            b'[{"index":0,"id":"t","n":2.0}]}}],"usage":{"u":3.0}}',
+        )
+
+    def test_without_usage(self) -> None:
+        answer, usage = without_usage(self.ANSWER)
+        self.assertNotIn(b"usage", answer)
+        self.assertEqual(
+            usage, b'{"id":"i","object":"chat.completion","choices":[],"usage":{"u":3.0}}'
+        )
+
+    def test_join(self) -> None:
+        function = {"name": "f", "arguments": ""}
+        call = {"index": 0, "id": "c", "type": "function", "function": function}
+        pieces = [
+            text("x"),
+            Piece({"tool_calls": [call]}),
+            Piece({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}),
+            Piece({"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]}),
+            text("y"),
+            Piece({}, "tool_calls"),
+        ]
+        choices = [Choice(0, Delta(content="a"))]
+        made = join(self.ANSWER, choices, [Rewritten(pieces)])
+        self.assertEqual(
+            made,
+            b'{"id":"i","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant",'
+            b'"content":"xy","k":1.0,"tool_calls":[{"id":"c","type":"function","function":'
+            b'{"name":"f","arguments":"{}"}},{"id":"t","n":2.0}]},"finish_reason":"tool_calls"}],'
+            b'"usage":{"u":3.0}}',
+        )
+        self.assertEqual(function, {"name": "f", "arguments": ""})

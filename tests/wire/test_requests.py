@@ -1,0 +1,205 @@
+"""Requests are read as far as needed, refused clearly, and sent on as they came."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockops.wire.errors import ApiError
+from blockops.wire.requests import ChatRequest, CompletionRequest
+from blockops.wire.toolcalls.offer import Offer
+from blockops.wire.toolcalls.rules import Rules
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}}}
+TOOL = {"type": "function", "function": {"name": "search", "parameters": SCHEMA}}
+
+
+def parse(**fields: Any) -> ChatRequest:
+    return ChatRequest.parse(json.dumps({"messages": MESSAGES, **fields}).encode())
+
+
+class ReadTests(SynchronousTestCase):
+    def test_defaults(self) -> None:
+        asked = parse()
+        self.assertEqual(
+            (asked.stream, asked.include_usage, asked.n, asked.model), (False, False, 1, None)
+        )
+
+    def test_fields(self) -> None:
+        asked = parse(stream=True, stream_options={"include_usage": True}, n=3, model="m")
+        self.assertEqual(
+            (asked.stream, asked.include_usage, asked.n, asked.model), (True, True, 3, "m")
+        )
+
+    def test_null_is_missing(self) -> None:
+        asked = parse(stream=None, stream_options=None, n=None, model=None, tools=None)
+        self.assertEqual(
+            (asked.stream, asked.include_usage, asked.n, asked.model), (False, False, 1, None)
+        )
+
+    def test_body_is_what_came(self) -> None:
+        for body in (
+            b' {"messages" : [ {} ], "x": 1.50, "x": 1e5}\n',
+            b'{"messages":[{"content":"\\ud83d"}]}',
+            b'{"messages":[{"content":"x","n":NaN}], "stream": true}',
+            b'{"messages":[{}],"seed":1e400}',
+        ):
+            self.assertEqual(ChatRequest.parse(body).body(), body)
+
+    def test_lenient_body_is_read_too(self) -> None:
+        body = b'{"messages":[{"content":"\\ud83d"}],"stream":true,"n":2,"tools":[%s]}'
+        asked = ChatRequest.parse(body % json.dumps(TOOL).encode())
+        self.assertEqual((asked.stream, asked.n), (True, 2))
+        self.assertEqual(asked.offer(Rules()).schemas, {"search": SCHEMA})
+
+    def test_completion(self) -> None:
+        body = b'{"stream":true,"n":2,"model":"m","stream_options":{"include_usage":true}}'
+        asked = CompletionRequest.parse(body)
+        self.assertEqual(
+            (asked.stream, asked.include_usage, asked.n, asked.model), (True, True, 2, "m")
+        )
+        self.assertEqual(asked.body(), body)
+
+
+class RefusalTests(SynchronousTestCase):
+    """Each bad request is a 400 that names the field and says what to send."""
+
+    def refuse(self, body: bytes, kind: type[Any] = ChatRequest) -> ApiError:
+        error: ApiError = self.assertRaises(ApiError, kind.parse, body)
+        self.assertEqual((error.status, error.type), (400, "invalid_request_error"))
+        return error
+
+    def test_no_json(self) -> None:
+        for body in (b"", b"{", b"nope", b"\xff", b'{"a":"\n"}', b"[" * 100_000, b"\x00"):
+            for kind in (ChatRequest, CompletionRequest):
+                self.assertIn("not valid JSON", self.refuse(body, kind).message)
+
+    def test_no_object(self) -> None:
+        kinds = {
+            b"[]": "a list",
+            b'"x"': "a string",
+            b"1": "a number",
+            b"null": "null",
+            b"true": "a b",
+        }
+        for body, word in kinds.items():
+            message = self.refuse(body).message
+            self.assertIn(word, message)
+            self.assertIn("JSON object", message)
+
+    def test_messages(self) -> None:
+        cases = {
+            b"{}": ("missing", "missing_required_parameter", "messages"),
+            b'{"messages":null}': ("null", "invalid_type", "messages"),
+            b'{"messages":"hi"}': ("a string", "invalid_type", "messages"),
+            b'{"messages":{}}': ("an object", "invalid_type", "messages"),
+            b'{"messages":[]}': ("empty", "empty_array", "messages"),
+            b'{"messages":[{},"hi"]}': ("an object", "invalid_type", "messages[1]"),
+            b'{"messages":[null]}': ("an object", "invalid_type", "messages[0]"),
+        }
+        for body, (word, code, param) in cases.items():
+            for lenient in (body, body.replace(b"{", b'{"x":"\\ud83d",', 1).replace(b",}", b"}")):
+                error = self.refuse(lenient)
+                self.assertIn(word, error.message)
+                self.assertEqual((error.code, error.param), (code, param))
+
+    def test_types(self) -> None:
+        cases: list[tuple[str, Any, str]] = [
+            ("stream", "yes", "true or false"),
+            ("stream", 1, "true or false"),
+            ("n", "2", "a whole number"),
+            ("n", True, "a whole number"),
+            ("n", 1.5, "a whole number"),
+            ("n", 0, "1 or more"),
+            ("n", -1, "1 or more"),
+            ("tools", {}, "a list"),
+            ("tools", "search", "a list"),
+            ("functions", 7, "a list"),
+            ("model", 5, "a string"),
+            ("stream_options", [], "an object"),
+        ]
+        for name, value, word in cases:
+            error = self.refuse(json.dumps({"messages": MESSAGES, name: value}).encode())
+            self.assertIn(f"`{name}`", error.message)
+            self.assertIn(word, error.message)
+            self.assertEqual(error.param, name)
+
+    @given(st.binary(max_size=40) | st.text('{}[]":,mesag1 ', max_size=40).map(str.encode))
+    def test_garbage(self, body: bytes) -> None:
+        try:
+            ChatRequest.parse(body)
+        except ApiError as error:
+            self.assertEqual(error.status, 400)
+
+
+class OfferTests(SynchronousTestCase):
+    def offer(self, rules: Rules | None = None, **fields: Any) -> Offer:
+        return parse(**fields).offer(rules or Rules())
+
+    def test_tools(self) -> None:
+        self.assertEqual(self.offer(tools=[TOOL]), Offer({"search": SCHEMA}))
+
+    def test_without_tools(self) -> None:
+        cases: list[dict[str, Any]] = [{}, {"tools": []}, {"tools": None}, {"tool_choice": "auto"}]
+        for fields in cases:
+            self.assertEqual(self.offer(**fields), Offer({}, translate=False))
+
+    def test_schemas_that_say_nothing(self) -> None:
+        tools = [
+            {"type": "function", "function": {"name": "a"}},
+            {"type": "function", "function": {"name": "b", "parameters": None}},
+        ]
+        self.assertEqual(self.offer(tools=tools).schemas, {"a": {}, "b": {}})
+
+    def test_odd_tools(self) -> None:
+        """They are the backend's to judge."""
+        tools = [1, {}, {"function": 1}, {"function": {"name": 1}}, {"function": None}, TOOL]
+        self.assertEqual(self.offer(tools=tools).schemas, {"search": SCHEMA})
+
+    def test_flat_tools(self) -> None:
+        flat = {"type": "function", "name": "search", "parameters": SCHEMA}
+        self.assertEqual(self.offer(tools=[flat]).schemas, {"search": SCHEMA})
+
+    def test_functions(self) -> None:
+        """The API's older fields."""
+        functions = [{"name": "search", "parameters": SCHEMA}, 1]
+        self.assertEqual(self.offer(functions=functions), Offer({"search": SCHEMA}))
+        self.assertFalse(self.offer(functions=functions, function_call="none").translate)
+        self.assertEqual(self.offer(functions=functions, function_call={"name": "f"}).forced, "f")
+
+    def test_tool_choice(self) -> None:
+        named = {"type": "function", "function": {"name": "search"}}
+        cases: list[tuple[Any, str | None, bool]] = [
+            ("none", None, False),
+            ("auto", None, True),
+            ("required", None, True),
+            (named, "search", True),
+            ({"type": "function", "name": "search"}, "search", True),
+            ({"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}, None, True),
+            ({"type": "function", "function": "search"}, None, True),
+            (7, None, True),
+            (None, None, True),
+        ]
+        for choice, forced, translate in cases:
+            offer = self.offer(tools=[TOOL], tool_choice=choice)
+            self.assertEqual((offer.forced, offer.translate), (forced, translate), choice)
+
+    def test_always(self) -> None:
+        always = Rules(translate="always")
+        self.assertTrue(self.offer(always).translate)
+        self.assertTrue(self.offer(always, tools=[TOOL], tool_choice="none").translate)
+
+    def test_parallel_tool_calls(self) -> None:
+        self.assertFalse(self.offer(tools=[TOOL], parallel_tool_calls=False).parallel)
+        self.assertTrue(self.offer(tools=[TOOL], parallel_tool_calls=True).parallel)
+        self.assertTrue(self.offer(tools=[TOOL], parallel_tool_calls=None).parallel)
+
+    def test_unreadable_field(self) -> None:
+        """A field that cannot be read is as good as missing; the backend will say so."""
+        body = b'{"messages":[{}],"tools":[{"x":1e400}]}'
+        self.assertEqual(ChatRequest.parse(body).offer(Rules()), Offer({}, translate=False))
