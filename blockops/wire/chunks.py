@@ -272,7 +272,7 @@ def _joined(raw: dict[str, msgspec.Raw], choice: Choice, becomes: Rewritten) -> 
     texts = [delta["content"] for delta in deltas if "content" in delta]
     thoughts = [delta["reasoning_content"] for delta in deltas if "reasoning_content" in delta]
     calls = _joined_calls(delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta)
-    if choice.delta is not None and choice.delta.content is not None:
+    if texts or (choice.delta is not None and choice.delta.content is not None):
         message["content"] = "".join(texts) if texts or not calls else None
     if thoughts:
         before = msgspec.json.decode(message.get("reasoning_content", b"null"))
@@ -311,6 +311,22 @@ def without_usage(data: bytes) -> tuple[bytes, bytes]:
     fields = _decode_fields(data)
     usage = fields.pop("usage", _NONE)
     return _encode(fields), _encode({**envelope(data), "choices": [], "usage": usage})
+
+
+def speaks(data: bytes) -> bool:
+    """Tell whether a chunk says anything beyond who speaks: text, thoughts, a call."""
+    said = msgspec.json.decode(data, type=_Said)
+    return any(
+        value for choice in said.choices for key, value in choice.delta.items() if key != "role"
+    )
+
+
+class _SaidChoice(msgspec.Struct):
+    delta: dict[str, Any] = {}
+
+
+class _Said(msgspec.Struct):
+    choices: list[_SaidChoice] = []
 
 
 def _as_delta(choice: dict[str, msgspec.Raw]) -> dict[str, Any]:

@@ -17,6 +17,18 @@ from blockops.wire.errors import ApiError
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.rules import Rules
 
+# Fields of vLLM, SGLang and llama.cpp that bind the answer to a grammar.
+_CONSTRAINTS = (
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "json_schema",
+    "grammar",
+    "regex",
+    "ebnf",
+)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -52,9 +64,34 @@ class ChatRequest:
         fields.require_list("functions")
         return cls(body, fields)
 
-    def body(self) -> bytes:
-        """Return the body for the backend: the very bytes that came."""
-        return self._body
+    def body(self, changes: Mapping[str, Any] | None = None) -> bytes:
+        """
+        Return the body for the backend: the very bytes that came, if nothing changes.
+
+        :param changes: fields that are put in the place of those that came
+        """
+        return self._fields.with_changes(changes) if changes else self._body
+
+    def messages(self) -> list[bytes]:
+        """Return the JSON text of each message, as it came."""
+        return self._fields.items("messages")
+
+    def tools(self) -> bytes:
+        """Return the JSON text of all that is said of tools; empty if nothing is."""
+        return b"".join(self._fields.text_of(name) for name in ("tools", "functions"))
+
+    def field(self, name: str) -> Any:
+        """Return a field as Python values; None if it is missing or null."""
+        return self._fields.value(name)
+
+    @property
+    def wants_json(self) -> bool:
+        """Whether the answer has to be of a form that leaves no room for anything else."""
+        form = self._fields.value("response_format")
+        kind = form.get("type") if isinstance(form, dict) else None
+        if kind not in {None, "text"}:
+            return True
+        return any(self._fields.value(name) is not None for name in _CONSTRAINTS)
 
     def offer(self, rules: Rules) -> Offer:
         """Return what this request offers to the model, and whether its text may become calls."""
@@ -126,6 +163,20 @@ class _Fields:
         except (msgspec.DecodeError, RecursionError):
             return None
 
+    def text_of(self, name: str) -> bytes:
+        """Return the JSON text of a field; empty if it is missing."""
+        return _text(self._raw[name]) if name in self._raw else b""
+
+    def items(self, name: str) -> list[bytes]:
+        """Return the JSON text of each item of a list."""
+        raw = self._raw[name]
+        return list(map(_text, _items.decode(raw) if isinstance(raw, msgspec.Raw) else raw))
+
+    def with_changes(self, changes: Mapping[str, Any]) -> bytes:
+        """Return the whole as JSON, `changes` made and all else as it came."""
+        same = {name: msgspec.Raw(_text(value)) for name, value in self._raw.items()}
+        return msgspec.json.encode({**same, **changes})
+
     def boolean(self, name: str, *, default: bool) -> bool:
         value = self.value(name)
         if value is None:
@@ -187,6 +238,13 @@ def _opening(value: Any) -> str:
     if isinstance(value, msgspec.Raw):
         return chr(memoryview(value)[0])
     return {list: "[", dict: "{", type(None): "n"}.get(type(value), '"')
+
+
+def _text(value: Any) -> bytes:
+    """Return the JSON text of a value; of what was read leniently, anew."""
+    if isinstance(value, msgspec.Raw):
+        return memoryview(value).tobytes()
+    return json.dumps(value).encode()
 
 
 def _leniently(body: bytes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from blockops.wire.aside import Aside, AsideChoice
 from blockops.wire.chunks import (
     Choice,
     Chunk,
@@ -30,6 +31,7 @@ from blockops.wire.chunks import (
     is_strict,
     join,
     loose_chunk,
+    speaks,
     spread,
     without_usage,
 )
@@ -48,6 +50,9 @@ _DONE = b"data: [DONE]\n\n"
 _HEARTBEAT = b": heartbeat\n\n"
 
 
+OneChoice = Rewriter | AsideChoice | PlainChoice
+
+
 def random_id() -> str:
     """Return the id of a call: `call_` and 24 random characters."""
     return "call_" + secrets.token_hex(12)
@@ -60,6 +65,8 @@ class StreamTranscoder:
     :param asked: the request that is answered
     :param max_event: bytes that one event of the backend may have
     :param heartbeat_style: "chunk" is for clients whose idle timers do not count comments
+    :param aside: what blockops says itself, in the first choice
+    :param hide_usage: the client did not ask for the chunk with the usage that the backend sends
     :param new_id: makes the ids of calls
     :ivar ended: `[DONE]` or an error event was written: nothing may follow it, nothing will
     :ivar report: what the answer held so far
@@ -72,12 +79,16 @@ class StreamTranscoder:
         *,
         max_event: int = MAX_EVENT,
         heartbeat_style: Literal["comment", "chunk"] = "comment",
+        aside: Aside | None = None,
+        hide_usage: bool = False,
         new_id: Callable[[], str] = random_id,
     ) -> None:
         self.ended = False
         self.report = Report()
-        self._begin_choice = _choices_for(asked, rules, new_id, self.report)
-        self._choices: dict[int, Rewriter | PlainChoice] = {}
+        self._begin_choice = _choices_for(asked, rules, new_id, self.report, aside)
+        self._choices: dict[int, OneChoice] = {}
+        self._hide_usage = hide_usage
+        self._spoken = False
         self._decoder = EventDecoder(max_event)
         self._max_event = max_event
         self._mender = Mender()
@@ -110,6 +121,15 @@ class StreamTranscoder:
         if choice.finished:
             return event(chunk(self._envelope.fields, []))
         return self._write(choice, choice.begin() or [Piece({})])
+
+    def remark(self, text: str) -> bytes:
+        """Return `text` as `reasoning_content`; nothing once the backend has said something."""
+        if self.ended or self._spoken:
+            return b""
+        choice = self._choice(0)
+        if choice.finished:
+            return b""
+        return self._write(choice, [*choice.begin(), Piece({"reasoning_content": text})])
 
     def end(self, *, cut: bool) -> bytes:
         """
@@ -208,6 +228,8 @@ class StreamTranscoder:
             raw = event(data)
             choices = _read(data).choices or []
         self._envelope.source = data
+        if not self._spoken:
+            self._spoken = _speaks(data)
         becomes = [self._choice(choice.index or 0).take(choice) for choice in choices]
         if not any(becomes):
             return raw
@@ -216,7 +238,9 @@ class StreamTranscoder:
     def _take_odd_chunk(self, read: Chunk, data: bytes, raw: bytes) -> bytes:
         if read.error:
             return self._end_with_error(*from_event(data))
-        if read.choices is not None:
+        if self._hide_usage and read.usage is not None and not read.choices:
+            data, _ = without_usage(data)
+        elif read.choices is not None:
             return raw  # usage, and what else belongs to no choice
         return b"".join(map(event, spread(data, [], [])))
 
@@ -227,7 +251,7 @@ class StreamTranscoder:
         self.ended = True
         return b"".join([*ends, _DONE])
 
-    def _choice(self, index: int) -> Rewriter | PlainChoice:
+    def _choice(self, index: int) -> OneChoice:
         choice = self._choices.get(index)
         if choice is None:
             if len(self._choices) == _MAX_CHOICES:
@@ -240,7 +264,7 @@ class StreamTranscoder:
             choice = self._choices[index] = self._begin_choice(index)
         return choice
 
-    def _write(self, choice: Rewriter | PlainChoice, pieces: list[Piece]) -> bytes:
+    def _write(self, choice: OneChoice, pieces: list[Piece]) -> bytes:
         """Return the events for pieces that no chunk of the backend brings."""
         if not pieces:
             return b""
@@ -327,11 +351,13 @@ def whole(
     asked: ChatRequest | CompletionRequest,
     rules: Rules,
     *,
+    aside: Aside | None = None,
     new_id: Callable[[], str] = random_id,
 ) -> tuple[bytes, Report]:
     """
     Return the whole answer for the client, and what it held.
 
+    :param aside: what blockops says itself, in the first choice
     :raises ApiError: 502, if `body` is no answer
     """
     data, read, choices = _read_whole(body, asked)
@@ -339,7 +365,7 @@ def whole(
     if isinstance(asked, CompletionRequest):
         _note_ends(choices, report)
         return data, report
-    begin_choice = _choices_for(asked, rules, new_id, report)
+    begin_choice = _choices_for(asked, rules, new_id, report, aside)
     becomes = [_take_whole(begin_choice(choice.index or 0), choice) for choice in choices]
     if not any(becomes):
         return data, report
@@ -351,11 +377,13 @@ def whole_as_stream(
     asked: ChatRequest | CompletionRequest,
     rules: Rules,
     *,
+    aside: Aside | None = None,
     new_id: Callable[[], str] = random_id,
 ) -> tuple[bytes, Report]:
     """
     Return a whole answer as a complete event stream, and what it held.
 
+    :param aside: what blockops says itself, in the first choice
     :raises ApiError: 502, if `body` is no answer
     """
     data, _, _ = _read_whole(body, asked)
@@ -365,7 +393,7 @@ def whole_as_stream(
         said, usage = without_usage(said)
     events = [event(part) for part in (said, usage) if part]
     transcoder = StreamTranscoder(
-        asked, rules, new_id=new_id, max_event=sum(map(len, events)) + len(_DONE)
+        asked, rules, aside=aside, new_id=new_id, max_event=sum(map(len, events)) + len(_DONE)
     )
     return transcoder.receive_data(b"".join(events) + _DONE), transcoder.report
 
@@ -408,7 +436,7 @@ def _note_ends(choices: Sequence[Choice], report: Report) -> None:
             report.finish_reasons[choice.index or 0] = choice.finish_reason
 
 
-def _take_whole(rewriter: Rewriter | PlainChoice, choice: Choice) -> Rewritten | None:
+def _take_whole(rewriter: OneChoice, choice: Choice) -> Rewritten | None:
     becomes = rewriter.take(choice)
     if rewriter.finished:
         return becomes
@@ -417,13 +445,31 @@ def _take_whole(rewriter: Rewriter | PlainChoice, choice: Choice) -> Rewritten |
 
 
 def _choices_for(
-    asked: ChatRequest | CompletionRequest, rules: Rules, new_id: Callable[[], str], report: Report
-) -> Callable[[int], Rewriter | PlainChoice]:
+    asked: ChatRequest | CompletionRequest,
+    rules: Rules,
+    new_id: Callable[[], str],
+    report: Report,
+    aside: Aside | None,
+) -> Callable[[int], OneChoice]:
     """Return what makes the state of a choice from its index."""
     if isinstance(asked, CompletionRequest):
         return lambda index: PlainChoice(index, report)
     offer = asked.offer(rules)
-    return lambda index: Rewriter(index, offer, rules, new_id, report)
+
+    def begin(index: int) -> OneChoice:
+        choice = Rewriter(index, offer, rules, new_id, report)
+        if aside is None or index != 0:
+            return choice
+        return AsideChoice(choice, aside, prefilled=rules.think_prefilled)
+
+    return begin
+
+
+def _speaks(data: bytes) -> bool:
+    try:
+        return speaks(data)
+    except msgspec.MsgspecError:
+        return True  # a chunk of an odd shape is no silence
 
 
 def _read(data: bytes) -> Chunk:
