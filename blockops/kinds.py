@@ -22,6 +22,7 @@ Completion = Literal["nothing", "words", "files"]
 _WHOLE = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,18})(?:([kmg])(?:ib)?)?", re.ASCII | re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18}) ?(ms|s|m|h|d)?", re.ASCII)
+_CALL = re.compile(r"[A-Z]{3,10} /[!-~]*", re.ASCII)
 _VISIBLE = re.compile(r"[!-~]+", re.ASCII)
 
 _BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
@@ -229,6 +230,26 @@ def _backend(given: object) -> str:
     return f"{url.scheme}://{url.netloc}{url.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
 
 
+def _pattern(given: object) -> re.Pattern[str]:
+    text = given.pattern if isinstance(given, re.Pattern) else given
+    try:
+        pattern = re.compile(_text(text))
+    except (re.error, RecursionError) as error:
+        raise Refused(f"a regular expression ({error})") from None
+    if pattern.match(""):
+        raise Refused("a regular expression that does not match every message")
+    return pattern
+
+
+def _call(given: object) -> str:
+    if given is False:
+        return "off"
+    text = _text(given)
+    if text not in ("auto", "off") and not _CALL.fullmatch(text):
+        raise Refused
+    return text
+
+
 def _endpoints(given: object) -> tuple[str, ...]:
     if isinstance(given, str):
         given = given.split() or [""]
@@ -271,6 +292,19 @@ ADDRESS = Kind(
 
 BACKEND = Kind(
     read=_backend, accepts="http://HOST:PORT, https://HOST:PORT or demo", metavar="URL|demo"
+)
+
+PATTERN = Kind(
+    read=_pattern,
+    accepts="a regular expression",
+    metavar="REGEX",
+    show=lambda value: str(value.pattern),
+)
+
+CALL = Kind(
+    read=_call,
+    accepts="auto, off, or a method and a path such as POST /flush_cache",
+    metavar="auto|off|CALL",
 )
 
 ENDPOINTS = Kind(

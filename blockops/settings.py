@@ -98,6 +98,10 @@ def _setting(  # a declaration names all that there is to say
     return field(default=default, repr=not secret, metadata=known)
 
 
+#: More tokens than any model reads, and few enough to be no slip of the finger.
+MOST_TOKENS = 100_000_000
+
+
 def _default_log_file() -> Path:
     return Path(os.path.expanduser("~/.blockops/proxy.log"))  # noqa: PTH111 - cannot raise
 
@@ -271,6 +275,76 @@ class Settings:
         "How many characters may be held back while it is open whether they are a call.",
     )
 
+    token_warn_threshold: int = _setting(
+        "Context",
+        80_000,
+        kinds.whole(1, MOST_TOKENS),
+        "From how many tokens on a session is told, once, that its history is long.",
+        env="TOKEN_WARN_THRESHOLD",
+    )
+    token_hard_threshold: int = _setting(
+        "Context",
+        100_000,
+        kinds.whole(1, MOST_TOKENS),
+        "How many tokens a prompt may have; above, the middle of the history is left out.",
+        env="TOKEN_HARD_THRESHOLD",
+    )
+    token_target: int | None = _setting(
+        "Context",
+        None,
+        kinds.whole(1, MOST_TOKENS),
+        "How many tokens are left of a history that is cut.",
+        env="TOKEN_TARGET",
+        shown="half of the hard threshold",
+    )
+
+    reset_pattern: re.Pattern[str] = _setting(
+        "Sessions",
+        re.compile(r"/(?:new|reset)(?!\S)"),
+        kinds.PATTERN,
+        "What a user's message begins with to begin the session anew.",
+        shown="/new or /reset",
+    )
+    reset_on_shrink: bool = _setting(
+        "Sessions",
+        False,
+        kinds.SWITCH,
+        "A history shorter than the one before it begins the session anew too.",
+    )
+    cache_reset: str = _setting(
+        "Sessions",
+        "auto",
+        kinds.CALL,
+        "How the backend is made to forget its prompt cache when a session begins anew: the way its"
+        " kind has, not at all, or by a call such as DELETE /v1/cache.",
+    )
+    max_sessions: int = _setting(
+        "Sessions",
+        1000,
+        kinds.whole(1, 1_000_000),
+        "How many sessions are remembered; the one that was silent longest is forgotten.",
+    )
+    session_idle: float = _setting(
+        "Sessions",
+        86400.0,
+        kinds.duration(),
+        "Silence after which a session is forgotten.",
+    )
+
+    notices: Literal["content", "reasoning", "header", "off"] = _setting(
+        "Notices",
+        "content",
+        kinds.choice("content", "reasoning", "header", "off"),
+        "Where notices of context, memory and session go: into the answer's text, into its"
+        " reasoning_content, into the header X-Blockops-Notice, or nowhere.",
+    )
+    cold_start_notice: float = _setting(
+        "Notices",
+        60.0,
+        kinds.duration(0),
+        "After how long without a first token a stream is told that the model still reads; 0 for"
+        " never.",
+    )
     model_name: str = _setting(
         "Notices",
         "",
@@ -300,6 +374,17 @@ class Settings:
     memory_poll: float = _setting(
         "Memory", 10.0, kinds.duration(), "How often the machine's memory is looked at."
     )
+    memory_gate: bool = _setting(
+        "Memory",
+        False,
+        kinds.SWITCH,
+        "Refuse new requests with a 503 while less than 5 % of the memory is available.",
+    )
+
+    @property
+    def target(self) -> int:
+        """Return how many tokens are left of a history that is cut."""
+        return self.token_hard_threshold // 2 if self.token_target is None else self.token_target
 
 
 def _table() -> Iterator[Setting]:
@@ -443,6 +528,11 @@ def _read(setting: Setting, source: str, given: object) -> Any:
 
 def _check_together(settings: Settings) -> None:
     """Refuse values that are right alone and wrong together, and files that are not there."""
+    if settings.target > settings.token_hard_threshold:
+        raise SettingError(
+            f"TOKEN_TARGET: {settings.target} is more than TOKEN_HARD_THRESHOLD, which is"
+            f" {settings.token_hard_threshold}; give less"
+        )
     ca = settings.backend_ca
     if ca is None:
         return

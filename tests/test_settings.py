@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,23 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "think_prefilled": ("ON", True, "ja"),
     "think_calls": ("true", True, "t"),
     "max_hold": ("1024", 1024, "1023"),
+    "token_warn_threshold": ("1000", 1000, "0"),
+    "token_hard_threshold": ("200000", 200_000, "200k"),
+    "token_target": ("60000", 60_000, "half"),
+    "reset_pattern": ("/fresh", re.compile("/fresh"), "("),
+    "reset_on_shrink": ("on", True, "sometimes"),
+    "cache_reset": ("POST /flush_cache", "POST /flush_cache", "flush"),
+    "max_sessions": ("10", 10, "0"),
+    "session_idle": ("1h", 3600.0, "-5"),
+    "notices": ("header", "header", "both"),
+    "cold_start_notice": ("0", 0.0, "soon"),
     "model_name": ("Qwen 3.5 ✓", "Qwen 3.5 ✓", "two\nlines"),
     "log_file": ("/tmp/x.log", Path("/tmp/x.log"), "a\0b"),
     "log_body": ("0", 0, "-1"),
     "log_size": ("1MiB", 1 << 20, "1MB"),
     "log_keep": ("1", 1, "0"),
     "memory_poll": ("1m", 60.0, ""),
+    "memory_gate": ("on", True, "half"),
 }
 
 #: What the contract promises by name.
@@ -59,6 +71,9 @@ ESTABLISHED = {
     "MAX_CONCURRENT": 3,
     "MAX_QUEUE": 64,
     "QUEUE_TIMEOUT": 300,
+    "TOKEN_WARN_THRESHOLD": 80_000,
+    "TOKEN_HARD_THRESHOLD": 100_000,
+    "TOKEN_TARGET": None,
     "BLOCKOPS_LOG_FILE": Path("~/.blockops/proxy.log").expanduser(),
 }
 
@@ -110,7 +125,7 @@ class TableTests(SynchronousTestCase):
     def test_defaults_are_of_their_own_kind(self) -> None:
         for each in TABLE:
             value = getattr(Settings(), each.name)
-            if each.name in ("backend_ca", "backend_key"):
+            if each.name in ("backend_ca", "backend_key", "token_target"):
                 self.assertIsNone(value)
             elif each.name == "log_file":
                 self.assertEqual(each.kind.read(each.shown), value)
