@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import secrets
+import time
+from collections.abc import Awaitable
 from http import HTTPStatus
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
+from twisted.internet.defer import succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IResponse
 
 from blockops.backend import Backend, Refused
+from blockops.downstream import STREAM_HEADERS
 from blockops.exchange import Exchange
-from blockops.forms import EventStream, Untouched, WholeJson
+from blockops.forms import ChatStream, EventStream, Untouched, WholeJson
 from blockops.headers import media_type, to_client
 from blockops.records import Record
 from blockops.relay import relay
 from blockops.settings import Settings
+from blockops.turns import Turns
 from blockops.wire import transcode
+from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError
 from blockops.wire.requests import ChatRequest, CompletionRequest
 from blockops.wire.toolcalls.rules import Rules
@@ -39,38 +46,64 @@ class Answering:
     """Answers requests: one public method for each kind."""
 
     def __init__(
-        self, clock: IReactorTime, settings: Settings, backend: Backend, traffic: Traffic
+        self,
+        clock: IReactorTime,
+        settings: Settings,
+        backend: Backend,
+        turns: Turns,
+        traffic: Traffic,
     ) -> None:
         self._clock = clock
         self._settings = settings
         self._backend = backend
+        self._turns = turns
         self._traffic = traffic
         self._rules = rules_of(settings)
 
     async def chat(self, exchange: Exchange) -> None:
         """`POST /v1/chat/completions`."""
-        asked = self._read(exchange, ChatRequest)
-        if asked.stream:
-            await self._stream(exchange, asked)
-        else:
-            await self._whole(exchange, asked)
+        asked = self._parsed(exchange, ChatRequest)
+        turn = self._turns.begin(asked, exchange.request)
+        self._came(exchange, asked, session=turn.session.name, messages=turn.messages)
+        if turn.asks_nothing:
+            self._say(exchange, asked, turn.banner())
+            return
+        try:
+            if asked.stream:
+                form = ChatStream(self._transcoder(asked, turn.aside), turn.cold_start)
+                await self._stream(exchange, asked, form, turn.prompt(exchange.tell), turn.aside)
+            else:
+                await self._whole(exchange, asked, turn.prompt(exchange.tell), turn.aside)
+        finally:
+            turn.ended(exchange.report)
 
     async def completion(self, exchange: Exchange) -> None:
         """`POST /v1/completions`."""
-        asked = self._read(exchange, CompletionRequest)
+        asked = self._parsed(exchange, CompletionRequest)
+        self._came(exchange, asked)
         if asked.stream:
-            await self._stream(exchange, asked)
+            form = EventStream(self._transcoder(asked))
+            await self._stream(exchange, asked, form, succeed(asked.body()))
         else:
-            await self._whole(exchange, asked)
+            await self._whole(exchange, asked, succeed(asked.body()))
 
-    async def _stream(self, exchange: Exchange, asked: ChatRequest | CompletionRequest) -> None:
-        form = exchange.form = EventStream(self._transcoder(asked))
+    async def _stream(
+        self,
+        exchange: Exchange,
+        asked: Request,
+        form: EventStream[transcode.StreamTranscoder],
+        prompt: Awaitable[bytes],
+        aside: Aside | None = None,
+    ) -> None:
+        exchange.form = form
         exchange.report = form.transcoder.report
-        async with self._backend.admitted(exchange, asked.body()) as response:
+        async with self._backend.admitted(exchange, await prompt) as response:
             kind = media_type(response.headers)
             if kind == "application/json":
                 body = await self._backend.collected(exchange, response)
-                out, exchange.report = transcode.whole_as_stream(body, asked, self._rules)
+                out, exchange.report = transcode.whole_as_stream(
+                    body, asked, self._rules, aside=aside
+                )
                 form.begin(exchange.client)
                 exchange.client.finish(out)
             elif kind == "text/html":
@@ -80,12 +113,28 @@ class Answering:
                 whole = await relay(response, exchange.client, form.transcoder, exchange.heard)
                 exchange.client.finish(form.transcoder.end(cut=not whole))
 
-    async def _whole(self, exchange: Exchange, asked: ChatRequest | CompletionRequest) -> None:
+    async def _whole(
+        self,
+        exchange: Exchange,
+        asked: Request,
+        prompt: Awaitable[bytes],
+        aside: Aside | None = None,
+    ) -> None:
         form = exchange.form = WholeJson(white_space=self._settings.heartbeat_json)
-        async with self._backend.admitted(exchange, asked.body()) as response:
+        async with self._backend.admitted(exchange, await prompt) as response:
             body = await self._backend.collected(exchange, response)
-        out, exchange.report = transcode.whole(body, asked, self._rules)
+        out, exchange.report = transcode.whole(body, asked, self._rules, aside=aside)
         form.end(exchange.client, out)
+
+    def _say(self, exchange: Exchange, asked: ChatRequest, text: str) -> None:
+        """Answer with `text`, the backend not being asked."""
+        body = whole_answer(text, asked.model or self._settings.model_name, time.time())
+        if asked.stream:
+            out, exchange.report = transcode.whole_as_stream(body, asked, self._rules)
+            exchange.client.answer(200, out, STREAM_HEADERS)
+        else:
+            out, exchange.report = transcode.whole(body, asked, self._rules)
+            exchange.client.answer(200, out)
 
     async def pass_on(self, exchange: Exchange) -> None:
         """Do as the backend does with any other route under `/v1`."""
@@ -141,7 +190,7 @@ class Answering:
                 late.cancel()
         exchange.client.answer(200, b'{"status":"ready"}')
 
-    def _read(self, exchange: Exchange, kind: type[Request]) -> Request:
+    def _parsed(self, exchange: Exchange, kind: type[Request]) -> Request:
         """
         Return the client's request as a `kind`.
 
@@ -151,19 +200,28 @@ class Answering:
         assert content is not None
         body = bytes(content.read())
         try:
-            asked = kind.parse(body)
+            return kind.parse(body)
         except ApiError:
             self._traffic.write(exchange.came(body))
             raise
-        self._traffic.write(exchange.came(body, model=asked.model, stream=asked.stream))
-        return asked
 
-    def _transcoder(self, asked: ChatRequest | CompletionRequest) -> transcode.StreamTranscoder:
+    def _came(
+        self, exchange: Exchange, asked: ChatRequest | CompletionRequest, **more: Any
+    ) -> None:
+        """Write down that a request has come."""
+        record = exchange.came(asked.body(), model=asked.model, stream=asked.stream, **more)
+        self._traffic.write(record)
+
+    def _transcoder(
+        self, asked: ChatRequest | CompletionRequest, aside: Aside | None = None
+    ) -> transcode.StreamTranscoder:
         return transcode.StreamTranscoder(
             asked,
             self._rules,
             max_event=self._settings.max_event,
             heartbeat_style=self._settings.heartbeat_style,
+            aside=aside,
+            hide_usage=isinstance(asked, ChatRequest) and not asked.include_usage,
         )
 
     async def _pass_back(self, exchange: Exchange, response: IResponse) -> None:
@@ -196,6 +254,25 @@ def rules_of(settings: Settings) -> Rules:
         think_prefilled=settings.think_prefilled,
         think_calls=settings.think_calls,
         max_hold=settings.max_hold,
+    )
+
+
+def whole_answer(text: str, model: str, now: float) -> bytes:
+    """
+    Return a `chat.completion` that says `text`.
+
+    :param now: seconds since 1970
+    """
+    message = {"role": "assistant", "content": text}
+    return msgspec.json.encode(
+        {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": "chat.completion",
+            "created": int(now),
+            "model": model,
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        }
     )
 
 

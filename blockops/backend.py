@@ -15,6 +15,8 @@ from twisted.web.iweb import IBodyProducer, IResponse
 from blockops.admission import Admission
 from blockops.exchange import Exchange
 from blockops.headers import media_type, to_backend
+from blockops.memory import MemoryGate
+from blockops.purge import Purge
 from blockops.relay import TooLarge, collect
 from blockops.upstream import Upstream
 from blockops.wire import errors
@@ -43,15 +45,26 @@ class Backend:
     """
     Asks on behalf of exchanges.
 
+    :param gate: turns requests away before they wait
+    :param purge: is held off while a request is at the backend
     :param max_answer: bytes that an answer may have that is taken whole
     """
 
     def __init__(
-        self, clock: IReactorTime, upstream: Upstream, admission: Admission, *, max_answer: int
+        self,
+        clock: IReactorTime,
+        upstream: Upstream,
+        admission: Admission,
+        *,
+        gate: MemoryGate,
+        purge: Purge,
+        max_answer: int,
     ) -> None:
         self._clock = clock
         self._upstream = upstream
         self._admission = admission
+        self._gate = gate
+        self._purge = purge
         self._max_answer = max_answer
 
     @asynccontextmanager
@@ -59,7 +72,8 @@ class Backend:
         self, exchange: Exchange, body: bytes | IBodyProducer | None
     ) -> AsyncIterator[IResponse]:
         """Wait for a place, ask the backend, and hold the place until its answer is through."""
-        async with self._admission.place():
+        self._gate.check()
+        async with self._admission.place(), self._purge.working():
             yield await self.granted(exchange, body)
 
     async def granted(self, exchange: Exchange, body: bytes | IBodyProducer | None) -> IResponse:

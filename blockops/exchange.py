@@ -124,6 +124,13 @@ class Exchange:
             **known,
         )
 
+    def tell(self, notice: str) -> bool:
+        """Put a notice into a header of the answer; False if the answer has begun."""
+        if self.client.begun:
+            return False
+        self.request.setHeader("X-Blockops-Notice", notice.encode("ascii", "replace"))
+        return True
+
     def outcome(self) -> ResponseRecord:
         """Return what the traffic log says of the answer, which has ended."""
         report = self.report or Report()
@@ -163,7 +170,10 @@ class Exchange:
         late = self._late(now)
         if late is not None:
             self.end(late)
-        elif now - self.client.last_write >= self._settings.heartbeat:
+            return
+        if self.asked is not None:
+            self.form.waiting(self.client, now - self.asked)
+        if now - self.client.last_write >= self._settings.heartbeat:
             self.form.heartbeat(self.client)
 
     def _late(self, now: float) -> ApiError | None:

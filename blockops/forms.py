@@ -7,7 +7,8 @@ what is relayed untouched has neither, and can only break off.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 from blockops.downstream import JSON_HEADERS, STREAM_HEADERS, Downstream
 from blockops.wire.errors import ApiError
@@ -20,15 +21,34 @@ class Form(Protocol):
     def heartbeat(self, client: Downstream) -> None:
         """Show `client` that its answer is still on its way, if there is a way to."""
 
+    def waiting(self, client: Downstream, seconds: float) -> None:
+        """Tell `client` for how long the backend has had its prompt, if there is a way to."""
+
     def fail(self, client: Downstream, error: ApiError) -> None:
         """End the answer with `error`: with its status, as long as none has left."""
 
 
-class EventStream:
+class ColdStart:
+    """
+    What a client is told once of a backend that reads for long.
+
+    :param after: seconds of reading
+    :param text: seconds that it has read -> the line that tells so
+    """
+
+    def __init__(self, after: float, text: Callable[[float], str]) -> None:
+        self.after = after
+        self.text = text
+
+
+T = TypeVar("T", StreamTranscoder, PassThrough)
+
+
+class EventStream(Generic[T]):
     """`text/event-stream`, by way of `transcoder`."""
 
-    def __init__(self, transcoder: StreamTranscoder | PassThrough) -> None:
-        self.transcoder = transcoder
+    def __init__(self, transcoder: T) -> None:
+        self.transcoder: T = transcoder
 
     def begin(self, client: Downstream) -> None:
         """Send status and headers, unless a heartbeat has."""
@@ -41,11 +61,35 @@ class EventStream:
             self.begin(client)
             client.write(beat)
 
+    def waiting(self, client: Downstream, seconds: float) -> None:
+        """Say nothing: the signs of life are enough."""
+
     def fail(self, client: Downstream, error: ApiError) -> None:
         if client.begun:
             client.finish(self.transcoder.fail(error))
         else:
             client.refuse(error)
+
+
+class ChatStream(EventStream[StreamTranscoder]):
+    """
+    A chat's stream, in which a line tells of a long wait.
+
+    :param cold_start: what is told of it, and when; None for nothing
+    """
+
+    def __init__(self, transcoder: StreamTranscoder, cold_start: ColdStart | None) -> None:
+        super().__init__(transcoder)
+        self._cold_start = cold_start
+
+    def waiting(self, client: Downstream, seconds: float) -> None:
+        if self._cold_start is None or seconds < self._cold_start.after:
+            return
+        line = self.transcoder.remark(self._cold_start.text(seconds))
+        self._cold_start = None
+        if line:
+            self.begin(client)
+            client.write(line)
 
 
 class WholeJson:
@@ -64,6 +108,9 @@ class WholeJson:
             if not client.begun:
                 client.begin(200, JSON_HEADERS)
             client.write(b"\n")
+
+    def waiting(self, client: Downstream, seconds: float) -> None:
+        """There is no room for a line."""
 
     def end(self, client: Downstream, body: bytes) -> None:
         """Send the document."""
@@ -86,6 +133,9 @@ class Untouched:
 
     def heartbeat(self, client: Downstream) -> None:
         """There is no room for one."""
+
+    def waiting(self, client: Downstream, seconds: float) -> None:
+        """There is no room for a line."""
 
     def fail(self, client: Downstream, error: ApiError) -> None:
         if client.begun:

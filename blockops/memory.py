@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import IntEnum
 
 import psutil
 from twisted.logger import Logger
+
+from blockops.wire.errors import ApiError
 
 
 class Tier(IntEnum):
@@ -59,3 +62,33 @@ class MemoryGauge:
             )
         elif self.tier < before:
             self._log.info("{percent:.1f} % of memory is available again", percent=self.percent)
+
+
+class MemoryGate:
+    """
+    Turns new requests away while memory is critical, if it is asked to.
+
+    :param closes: whether it does
+    :param retry_after: seconds after which a client may ask again
+    """
+
+    def __init__(self, gauge: MemoryGauge, *, closes: bool, retry_after: float) -> None:
+        self._gauge = gauge
+        self._closes = closes
+        self._retry_after = retry_after
+
+    def check(self) -> None:
+        """
+        Let a request in.
+
+        :raises ApiError: 503, memory is critical
+        """
+        if self._closes and self._gauge.tier is Tier.CRITICAL:
+            raise ApiError(
+                503,
+                f"The machine is nearly out of memory: {self._gauge.percent:.1f} % is available. "
+                "Ask again later, or end other programs on it.",
+                type="api_error",
+                code="memory_critical",
+                retry_after=max(1, math.ceil(self._retry_after)),
+            )

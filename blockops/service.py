@@ -17,14 +17,17 @@ from twisted.logger import Logger
 from blockops.admission import Admission
 from blockops.answering import Answering
 from blockops.backend import Backend
+from blockops.capabilities import Asking, Forgetting, Tokenizer
 from blockops.demo import DemoBackend, hint
 from blockops.gateway import Gateway
-from blockops.memory import MemoryGauge
+from blockops.memory import MemoryGate, MemoryGauge
 from blockops.pulse import Every, Pulse
+from blockops.purge import Purge
 from blockops.settings import Settings
 from blockops.site import Site
 from blockops.systemd import Supervisor
 from blockops.trafficlog import NoTrafficLog, TrafficLog, traffic_log
+from blockops.turns import Turns
 from blockops.upstream import Upstream
 from blockops.web import make_root, streams_up
 
@@ -74,10 +77,29 @@ class Daemon(MultiService):
             max_queue=settings.max_queue,
             queue_timeout=settings.queue_timeout,
         )
-        backend = Backend(reactor, self._upstream, self._admission, max_answer=settings.max_answer)
+        asking = Asking(reactor, self._upstream)
+        self._forgetting = Forgetting(asking, settings.cache_reset)
+        purge = Purge(reactor, self._forgetting.forget)
+        backend = Backend(
+            reactor,
+            self._upstream,
+            self._admission,
+            gate=MemoryGate(
+                self._memory, closes=settings.memory_gate, retry_after=settings.memory_poll
+            ),
+            purge=purge,
+            max_answer=settings.max_answer,
+        )
+        self._turns = Turns(
+            reactor,
+            settings,
+            tokenizer=Tokenizer(reactor, asking),
+            purge=purge,
+            memory=self._memory,
+        )
         self._traffic = traffic or traffic_log(settings, reactor)
         self.gateway = Gateway(reactor, settings, self._pulse, self._traffic)
-        answering = Answering(reactor, settings, backend, self._traffic)
+        answering = Answering(reactor, settings, backend, self._turns, self._traffic)
         self.site = Site(
             make_root(self.gateway, answering, self._vitals),
             reactor=reactor,
@@ -94,6 +116,9 @@ class Daemon(MultiService):
             "waiting": self._admission.waiting,
             "memory_available_percent": round(self._memory.percent, 1),
             "log_lines_lost": self._traffic.lost,
+            **self._turns.vitals(),
+            "caches_purged": self._forgetting.done,
+            "purges_failed": self._forgetting.failed,
         }
 
     def privilegedStartService(self) -> None:

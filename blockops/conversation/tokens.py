@@ -80,9 +80,16 @@ class Tally:
         """Return the tokens of a message, which stay what they are from now on."""
         known = self._counts.get(facts.digest)
         if known is None:
-            known = self._around(facts) + round(facts.weight * self.ratio)
+            known = self.guess(facts)
             self._counts.put(facts.digest, known)
         return known
+
+    def guess(self, facts: Facts) -> int:
+        """Return the tokens of a message as they were counted, or else as they might be."""
+        known = self._counts.get(facts.digest)
+        if known is not None:
+            return known
+        return self._around(facts) + round(facts.weight * self.ratio)
 
     def unknown(self, messages: Sequence[Facts]) -> list[Facts]:
         """Return those of `messages` that were not counted yet, each once."""

@@ -1,0 +1,297 @@
+"""
+A chat request as one turn of a conversation.
+
+Whose it is, whether it begins anew, which of its messages are sent on, and what its answer tells
+besides; and what is learnt from the answer when it has ended.
+"""
+
+# twisted.web.http has no annotations yet:
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from blockops.capabilities import Tokenizer
+from blockops.conversation import notices
+from blockops.conversation.context import Guard, Limits
+from blockops.conversation.history import Facts, Line, Reader, first_user, text_in
+from blockops.conversation.notices import Kind
+from blockops.conversation.sessions import Identity, Session, Sessions
+from blockops.conversation.tokens import Tokens, most_of, of_tools, weight_of
+from blockops.forms import ColdStart
+from blockops.memory import MemoryGauge, Tier
+from blockops.purge import Purge
+from blockops.settings import Settings
+from blockops.site import IncomingRequest
+from blockops.wire.aside import Aside
+from blockops.wire.report import Report
+from blockops.wire.requests import ChatRequest
+
+#: Seconds that a request which begins a session anew waits for the backend to be idle.
+PURGE_WITHIN = 5.0
+#: Messages that are counted by the backend at once.
+COUNTED_AT_ONCE = 8
+
+_TIERS: dict[Tier, Kind] = {
+    Tier.NOTICE: "notice",
+    Tier.WARNING: "warning",
+    Tier.HIGH: "high",
+    Tier.CRITICAL: "critical",
+}
+
+
+class Turns:
+    """
+    Makes turns of requests.
+
+    :ivar tokens: counts and estimates, by model
+    :ivar sessions: those that are known
+    :ivar cut: how many prompts were sent on shorter than they came
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        settings: Settings,
+        *,
+        tokenizer: Tokenizer,
+        purge: Purge,
+        memory: MemoryGauge,
+    ) -> None:
+        self.clock = clock
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.purge = purge
+        self.memory = memory
+        self.tokens = Tokens()
+        self.sessions = Sessions(settings.max_sessions, settings.session_idle)
+        self.reader = Reader(settings.reset_pattern)
+        limits = Limits(
+            settings.token_warn_threshold, settings.token_hard_threshold, settings.target
+        )
+        self.guard = Guard(limits, self.reader.read)
+        self.cut = 0
+
+    def vitals(self) -> dict[str, object]:
+        """Return what `/health` tells."""
+        error = self.tokens.error
+        return {
+            "sessions": len(self.sessions),
+            "prompts_cut": self.cut,
+            "token_estimate_error_percent": None if error is None else round(100 * error, 1),
+        }
+
+    def begin(self, asked: ChatRequest, request: IncomingRequest) -> Turn:
+        """Return the turn that `asked` is."""
+        messages = asked.messages()
+        lines = self.reader.read(messages)
+        identity = identify(asked, request, lines)
+        session = self.sessions.of(identity.name(), self.clock.seconds())
+        anew = (
+            bool(lines and lines[-1].facts.reset)
+            or request.getHeader("X-Session-Reset") == "1"
+            or (self.settings.reset_on_shrink and len(messages) < session.length)
+        )
+        session.length = len(messages)
+        if anew:
+            session.begin_anew()
+        return Turn(self, asked, session, messages, self.reader.since_reset(lines), anew=anew)
+
+
+def identify(asked: ChatRequest, request: IncomingRequest, lines: Sequence[Line]) -> Identity:
+    """Return what a request says of whose it is."""
+    metadata = asked.field("metadata")
+    return Identity(
+        header=_said(request.getHeader("X-Session-Id")),
+        metadata=_said(metadata.get("session_id") if isinstance(metadata, dict) else None),
+        cache_key=_said(asked.field("prompt_cache_key")),
+        user=_said(asked.field("user")),
+        address=str(getattr(request.getClientAddress(), "host", "")),
+        key=request.getHeader("Authorization") or "",
+        model=asked.model or "",
+        first_user=first_user(lines),
+    )
+
+
+def _said(value: Any) -> str:
+    """Return a name that a client gives, without white space around it; empty if it is none."""
+    return str(value).strip() if isinstance(value, str | int) else ""
+
+
+class Turn:
+    """
+    One turn.
+
+    :param messages: as they came
+    :param lines: those that are to be sent on, before they are cut
+    :param anew: its session begins anew
+    :ivar aside: what is said in its answer; None for an answer that has no room for it
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        turns: Turns,
+        asked: ChatRequest,
+        session: Session,
+        messages: list[bytes],
+        lines: list[Line],
+        *,
+        anew: bool,
+    ) -> None:
+        self.session = session
+        self.messages = len(messages)
+        self._turns = turns
+        self._asked = asked
+        self._came = messages
+        self._lines = lines
+        self._anew = anew
+        self._tools = of_tools(asked.tools())
+        self._offers_tools = bool(asked.field("tools") or asked.field("functions"))
+        self._tally = turns.tokens.of(asked.model)
+        self._thread = session.thread(first_user(lines))
+        self._due: dict[Kind, str] = {}
+        self._weight = 0.0
+        self._counted = 0
+        self.aside = self._make_aside()
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether there is nothing to send on: the session was begun anew, and that was all."""
+        return all(line.facts.role == "system" for line in self._lines)
+
+    def _make_aside(self) -> Aside | None:
+        mode = self._turns.settings.notices
+        if mode == "reasoning":
+            place = Aside("thinks")
+        elif mode == "content":
+            place = Aside("closes" if self._offers_tools else "opens")
+        else:
+            return None
+        return None if self._asked.wants_json else place
+
+    @property
+    def cold_start(self) -> ColdStart | None:
+        """What the answer tells of a long wait."""
+        after = self._turns.settings.cold_start_notice
+        if not after or self.aside is None:
+            return None
+        return ColdStart(after, self._cold_start)
+
+    def _cold_start(self, seconds: float) -> str:
+        return notices.opening([notices.cold_start_notice(seconds, self._counted)])
+
+    def banner(self) -> str:
+        """Return the answer to a turn that asks nothing."""
+        if self._asked.wants_json:
+            return "{}"
+        self.session.say("banner")
+        self._turns.purge.later(self.session.name)
+        return notices.opening([notices.session_banner(self._turns.settings.model_name)])
+
+    async def prompt(self, tell: Callable[[str], bool]) -> bytes:
+        """
+        Return the body for the backend.
+
+        :param tell: puts notices into a header; False if it is too late for one
+        :raises ApiError: 400, the history cannot be made to fit
+        """
+        self._turns.purge.never_mind(self.session.name)
+        if self._anew:
+            await self._turns.purge.within(PURGE_WITHIN)
+        lines = await self._fitted()
+        self._give_notices(tell)
+        changes: dict[str, Any] = {}
+        if [line.raw for line in lines] != self._came:
+            changes["messages"] = [msgspec.Raw(line.raw) for line in lines]
+        if self._asked.stream and not self._asked.include_usage:
+            options = self._asked.field("stream_options") or {}
+            changes["stream_options"] = {**options, "include_usage": True}
+        return self._asked.body(changes)
+
+    async def _fitted(self) -> list[Line]:
+        """Return what of the history is sent on, and note what it has."""
+        guard, thread = self._turns.guard, self._thread
+        lines, sent = self._lines, [line.facts for line in self._lines]
+        before = 0
+        most = most_of([*sent, self._tools]) + thread.missed
+        if most > min(guard.limits.warn, guard.limits.hard) or thread.cut.dropped:
+            await self._count([*sent, self._tools])
+            beside = self._tally.count(self._tools) + thread.missed
+            fitted = guard.fit(lines, thread.cut, self._tally.count, beside=beside)
+            thread.cut, lines, before = fitted.cut, fitted.lines, fitted.before
+            sent = [line.facts for line in lines]
+            if fitted.dropped or fitted.shortened:
+                self._turns.cut += 1
+        self._weight = weight_of([*sent, self._tools])
+        self._counted = sum(self._tally.guess(facts) for facts in [*sent, self._tools])
+        self._note_length(before)
+        return lines
+
+    def _note_length(self, tokens: int) -> None:
+        """Let a notice be due when the history as it came has `tokens` tokens."""
+        limits = self._turns.guard.limits
+        if tokens < limits.warn:
+            self.session.unsay("context")
+        elif self.session.say("context"):
+            self._due["context"] = notices.context_notice(tokens, limits.warn, limits.hard)
+
+    async def _count(self, messages: Sequence[Facts]) -> None:
+        """Let the backend count what was never counted, as far as it can."""
+        new = self._tally.unknown(messages)
+        raw = {line.facts.digest: line.raw for line in self._lines}
+        for at in range(0, len(new), COUNTED_AT_ONCE):
+            # The first one alone: most backends cannot.
+            batch = new[at : at + COUNTED_AT_ONCE]
+            done = [await self._count_one(facts, raw) for facts in batch[: 1 if at == 0 else 0]]
+            rest = batch[len(done) :]
+            if all(done):
+                counting = [Deferred.fromCoroutine(self._count_one(one, raw)) for one in rest]
+                done += await gatherResults(counting, consumeErrors=True)
+            if not all(done):
+                return
+
+    async def _count_one(self, facts: Facts, raw: dict[bytes, bytes]) -> bool:
+        """Say whether the backend has counted a message."""
+        is_message = facts.digest in raw
+        text = text_in(raw[facts.digest]) if is_message else self._asked.tools().decode()
+        counted = await self._turns.tokenizer.count(text, self._asked.model)
+        if counted is not None:
+            self._tally.note(facts, counted)
+        return counted is not None
+
+    def _give_notices(self, tell: Callable[[str], bool]) -> None:
+        """Let this answer say what is due."""
+        settings = self._turns.settings
+        if settings.model_name and self.session.say("banner"):
+            banner = notices.session_banner(settings.model_name)
+            self._due = {"banner": banner, **self._due}
+        memory = self._turns.memory
+        kind = _TIERS.get(memory.tier)
+        if kind is not None and self.session.say(kind):
+            self._due[kind] = notices.memory_notice(kind, memory.percent)
+        texts = list(self._due.values())
+        if self.aside is not None:
+            closes = self.aside.place == "closes"
+            self.aside.text = notices.closing(texts) if closes else notices.opening(texts)
+        elif settings.notices == "header" and texts and tell(" ".join(texts)):
+            self._due.clear()
+
+    def ended(self, report: Report | None) -> None:
+        """Learn from the answer, which has ended or failed; None if there was none."""
+        if self.aside is None or not self.aside.said:
+            for kind in self._due:
+                self.session.unsay(kind)
+        usage = report.usage if report is not None else None
+        reported = usage.get("prompt_tokens") if usage else None
+        if isinstance(reported, int) and self._weight:
+            self._turns.tokens.learn(self._asked.model, self._weight, reported)
+            self._thread.learn(self._counted, reported)
