@@ -25,7 +25,12 @@ from blockops.conversation.tokens import Tally, of_tools
 
 HARD = 100_000
 LIMITS = Limits(warn=80_000, hard=HARD, target=HARD // 2)
-WORDS = "the file has been read and nothing in it says why this test fails on a slow machine".split()
+WORDS = [
+    *("the", "file", "has", "been", "read", "and", "nothing", "in", "it", "says", "why", "this"),
+    *("test", "fails", "on", "a", "slow", "machine"),
+]
+#: Steps between two messages of the user.
+USER_EVERY = 97
 
 Message = dict[str, Any]
 
@@ -44,7 +49,7 @@ def session(steps: int, seed: int) -> Iterator[list[Message]]:
     ]
     yield history
     for step in range(steps):
-        if step % 97 == 96:
+        if step % USER_EVERY == USER_EVERY - 1:
             history.append({"role": "assistant", "content": prose(dice, 200)})
             history.append({"role": "user", "content": prose(dice, 100)})
             yield history
@@ -152,7 +157,7 @@ def blockops_cut(count: Tally, reader: Reader) -> Fit:
     return fit
 
 
-def sliding_window(count: Tally, reader: Reader) -> Fit:
+def sliding_window(count: Tally, _: Reader) -> Fit:
     """Drop just as much as is needed, at each request: what is usually done."""
 
     def fit(lines: list[Line]) -> list[Line]:

@@ -15,6 +15,7 @@ from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
@@ -74,17 +75,27 @@ class Asking:
         self._clock = clock
         self._upstream = upstream
 
-    async def ask(self, call: str, body: Any = None) -> Answer | None:
+    def ask(self, call: str, body: Any = None) -> Deferred[Answer | None]:
         """
         Return the answer; None if there is none in time.
 
         :param call: a method and a path
         """
         asked = Deferred.fromCoroutine(self._asked(call, body))
-        try:
-            return await asked.addTimeout(PATIENCE, self._clock)
-        except (ApiError, TooLarge, defer.TimeoutError):
-            return None
+
+        def cancel(outcome: Deferred[Answer | None]) -> None:
+            # Said before the connection is dropped, which fails in ways that tell nothing of why.
+            outcome.errback(defer.CancelledError())
+            asked.cancel()
+
+        outcome: Deferred[Answer | None] = Deferred(cancel)
+        asked.addTimeout(PATIENCE, self._clock)
+        asked.addErrback(_no_answer)
+        asked.addCallbacks(
+            lambda answer: None if outcome.called else outcome.callback(answer),
+            lambda failure: None if outcome.called else outcome.errback(failure),
+        )
+        return outcome
 
     async def _asked(self, call: str, body: Any) -> Answer:
         method, _, target = call.partition(" ")
@@ -93,6 +104,11 @@ class Asking:
         response: IResponse = await self._upstream.request(method, target, headers, data)
         said, _ = await collect(response, MAX_ANSWER, lambda _: None)
         return Answer(response.code, said)
+
+
+def _no_answer(failure: Failure) -> None:
+    """Take a failure for no answer; those of blockops itself go on."""
+    failure.trap(ApiError, TooLarge, defer.TimeoutError)
 
 
 class _Counted(msgspec.Struct):

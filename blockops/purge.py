@@ -99,6 +99,8 @@ class Purge:
             await forgotten.addTimeout(LONGEST, self._clock)
         except defer.TimeoutError:
             self._log.warn("The backend did not forget its prompt cache in time")
+        except Exception:  # noqa: BLE001 - nobody is there to take it
+            self._log.failure("A purge failed")
         finally:
             behind, self._behind = self._behind or [], None
             _tell(behind)

@@ -107,7 +107,10 @@ class Streams(SynchronousTestCase):
     def test_the_backend_gets_the_bytes_that_the_client_sent(self) -> None:
         world = World()
         client = world.client()
-        body = b'{ "messages":[{"role":"user","content":"\\u00e9"}],\n "stream" : true, "x": 1.50 }'
+        body = (
+            b'{ "messages":[{"role":"user","content":"\\u00e9"}],\n "stream" : true, "x": 1.50,'
+            b' "stream_options": {"include_usage": true} }'
+        )
         client.post("/v1/chat/completions", body, Authorization="Bearer secret", X_Thing="7")
         request = world.backend().request()
         self.assertTrue(request.endswith(b"\r\n\r\n" + body))

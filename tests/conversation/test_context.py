@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given, settings
@@ -134,7 +135,7 @@ class Cutting(SynchronousTestCase):
         messages.insert(6, system("From now on, in French."))
         left = said(talk.fit(messages).lines)
         self.assertEqual(
-            [message["role"] for message in left[:4]], ["system", "user"] + ["user", "system"]
+            [message["role"] for message in left[:4]], ["system", "user", "user", "system"]
         )
         self.assertEqual(left[3], messages[6])
 
@@ -223,7 +224,7 @@ class Staying(SynchronousTestCase):
             if now[: len(before)] != before:
                 moved.append(steps)
             before = now
-        distances = [later - sooner for sooner, later in zip(moved, moved[1:], strict=False)]
+        distances = [later - sooner for sooner, later in pairwise(moved)]
         self.assertTrue(moved)
         self.assertTrue(all(distance > 12 for distance in distances), distances)
 
