@@ -366,6 +366,12 @@ class Wholes(InMemory):
         status, body = self.client.received()
         self.assertEqual((status, json.loads(body)["data"][0]["id"]), (200, "demo"))
 
+    def test_an_idle_connection_is_closed(self) -> None:
+        """By the clock that was given: no other may tick here."""
+        self.client.send("GET", "/v1/models")
+        self.clock.advance(61)
+        self.assertTrue(self.client.transport.disconnecting)
+
     def test_errors_in_openai_shape(self) -> None:
         chat = "/v1/chat/completions"
         for method, path, body, expected in (
