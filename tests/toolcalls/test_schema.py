@@ -123,9 +123,7 @@ class TypeTests(SchemaCase):
     def test_literals_are_bounded(self) -> None:
         longest = "(" + "1," * (MAX_LITERAL // 2 - 1) + ")"
         self.assertEqual("[1, 1", kind({"type": "array"}).written(longest)[:5])
-        self.assert_stay_strings(
-            {"type": "array"}, longest + " " * 0 + "\n\n#" * 3
-        )
+        self.assert_stay_strings({"type": "array"}, longest + " " * 0 + "\n\n#" * 3)
 
 
 class DeclarationTests(SchemaCase):

@@ -220,7 +220,7 @@ class TaggedXmlReader:
 
     def _body(self, text: str, pos: int) -> int:
         found = _BODY.match(text, pos)
-        if not found or (found[5] and not self._in_tag):
+        if not found:
             begun = _BODY_BEGUN.match(text, pos)
             return self._wait(text, pos) if begun else self._refuse(text)
         self._deltas.append(CallBegan(self._name))
