@@ -184,9 +184,8 @@ class TextScanner:
         if self._state == self._line_start:
             self._state = self._line
 
-    def call_began(self, out: list[Delta]) -> None:
-        """Forget the white space in front of a call, and let the text before it go."""
-        self.flush(out)
+    def call_began(self) -> None:
+        """Forget the white space in front of a call."""
         self._space.clear()
         self._space_length = 0
         self._behind_call = True

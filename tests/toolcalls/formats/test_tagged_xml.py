@@ -288,9 +288,9 @@ class NoCallTests(ReadCase):
                 call = say(pieces)[0].calls[0]
                 self.assertEqual(value or text[27:-11], call.meant["a"])
         text = f"<tool_call><function=now></function>{' ' * (MAX_SPACE + 1)}"
-        for pieces in ([text], [*text]):
-            self.assertTrue(say(pieces, reason="length")[0].calls[0].ended)
-            self.assertFalse(say([p[:-1] or p for p in pieces][:1], reason="length")[0].content)
+        for end, ended in ((len(text), True), (len(text) - 1, False)):
+            for pieces in ([text[:end]], [*text[:end]]):
+                self.assertIs(ended, say(pieces, reason="length")[0].calls[0].ended)
 
     def test_second_function_that_is_no_call(self) -> None:
         joined = self.read("<tool_call><function=now></function><function=now> x</tool_call>")
