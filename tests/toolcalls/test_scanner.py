@@ -21,8 +21,10 @@ BARE = "<function=now></function>"
 class WhiteSpaceTests(ReadCase):
     """White space around calls never reaches the content."""
 
-    def assert_content(self, text: str, content: str, calls: int = 1, **how: Rules) -> None:
-        joined = self.read(text, **how)
+    def assert_content(
+        self, text: str, content: str, calls: int = 1, rules: Rules | None = None
+    ) -> None:
+        joined = self.read(text, rules=rules)
         self.assertEqual((content, calls), (joined.content, len(joined.calls)))
 
     def test_before_between_behind(self) -> None:
@@ -146,6 +148,7 @@ class CodeTests(ReadCase):
             (f"`{CALL}`", "``"),
             (f"~~~\nx {CALL} y\n~~~", "~~~\nx y\n~~~"),
             (f"```\n```x {CALL}", "```\n```x"),
+            (f"```\n{CALL[:-12]}}}</tool_call>\n```\n`", "```}\n```\n`"),
         ):
             joined = self.read(text, rules=rules)
             self.assertEqual((content, 1), (joined.content, len(joined.calls)), text)

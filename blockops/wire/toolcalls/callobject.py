@@ -146,11 +146,9 @@ class CallObject(JsonStates):
             pieces.clear()
 
     def _refuse(self, pos: int) -> int:
-        self._state = self._refused
+        """Break for good: without a name nothing can be completed."""
+        self._name = ""
         return self._break(pos)
-
-    def _refused(self, text: str, pos: int) -> int:
-        raise AssertionError("nothing is read behind a refusal")
 
     # The object.
 

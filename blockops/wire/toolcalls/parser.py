@@ -183,7 +183,7 @@ class ToolCallParser:
         literal, *kept = self._kept
         self._stop_trying()
         if literal:
-            self._scanner.give_back(literal)
+            self._scanner.take_for_text(literal)
         return "".join(kept)
 
     def _stop_trying(self) -> None:
@@ -223,7 +223,7 @@ class ToolCallParser:
         self._stop_trying()
         self._scanner.call_passed()
         if verdict.spare:
-            self._scanner.spare(verdict.spare)
+            self._scanner.take_for_text(verdict.spare)
         if verdict.then:
             self._try(verdict.then, "")
         return verdict.rest

@@ -85,7 +85,8 @@ class TaggedJsonTests(ReadCase):
 
     def test_mended(self) -> None:
         self.assert_call(
-            "<tool_call>{name: 'now', // it\n 'arguments': {a: True, 'b': 'x\ny',},}</tool_call>",
+            "<tool_call>{name: /* so */ 'now', // it\n"
+            " 'arguments': {a: True, 'b': 'x\ny',},}</tool_call>",
             "now",
             '{"a": true, "b": "x\\ny"}',
         )
@@ -104,6 +105,7 @@ class TaggedJsonTests(ReadCase):
             f'<tool_call>\n[\n{CALL},\n{{"name": "weather"}},\n]\n</tool_call>',
             f'<tool_call>[{CALL}], {{"name": "weather"}}</tool_call>',
             f'<tool_call>[{CALL}, {{"name": "weather"}}</tool_call>',
+            f'<tool_call>[{CALL}, {{"name": "weather"',
         ):
             self.assert_calls(text, ("now", '{"a": 1}'), ("weather", "{}"))
 
@@ -138,6 +140,8 @@ class NoCallTests(ReadCase):
             '<tool_call>{"name": "now", "arguments": [1]}</tool_call>',
             '<tool_call>{"name": "now", "arguments": 5}</tool_call>',
             '<tool_call>{"name": "now", "arguments": true}</tool_call>',
+            '<tool_call>{"name": "now", "arguments": 5',
+            '<tool_call>{"name": "now", "arguments": ["x", 1]}</tool_call>',
             '<tool_call>{"name": "now", "arguments": "x"}</tool_call>',
             '<tool_call>{"name": "now", "arguments": "[]"}</tool_call>',
             '<tool_call>{"arguments": "\\"{}\\"", "name": "now"}</tool_call>',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from blockops.wire.toolcalls.callobject import CallObject
@@ -16,12 +17,12 @@ MAX_LOOSE = 1_024
 Verdict = Refused | Ended | None
 
 
-class ObjectReader:
+class ObjectReader(ABC):
     """
     Reads one JSON object and, where its arguments break, raw text up to `end_of_raw`.
 
-    A subclass says what stands in front of the object (`_first`), what happens behind a whole
-    one (`_whole_at`) and where arguments end that broke.
+    A subclass says what stands in front of the object, what happens behind a whole one, and where
+    arguments end that broke.
     """
 
     end_of_raw = ""
@@ -47,11 +48,15 @@ class ObjectReader:
             return self._ended("")
         return LeftOpen() if self._object.began else Refused()
 
+    @abstractmethod
     def _first(self, text: str, out: list[Delta]) -> Verdict:
-        raise NotImplementedError
+        """Read on in front of the object."""
+        ...
 
+    @abstractmethod
     def _whole_at(self, text: str, out: list[Delta]) -> Verdict:
-        raise NotImplementedError
+        """Decide what happens behind a whole object."""
+        ...
 
     def _broken_at(self, text: str, out: list[Delta]) -> Verdict:
         """Decide on what the object cannot hold."""
