@@ -17,6 +17,29 @@ from blockops.wire.errors import ApiError
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.rules import Rules
 
+_NULL = msgspec.Raw(b"null")
+
+
+class _Message(msgspec.Struct, gc=False):
+    """Any object: what is in it is read elsewhere."""
+
+
+class _ChatFields(msgspec.Struct):
+    """The fields that are read, so that a long conversation is gone through only once."""
+
+    messages: list[_Message]
+    stream: msgspec.Raw = _NULL
+    stream_options: msgspec.Raw = _NULL
+    n: msgspec.Raw = _NULL
+    model: msgspec.Raw = _NULL
+    tools: msgspec.Raw = _NULL
+    tool_choice: msgspec.Raw = _NULL
+    parallel_tool_calls: msgspec.Raw = _NULL
+    functions: msgspec.Raw = _NULL
+    function_call: msgspec.Raw = _NULL
+
+
+_chat_fields = msgspec.json.Decoder(_ChatFields)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -46,8 +69,7 @@ class ChatRequest:
 
         :raises ApiError: 400, with the field at fault, if no backend could answer it
         """
-        fields = _Fields.of(body)
-        fields.require_objects("messages")
+        fields = _Fields.of_chat(body)
         fields.require_list("tools")
         fields.require_list("functions")
         return cls(body, fields)
@@ -115,6 +137,19 @@ class _Fields:
             return cls(_fields.decode(body))
         except (msgspec.DecodeError, RecursionError):
             return cls(_leniently(body))
+
+    @classmethod
+    def of_chat(cls, body: bytes) -> Self:
+        """Return the fields of a chat, whose messages are a list of at least one object."""
+        try:
+            read = _chat_fields.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            read = None
+        if read is not None and read.messages:
+            return cls(msgspec.structs.asdict(read))
+        fields = cls.of(body)
+        fields.require_objects("messages")
+        return fields
 
     def value(self, name: str) -> Any:
         """Return the field as Python values; None if it is missing or null."""

@@ -34,6 +34,7 @@ class EventTests(SynchronousTestCase):
     def test_line_ends_are_taken_out(self) -> None:
         made = event(b'{\r\n "a": [1.50,\n "\\n"]\n}')
         self.assertEqual(made, b'data: {"a":[1.50,"\\n"]}\n\n')
+        self.assertEqual(event(b'{\r"a":\r1}'), b'data: {"a":1}\n\n')
 
 
 class ReadTests(SynchronousTestCase):
