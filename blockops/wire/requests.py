@@ -14,6 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from blockops.wire.errors import ApiError
+from blockops.wire.mend import UNREADABLE
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.rules import Rules
 
@@ -135,7 +136,7 @@ class _Fields:
     def of(cls, body: bytes) -> Self:
         try:
             return cls(_fields.decode(body))
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return cls(_leniently(body))
 
     @classmethod
@@ -143,7 +144,7 @@ class _Fields:
         """Return the fields of a chat, whose messages are a list of at least one object."""
         try:
             read = _chat_fields.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             read = None
         if read is not None and read.messages:
             return cls(msgspec.structs.asdict(read))
@@ -158,7 +159,7 @@ class _Fields:
             return raw
         try:
             return msgspec.json.decode(raw)
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return None
 
     def boolean(self, name: str, *, default: bool) -> bool:
