@@ -74,6 +74,6 @@ class LineJsonTests(ReadCase):
     def test_the_end(self) -> None:
         text = 'TOOL_CALL: {"name": "now", "arguments": {"a": 1'
         self.assert_call(text, "now", '{"a": 1}')
-        self.assertEqual([Call("now", '{"a": ')], self.read(text, reason="length").calls)
+        self.assertEqual([Call("now", '{"a": 1')], self.read(text, reason="length").calls)
         text = 'TOOL_CALL: {"name": "now", "arguments": {"a": 1} oops'
         self.assertEqual(" oops", self.read("A\n" + text).content[1:])

@@ -330,7 +330,7 @@ class CutOffTests(ReadCase):
                     self.assertEqual(text[:end], joined.content)
 
     def test_cut_off_shows_a_beginning_of_the_whole(self) -> None:
-        text = '<tool_call>{"name": "now", "arguments": {"a": [1, {\'b\': "\\u00e9"}], "c": True,}}'
+        text = '<tool_call>{"name": "now", "arguments": {"a": [1, {"b": "\\u00e9"}], "c": true}}'
         whole = say([text])[0].calls[0].arguments
         for end in range(1, len(text)):
             for call in say(list(text[:end]), reason=None)[0].calls:

@@ -340,7 +340,7 @@ class CutOffTests(ReadCase):
         joined, tally = self.read_counting(
             "<tool_call><function=weather><parameter=city>A</parameter>\n<parameter=da"
         )
-        self.assertEqual([Call("weather", '{"city": "A')], joined.calls)
+        self.assertEqual([Call("weather", '{"city": "A</parameter>\\n<parameter=da')], joined.calls)
         self.assertEqual(1, tally["unclosed"])
 
     def test_stop_in_front_of_another_function(self) -> None:

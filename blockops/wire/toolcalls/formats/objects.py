@@ -46,7 +46,13 @@ class ObjectReader(ABC):
             return self._end_raw(self._seen, "", out)
         if whole and self._object.complete(out):
             return self._ended("")
-        return LeftOpen() if self._object.began else Refused()
+        if not self._object.began:
+            return Refused()
+        in_arguments = self._state == self._in_object and not self._object.has_arguments
+        if in_arguments and (raw := self._object.raw()):
+            # The beginning of a word or an escape: it came, so it is shown.
+            out.append(CallArguments(raw))
+        return LeftOpen()
 
     @abstractmethod
     def _first(self, text: str, out: list[Delta]) -> Verdict:

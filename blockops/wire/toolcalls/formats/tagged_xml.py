@@ -354,6 +354,8 @@ class TaggedXmlReader:
         if last := _LAST.match(tail):
             rest = last[2] or ""
             if rest.startswith("<p") and not last[1]:
+                # More was to come: what has begun is shown, and the call is not whole.
+                self._say(self._seen, 0, len(self._seen))
                 return LeftOpen()
             rest = "" if rest.startswith("</") else rest
         elif tail:
