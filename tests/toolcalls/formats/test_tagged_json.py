@@ -293,6 +293,8 @@ class CutOffTests(ReadCase):
         for text, arguments in (
             ('{"name": "now"', "{}"),
             ('{"name": "now", "arguments": {', "{}"),
+            ('{"name": "now", "arguments": [', "{}"),
+            ('{"name": "now", "arguments": None', "{}"),
             ('{"name": "now", "arguments": {"a": [1, {"b": "c"', '{"a": [1, {"b": "c"}]}'),
             ('{"name": "now", "arguments": {"a": 12', '{"a": 12}'),
             ('{"name": "now", "arguments": {"a": 1} // x', '{"a": 1}'),
