@@ -79,6 +79,10 @@ class ChatRequest:
         """Return the body for the backend: the very bytes that came."""
         return self._body
 
+    def streamed(self) -> bytes | None:
+        """Return the body changed to ask for a stream with its usage; None if it cannot be."""
+        return _streamed(self._body)
+
     def offer(self, rules: Rules) -> Offer:
         """Return what this request offers to the model, and whether its text may become calls."""
         choice = _chosen(self._fields.value("tool_choice"), self._fields.value("function_call"))
@@ -120,6 +124,10 @@ class CompletionRequest:
     def body(self) -> bytes:
         """Return the body for the backend: the very bytes that came."""
         return self._body
+
+    def streamed(self) -> bytes | None:
+        """Return the body changed to ask for a stream with its usage; None if it cannot be."""
+        return _streamed(self._body)
 
 
 class _Fields:
@@ -216,6 +224,17 @@ class _Fields:
                 raise _refusal(
                     f"`{name}[{place}]` must be an object.", f"{name}[{place}]", "invalid_type"
                 )
+
+
+def _streamed(body: bytes) -> bytes | None:
+    try:
+        fields: dict[str, Any] = dict(_fields.decode(body))
+    except UNREADABLE:
+        return None
+    options = _Fields(fields).options("stream_options")
+    fields["stream"] = True
+    fields["stream_options"] = {**options, "include_usage": True}
+    return msgspec.json.encode(fields)
 
 
 def _opening(value: Any) -> str:
