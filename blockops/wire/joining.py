@@ -119,6 +119,10 @@ class _Parts(list[str]):
     """The parts of a text."""
 
 
+class _Calls(dict[int, dict[str, Any]]):
+    """The calls of a message, by their indexes."""
+
+
 def _merge(into: dict[str, Any], fields: dict[str, Any]) -> None:
     """Add to `into` what `fields`, of a later chunk, say besides."""
     for key, value in fields.items():
@@ -129,19 +133,19 @@ def _merge(into: dict[str, Any], fields: dict[str, Any]) -> None:
             into[key] = known if isinstance(known, _Parts) else _Parts()
             into[key].append(value)
         elif key == "tool_calls" and isinstance(value, list):
-            into[key] = known if isinstance(known, dict) else {}
+            into[key] = known if isinstance(known, _Calls) else _Calls()
             _merge_calls(into[key], value)
         elif isinstance(value, dict):
-            into[key] = known if isinstance(known, dict) else {}
+            into[key] = known if type(known) is dict else {}
             _merge(into[key], value)
-        elif isinstance(value, list) and isinstance(known, list):
+        elif isinstance(value, list) and type(known) is list:
             known.extend(value)
         else:
             into[key] = value
 
 
-def _merge_calls(into: dict[Any, Any], calls: list[Any]) -> None:
-    """Add the deltas of calls to `into`, which has the calls by their indexes."""
+def _merge_calls(into: _Calls, calls: list[Any]) -> None:
+    """Add the deltas of calls."""
     for place, call in enumerate(calls):
         if isinstance(call, dict):
             _merge(into.setdefault(_index(call, place), {}), call)
@@ -158,8 +162,8 @@ def _whole(choice: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(joined.get("delta"), dict):
         return joined
     message = {"role": "assistant", "content": None, **joined.pop("delta")}
-    if isinstance(message.get("tool_calls"), dict):
-        calls = message["tool_calls"].values()
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):
         message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in calls]
         message["content"] = message["content"] or None
     elif message["content"] is None and "function_call" not in message:
@@ -170,6 +174,8 @@ def _whole(choice: dict[str, Any]) -> dict[str, Any]:
 def _joined(value: Any) -> Any:
     if isinstance(value, _Parts):
         return "".join(value)
+    if isinstance(value, _Calls):
+        return [_joined(call) for call in value.values()]
     if isinstance(value, dict):
         return {key: _joined(item) for key, item in value.items()}
     return value

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.wire.errors import ApiError
@@ -133,6 +134,9 @@ class JoinTests(SynchronousTestCase):
             "k": 1,
         }
         self.assertEqual(message(ROLE + delta(**odd) + delta(k={"a": 1}) + STOP)["k"], {"a": 1})
+        for other in ({"content": ["b"]}, {"tool_calls": {"a": None}}, {"content": None}):
+            first = delta(content="a", tool_calls=[STRUCTURED])
+            message(ROLE + first + delta(**other) + first + STOP)
         huge = ROLE[:-3] + b',"n":1e400}\n\n'
         self.assertEqual(message(huge + STOP)["content"], "")
 
@@ -163,11 +167,11 @@ class FailureTests(SynchronousTestCase):
         self.assertEqual(self.fail_with(stream, max_answer=1000).code, "answer_too_long")
         self.assertEqual(self.fail_with(stream, max_event=1000).code, "event_too_long")
 
-    @given(CHUNKS)
-    def test_junk(self, chunk: Any) -> None:
+    @given(st.lists(CHUNKS, max_size=3))
+    def test_junk(self, chunks: list[Any]) -> None:
         for asked in (chat("search"), completion()):
             joiner = StreamJoiner(asked, Rules(reasoning="split"))
-            joiner.receive_data(event(chunk) + DONE)
+            joiner.receive_data(b"".join(map(event, chunks)) + DONE)
             try:
                 joiner.whole(cut=False)
             except ApiError as error:
