@@ -57,13 +57,11 @@ _QUESTION = {
 }
 
 
-def hint(url: str) -> str:
-    """
-    Return a command for the shell that shows the main job.
-
-    :param url: where blockops listens, such as `http://127.0.0.1:8080`
-    """
-    return f"curl -N {url}/v1/chat/completions -d '{json.dumps(_QUESTION)}'"
+def hint(interface: str, port: int) -> str:
+    """Return a command for the shell that asks blockops on `interface` for a call, and shows it."""
+    host = f"[{interface}]" if ":" in interface else interface
+    url = f"http://{host}:{port}/v1/chat/completions"
+    return f"curl -gN '{url}' -d '{json.dumps(_QUESTION)}'"
 
 
 class DemoBackend(Service):

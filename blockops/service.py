@@ -145,10 +145,10 @@ class Daemon(MultiService):
             backend=self._upstream.url,
             endpoints=", ".join(endpoints(self._settings)),
         )
-        if self._demo is not None and not self._settings.listen:
+        if self._demo is not None and self._settings.port and not self._settings.listen:
             self._log.info(
                 "This is the demo: a script instead of a model. To see a call, run\n{command}",
-                command=hint(f"http://{self._settings.interface}:{self._settings.port}"),
+                command=hint(self._settings.interface, self._settings.port),
             )
 
     def stopService(self) -> Deferred[None]:

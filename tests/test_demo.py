@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any
 
 import treq
@@ -18,7 +19,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import ResponseNeverReceived
 
-from blockops.demo import DemoBackend
+from blockops.demo import DemoBackend, hint
 from blockops.demo_script import FORMATS, Call, arguments, hermes, line, qwen_xml, reply, tokens
 
 WEATHER = {
@@ -366,6 +367,12 @@ class Wholes(InMemory):
         status, body = self.client.received()
         self.assertEqual((status, json.loads(body)["data"][0]["id"]), (200, "demo"))
 
+    def test_an_idle_connection_is_closed(self) -> None:
+        """By the clock that was given: no other may tick here."""
+        self.client.send("GET", "/v1/models")
+        self.clock.advance(61)
+        self.assertTrue(self.client.transport.disconnecting)
+
     def test_errors_in_openai_shape(self) -> None:
         chat = "/v1/chat/completions"
         for method, path, body, expected in (
@@ -384,6 +391,17 @@ class Wholes(InMemory):
                 status, answer = self.client.received()
                 self.assertEqual(status, expected)
                 self.assertTrue(json.loads(answer)["error"]["message"])
+
+
+class Hints(SynchronousTestCase):
+    def test_a_command_that_asks_for_a_call(self) -> None:
+        curl, options, url, flag, body = shlex.split(hint("127.0.0.1", 8080))
+        self.assertEqual((curl, options, flag), ("curl", "-gN", "-d"))
+        self.assertEqual(url, "http://127.0.0.1:8080/v1/chat/completions")
+        self.assertIn("<tool_call>", reply(json.loads(body), 0))
+
+    def test_ipv6(self) -> None:
+        self.assertIn(" 'http://[::1]:80/v1/", hint("::1", 80))
 
 
 class Listening(TestCase):

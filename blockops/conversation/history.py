@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import msgspec
 
 from blockops.conversation.notices import without_notices
+from blockops.wire.mend import UNREADABLE
 
 #: Messages of which the facts are kept, twice: a hundred long sessions, some 20 MB.
 MAX_KNOWN = 40_000
@@ -229,7 +230,7 @@ def _read(raw: bytes) -> _Message | None:
     """Return the message; None if nothing can be said of it."""
     try:
         return _decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         pass
     try:
         # Halves of surrogate pairs and NaN, which msgspec refuses and backends accept.

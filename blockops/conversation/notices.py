@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from blockops.wire.mend import UNREADABLE
+
 OPENS = "[blockops notice]"
 CLOSES = "[blockops adds]"
 
@@ -82,7 +84,7 @@ def _is_empty(raw: bytes) -> bool:
     """Tell whether an assistant's message says and calls nothing."""
     try:
         message: dict[str, Any] = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return False
     said = [_text(message.get(key)) for key in ("content", "reasoning_content", "reasoning")]
     return not any(said) and not message.get("tool_calls") and not message.get("function_call")

@@ -89,7 +89,7 @@ class Rewritten(msgspec.Struct):
     shift: int = 0
 
 
-decode_chunk = msgspec.json.Decoder(Chunk).decode
+_decode_chunk = msgspec.json.Decoder(Chunk).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_list = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _encode = msgspec.json.Encoder().encode
@@ -112,13 +112,16 @@ def chunk(fields: Mapping[str, Any], choices: list[dict[str, Any]]) -> bytes:
     return _encode({**fields, "choices": choices})
 
 
-def is_strict(data: bytes) -> bool:
-    """Tell whether this is JSON that every reader takes."""
-    try:
-        msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return True
+def decode_chunk(data: bytes) -> Chunk:
+    """
+    Read a chunk.
+
+    :raises msgspec.ValidationError: fields that are read have other types than they should
+    :raises blockops.wire.mend.UNREADABLE: it is not strict JSON
+    """
+    if not data.isascii():
+        data.decode()  # the decoder looks only into the strings that it hands out
+    return _decode_chunk(data)
 
 
 def loose_chunk(data: bytes) -> Chunk:

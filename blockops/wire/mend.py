@@ -19,6 +19,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACEMENT = "\ufffd"
 _MAX_PENDING = 1024  # halves: one for each choice, and then some
 
+# What msgspec raises for bytes that are not strict JSON.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _Path = tuple[str | bytes, ...]
 
 
@@ -73,6 +76,15 @@ class Mender:
             self.pending[path] = text[-1]
             return text[:-1]
         return text
+
+
+def is_strict(data: bytes) -> bool:
+    """Tell whether this is JSON that every reader takes."""
+    try:
+        msgspec.json.decode(data)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def loads(data: bytes) -> Any:

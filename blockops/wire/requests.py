@@ -14,6 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from blockops.wire.errors import ApiError
+from blockops.wire.mend import UNREADABLE
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.rules import Rules
 
@@ -29,6 +30,38 @@ _CONSTRAINTS = (
     "regex",
     "ebnf",
 )
+_NULL = msgspec.Raw(b"null")
+
+
+class _ChatFields(msgspec.Struct):
+    """The fields that are read, so that a long conversation is gone through only once."""
+
+    messages: list[msgspec.Raw]
+    stream: msgspec.Raw = _NULL
+    stream_options: msgspec.Raw = _NULL
+    n: msgspec.Raw = _NULL
+    model: msgspec.Raw = _NULL
+    tools: msgspec.Raw = _NULL
+    tool_choice: msgspec.Raw = _NULL
+    parallel_tool_calls: msgspec.Raw = _NULL
+    functions: msgspec.Raw = _NULL
+    function_call: msgspec.Raw = _NULL
+    metadata: msgspec.Raw = _NULL
+    prompt_cache_key: msgspec.Raw = _NULL
+    user: msgspec.Raw = _NULL
+    response_format: msgspec.Raw = _NULL
+    structured_outputs: msgspec.Raw = _NULL
+    guided_json: msgspec.Raw = _NULL
+    guided_regex: msgspec.Raw = _NULL
+    guided_choice: msgspec.Raw = _NULL
+    guided_grammar: msgspec.Raw = _NULL
+    json_schema: msgspec.Raw = _NULL
+    grammar: msgspec.Raw = _NULL
+    regex: msgspec.Raw = _NULL
+    ebnf: msgspec.Raw = _NULL
+
+
+_chat_fields = msgspec.json.Decoder(_ChatFields)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -58,8 +91,7 @@ class ChatRequest:
 
         :raises ApiError: 400, with the field at fault, if no backend could answer it
         """
-        fields = _Fields.of(body)
-        fields.require_objects("messages")
+        fields = _Fields.of_chat(body)
         fields.require_list("tools")
         fields.require_list("functions")
         return cls(body, fields)
@@ -70,7 +102,7 @@ class ChatRequest:
 
         :param changes: fields that are put in the place of those that came
         """
-        return self._fields.with_changes(changes) if changes else self._body
+        return _changed(self._body, changes) if changes else self._body
 
     def messages(self) -> list[bytes]:
         """Return the JSON text of each message, as it came."""
@@ -92,6 +124,10 @@ class ChatRequest:
         if kind not in {None, "text"}:
             return True
         return any(self._fields.value(name) is not None for name in _CONSTRAINTS)
+
+    def streamed(self) -> bytes | None:
+        """Return the body changed to ask for a stream with its usage; None if it cannot be."""
+        return _streamed(self._body)
 
     def offer(self, rules: Rules) -> Offer:
         """Return what this request offers to the model, and whether its text may become calls."""
@@ -135,6 +171,10 @@ class CompletionRequest:
         """Return the body for the backend: the very bytes that came."""
         return self._body
 
+    def streamed(self) -> bytes | None:
+        """Return the body changed to ask for a stream with its usage; None if it cannot be."""
+        return _streamed(self._body)
+
 
 class _Fields:
     """
@@ -150,8 +190,21 @@ class _Fields:
     def of(cls, body: bytes) -> Self:
         try:
             return cls(_fields.decode(body))
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return cls(_leniently(body))
+
+    @classmethod
+    def of_chat(cls, body: bytes) -> Self:
+        """Return the fields of a chat, whose messages are a list of at least one object."""
+        try:
+            read = _chat_fields.decode(body)
+        except UNREADABLE:
+            read = None
+        if read is not None and read.messages and _are_objects(read.messages):
+            return cls(msgspec.structs.asdict(read))
+        fields = cls.of(body)
+        fields.require_objects("messages")
+        return fields
 
     def value(self, name: str) -> Any:
         """Return the field as Python values; None if it is missing or null."""
@@ -160,22 +213,20 @@ class _Fields:
             return raw
         try:
             return msgspec.json.decode(raw)
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return None
 
     def text_of(self, name: str) -> bytes:
         """Return the JSON text of a field; empty if it is missing."""
-        return _text(self._raw[name]) if name in self._raw else b""
+        raw = self._raw.get(name)
+        return b"" if raw in (None, _NULL) else _text(raw)
 
     def items(self, name: str) -> list[bytes]:
         """Return the JSON text of each item of a list."""
         raw = self._raw[name]
-        return list(map(_text, _items.decode(raw) if isinstance(raw, msgspec.Raw) else raw))
-
-    def with_changes(self, changes: Mapping[str, Any]) -> bytes:
-        """Return the whole as JSON, `changes` made and all else as it came."""
-        same = {name: msgspec.Raw(_text(value)) for name, value in self._raw.items()}
-        return msgspec.json.encode({**same, **changes})
+        return [
+            _text(each) for each in (_items.decode(raw) if isinstance(raw, msgspec.Raw) else raw)
+        ]
 
     def boolean(self, name: str, *, default: bool) -> bool:
         value = self.value(name)
@@ -231,6 +282,31 @@ class _Fields:
                 raise _refusal(
                     f"`{name}[{place}]` must be an object.", f"{name}[{place}]", "invalid_type"
                 )
+
+
+def _streamed(body: bytes) -> bytes | None:
+    try:
+        fields: dict[str, Any] = dict(_fields.decode(body))
+    except UNREADABLE:
+        return None
+    options = _Fields(fields).options("stream_options")
+    fields["stream"] = True
+    fields["stream_options"] = {**options, "include_usage": True}
+    return msgspec.json.encode(fields)
+
+
+def _changed(body: bytes, changes: Mapping[str, Any]) -> bytes:
+    """Return a request's body with some fields put in the place of those that came."""
+    try:
+        fields: dict[str, Any] = dict(_fields.decode(body))
+    except UNREADABLE:
+        read = _leniently(body)
+        fields = {name: msgspec.Raw(_text(value)) for name, value in read.items()}
+    return msgspec.json.encode({**fields, **changes})
+
+
+def _are_objects(values: list[msgspec.Raw]) -> bool:
+    return all(_opening(value) == "{" for value in values)
 
 
 def _opening(value: Any) -> str:

@@ -150,8 +150,6 @@ class EventDecoder:
             del held[self._line_start :]
             return None
         held.append(_LF)
-        if len(held) > self._max_event:
-            raise EventTooLong
         self._line_start = len(held)
         return None
 

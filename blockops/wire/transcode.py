@@ -28,7 +28,6 @@ from blockops.wire.chunks import (
     decode_chunk,
     envelope,
     event,
-    is_strict,
     join,
     loose_chunk,
     speaks,
@@ -36,7 +35,7 @@ from blockops.wire.chunks import (
     without_usage,
 )
 from blockops.wire.errors import ApiError, from_event, message_in
-from blockops.wire.mend import Mender
+from blockops.wire.mend import UNREADABLE, Mender, is_strict
 from blockops.wire.plain import PlainChoice
 from blockops.wire.report import Report
 from blockops.wire.requests import ChatRequest, CompletionRequest
@@ -165,7 +164,7 @@ class StreamTranscoder:
         data = happened.data
         try:
             read = decode_chunk(data)
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return self._take_odd_event(happened)
         if happened.name or self._mender.pending:
             return self._take_odd_event(happened)

@@ -86,12 +86,19 @@ class MainJob(Case):
             self.skipTest("curl is not installed")
         daemon = self.daemon("demo")
         wait_for(lambda: "curl" in daemon.logged(), "no command is told")
-        command = next(line for line in daemon.logged().splitlines() if "curl -N" in line)
+        command = next(line for line in daemon.logged().splitlines() if "curl -gN" in line)
         told = subprocess.run(
             ["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True
         )
         self.assertIn('"tool_calls"', told.stdout)
         self.assertTrue(told.stdout.endswith("data: [DONE]\n\n"))
+
+    def test_the_demo_stays_until_its_last_answer(self) -> None:
+        daemon = self.daemon("demo")
+        stream = open_stream(daemon.url, question("17 and 4", stream=True, tools=TOOLS))
+        next(stream.lines())
+        daemon.begin_to_stop()
+        self.assertEqual((stream.read().calls, stream.done), ([("add", {})], 1))
 
     def test_a_call_in_a_whole_answer(self) -> None:
         daemon = self.daemon(self.backend(backends.says_whole(CALL)))

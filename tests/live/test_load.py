@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -61,17 +62,24 @@ class Crowd(Case):
             *("--max-concurrent", str(self.places), "--max-queue", str(self.clients)),
             *("--heartbeat", "0.2"),
         )
-        moments = [dice.uniform(0, 4) if number % 2 else None for number in range(self.clients)]
-        visits = [Visit(daemon, moment, reset=dice.random() < 0.5) for moment in moments]
-        for visit in visits:
-            visit.start()
-        for visit in visits:
-            visit.join(120)
+        stay = [Visit(daemon) for _ in range(self.clients // 2)]
+        leave = [Visit(daemon, leaves=self.leaving(dice), reset=dice.random() < 0.5) for _ in stay]
+        visits = stay + leave
+        dice.shuffle(visits)
+        Visit.pay(visits)
 
-        stayed = [visit for visit in visits if visit.moment is None]
-        self.assertEqual([visit.outcome for visit in stayed], ["whole"] * (self.clients // 2))
-        self.assertGreater(sum(visit.outcome == "cut" for visit in visits), self.clients // 8)
+        self.assertEqual([visit.outcome for visit in stay], ["whole"] * len(stay))
+        self.assertGreater([visit.outcome for visit in leave].count("cut"), len(leave) // 2)
+        # Many left while the backend was at work for them.
+        unanswered = [one for one in backend.requests if not one.answered]
+        self.assertGreater(len(unanswered), self.clients // 10)
         self.assert_all_is_back(backend, daemon)
+
+    def leaving(self, dice: random.Random) -> Leaving:
+        """Return when a client leaves: some time, mostly in the queue, or within its stream."""
+        if dice.random() < 0.5:
+            return Leaving(seconds=dice.uniform(0, 4), events=1000)
+        return Leaving(seconds=100, events=dice.randrange(1, 10))
 
     def assert_all_is_back(self, backend: Backend, daemon: Daemon) -> None:
         self.assertTrue(backend.wait_until(lambda it: it.open == 0))
@@ -82,11 +90,8 @@ class Crowd(Case):
         # Nobody gets an answer before as many as there are places have asked.
         together = threading.Barrier(self.places)
         backend.script = lambda exchange: _together(exchange, together)
-        visits = [Visit(daemon, None) for _ in range(self.places)]
-        for visit in visits:
-            visit.start()
-        for visit in visits:
-            visit.join(30)
+        visits = [Visit(daemon) for _ in range(self.places)]
+        Visit.pay(visits)
         self.assertEqual([visit.outcome for visit in visits], ["whole"] * self.places)
 
 
@@ -95,31 +100,55 @@ def _together(exchange: Exchange, barrier: threading.Barrier) -> None:
     backends.says(CALL)(exchange)
 
 
+@dataclass(frozen=True)
+class Leaving:
+    """A client leaves after so many seconds, or so many events, whatever is first."""
+
+    seconds: float
+    events: int
+
+
 class Visit(threading.Thread):
     """
     One client.
 
-    :param moment: seconds after which it leaves; None: it stays to the end
+    :param leaves: when it leaves; None: it stays to the end
     :param reset: it leaves with a RST instead of a FIN
     :ivar outcome: "whole", "cut", or what went wrong
     """
 
-    def __init__(self, daemon: Daemon, moment: float | None, *, reset: bool = False) -> None:
+    def __init__(
+        self, daemon: Daemon, *, leaves: Leaving | None = None, reset: bool = False
+    ) -> None:
         super().__init__(daemon=True)
-        self.moment = moment
+        self._leaves = leaves
         self.outcome = "nothing"
         self._daemon = daemon
         self._reset = reset
+
+    @classmethod
+    def pay(cls, visits: list[Visit]) -> None:
+        """Let all of `visits` go on at the same time, and wait for their end."""
+        for visit in visits:
+            visit.start()
+        cls.join_all(visits)
+
+    @staticmethod
+    def join_all(visits: list[Visit], within: float = 60) -> None:
+        """Wait for the end of all of `visits`; who is late has the outcome "nothing"."""
+        end = time.monotonic() + within
+        for visit in visits:
+            visit.join(max(0, end - time.monotonic()))
 
     def run(self) -> None:
         with socket.create_connection(("127.0.0.1", self._daemon.port), timeout=100) as client:
             body = json.dumps(question(stream=True, tools=TOOLS)).encode()
             head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
             client.sendall(head.encode() + body)
-            if self.moment is None:
+            if self._leaves is None:
                 self.outcome = self._stay(client)
             else:
-                self.outcome = self._leave(client, time.monotonic() + self.moment)
+                self.outcome = self._leave(client, self._leaves)
 
     def _stay(self, client: socket.socket) -> str:
         response = http.client.HTTPResponse(client)
@@ -128,14 +157,18 @@ class Visit(threading.Thread):
         whole = (stream.calls, stream.done) == ([("add", {"a": 1, "b": 2})], 1)
         return "whole" if whole else f"{response.status} {stream.text!r} {stream.errors}"
 
-    def _leave(self, client: socket.socket, end: float) -> str:
-        while (left := end - time.monotonic()) > 0:
+    def _leave(self, client: socket.socket, leaves: Leaving) -> str:
+        end = time.monotonic() + leaves.seconds
+        events = 0
+        while (left := end - time.monotonic()) > 0 and events < leaves.events:
             client.settimeout(left)
             try:
-                if client.recv(4096).endswith(b"0\r\n\r\n"):
-                    return "too late"
+                received = client.recv(4096)
             except TimeoutError:
                 break
+            if received.endswith(b"0\r\n\r\n"):
+                return "too late"
+            events += received.count(b"data: ")
         if self._reset:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         return "cut"
@@ -216,13 +249,12 @@ class Stops(Case):
 
     def test_those_in_the_queue_are_served_too(self) -> None:
         backend, daemon = self.start(backends.says(CALL, pause=0.01), "--max-concurrent", "2")
-        visits = [Visit(daemon, None) for _ in range(self.streams)]
+        visits = [Visit(daemon) for _ in range(self.streams)]
         for visit in visits:
             visit.start()
         wait_for(lambda: _waiting(daemon) == self.streams - 2, "not all are queued")
         daemon.begin_to_stop()
-        for visit in visits:
-            visit.join(30)
+        Visit.join_all(visits)
         self.assertEqual([visit.outcome for visit in visits], ["whole"] * self.streams)
         self.assertEqual(len(backend.requests), self.streams)
 

@@ -45,10 +45,10 @@ class FirstCommand(SynchronousTestCase):
 
         def told() -> bool:
             self.assertIsNone(shell.poll(), log.read_text())
-            return "curl -N" in log.read_text()
+            return "curl -gN" in log.read_text()
 
         wait_for(told, "no command is printed", within=240)
-        hint = next(line for line in log.read_text().splitlines() if "curl -N" in line)
+        hint = next(line for line in log.read_text().splitlines() if "curl -gN" in line)
         answer = subprocess.run(["bash", "-c", hint], capture_output=True, timeout=30, check=True)
         self.assertIn(b'"tool_calls"', answer.stdout)
         self.assertTrue(answer.stdout.endswith(b"data: [DONE]\n\n"))

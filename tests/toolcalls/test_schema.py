@@ -130,7 +130,7 @@ class DeclarationTests(SchemaCase):
     """What a schema allows, however it says so."""
 
     def test_says_nothing(self) -> None:
-        for schema in (
+        schemas: tuple[Any, ...] = (
             {},
             None,
             True,
@@ -145,9 +145,11 @@ class DeclarationTests(SchemaCase):
             {"$ref": "other.json#/x"},
             {"$ref": "#/$defs/missing/deeper"},
             {"minLength": 3},
-        ):
+        )
+        for schema in schemas:
             self.assertTrue(kind(schema).is_string, schema)
-        for parameters in (None, [], {"properties": []}, {"properties": {"q": {"type": "null"}}}):
+        none: tuple[Any, ...] = (None, [], {"properties": []}, {"properties": {"q": {}}})
+        for parameters in none:
             self.assertTrue(Parameters(parameters).kind("p").is_string, parameters)
 
     def test_unions(self) -> None:

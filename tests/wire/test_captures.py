@@ -210,7 +210,7 @@ class StreamTests(SynchronousTestCase):
 
     @given(st.sampled_from(sorted(STREAMS)), st.integers(1, 20_000))
     def test_cut_off(self, name: str, at: int) -> None:
-        """A stream that breaks off is told of, whatever had come of it, and loses no text."""
+        """A stream that breaks off is told of, and what had come of it is not lost."""
         body = STREAMS[name][:at]
         if event_ends(body)[-1] == event_ends(STREAMS[name])[-1]:
             return
@@ -220,6 +220,16 @@ class StreamTests(SynchronousTestCase):
         if answer.error is not None:
             self.assertEqual(stream.report.error, answer.error["message"])
             self.assertTrue(all(s.finish_reason is None for s in answer.choices.values()))
+        untranslated = read_strictly(transcode(body, chat()))
+        self.assertEqual(
+            "".join(said.content for said in untranslated.choices.values()),
+            "".join(
+                choice["delta"].get("content") or ""
+                for event in EventDecoder(MAX_EVENT).receive_data(body)
+                if event.data.startswith(b'{"') and b'"choices"' in event.data
+                for choice in json.loads(event.data)["choices"]
+            ),
+        )
 
     def test_usage_is_reported(self) -> None:
         for name in (

@@ -15,12 +15,12 @@ from blockops.wire.chunks import (
     decode_chunk,
     envelope,
     event,
-    is_strict,
     join,
     loose_chunk,
     spread,
     without_usage,
 )
+from blockops.wire.mend import UNREADABLE
 
 
 def text(value: str) -> Piece:
@@ -34,13 +34,17 @@ class EventTests(SynchronousTestCase):
     def test_line_ends_are_taken_out(self) -> None:
         made = event(b'{\r\n "a": [1.50,\n "\\n"]\n}')
         self.assertEqual(made, b'data: {"a":[1.50,"\\n"]}\n\n')
+        self.assertEqual(event(b'{\r"a":\r1}'), b'data: {"a":1}\n\n')
 
 
 class ReadTests(SynchronousTestCase):
-    def test_strict(self) -> None:
-        self.assertTrue(is_strict(b'{"a": 1}'))
-        for data in (b"", b"{", b'{"a": NaN}', b'"\\ud83d"', b'"\n"', b"\xff", b"[" * 100_000):
-            self.assertFalse(is_strict(data))
+    def test_bytes_that_are_no_text(self) -> None:
+        """Nothing that is no UTF-8 counts as read, wherever it stands."""
+        good = b'{"choices":[{"delta":{"content":"\xc3\xa9"}}],"x":"\xc3\xa9"}'
+        self.assertIsNotNone(decode_chunk(good).choices)
+        for part in (b'"content":"\xc3\xa9"', b'"x":"\xc3\xa9"'):
+            bad = good.replace(part, part.replace(b"\xa9", b""))
+            self.assertRaises(UNREADABLE, decode_chunk, bad)
 
     def test_loose(self) -> None:
         """What has another type than it should counts as missing, what is right does not."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.mend import Mender, clean_text, dumps, loads
+from blockops.wire.mend import Mender, clean_text, dumps, is_strict, loads
 
 
 def chunk(**delta: Any) -> bytes:
@@ -145,6 +145,20 @@ def paired(text: str) -> str:
 
 
 class ValueTests(SynchronousTestCase):
+    def test_strict(self) -> None:
+        self.assertTrue(is_strict(b'{"a": "\xc3\xa9"}'))
+        for data in (
+            b"",
+            b"{",
+            b'{"a": NaN}',
+            b'"\\ud83d"',
+            b'"\n"',
+            b"\xff",
+            b'"\xff"',
+            b"[" * 100_000,
+        ):
+            self.assertFalse(is_strict(data))
+
     @given(
         st.recursive(
             st.none() | st.booleans() | st.text(),

@@ -48,6 +48,7 @@ class ReadTests(SynchronousTestCase):
             b'{"messages":[{"content":"\\ud83d"}]}',
             b'{"messages":[{"content":"x","n":NaN}], "stream": true}',
             b'{"messages":[{}],"seed":1e400}',
+            b'{"messages":[{"content":"\xff"}]}',
         ):
             self.assertEqual(ChatRequest.parse(body).body(), body)
 
@@ -129,6 +130,15 @@ class RefusalTests(SynchronousTestCase):
             self.assertIn(word, error.message)
             self.assertEqual(error.param, name)
 
+    @given(st.binary(max_size=20), st.sampled_from(["messages", "model", "tools", "x"]))
+    def test_any_string(self, data: bytes, name: str) -> None:
+        try:
+            asked = ChatRequest.parse(b'{"messages":[{}],"%s":"%s"}' % (name.encode(), data))
+        except ApiError as error:
+            self.assertEqual(error.status, 400)
+        else:
+            asked.offer(Rules())
+
     @given(st.binary(max_size=40) | st.text('{}[]":,mesag1 ', max_size=40).map(str.encode))
     def test_garbage(self, body: bytes) -> None:
         try:
@@ -201,5 +211,6 @@ class OfferTests(SynchronousTestCase):
 
     def test_unreadable_field(self) -> None:
         """A field that cannot be read is as good as missing; the backend will say so."""
-        body = b'{"messages":[{}],"tools":[{"x":1e400}]}'
-        self.assertEqual(ChatRequest.parse(body).offer(Rules()), Offer({}, translate=False))
+        for tools in (b'[{"x":1e400}]', b'["\xff"]'):
+            asked = ChatRequest.parse(b'{"messages":[{}],"tools":%s}' % tools)
+            self.assertEqual(asked.offer(Rules()), Offer({}, translate=False))

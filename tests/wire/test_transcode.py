@@ -586,6 +586,13 @@ class OddChunkTests(SynchronousTestCase):
         self.assertEqual(read(out).said.content, "a🙂")
         self.assertEqual(read(out).said.pairs(), [SEARCH])
 
+    def test_bytes_that_are_no_text(self) -> None:
+        for place in (b'"delta":{"content":"a%s"}', b'"delta":{"content":"a"},"x":"%s"'):
+            chunk = b'{"id":"c","choices":[{"index":0,%s}]}' % (place % b"\xe2\x82")
+            out = transcode(ROLE + b"data: " + chunk + b"\n\n" + STOP + DONE)
+            self.assertEqual(read(out).said.content.rstrip("\ufffd"), "a")
+            self.assertIn("\ufffd", out.decode())
+
     def test_half_a_pair_then_something_else(self) -> None:
         out = transcode(ROLE + text("a\ud83d") + text("b") + text("\ud83d") + STOP + DONE)
         self.assertEqual(read(out).said.content, "a\ufffdb")
@@ -992,6 +999,11 @@ class AnyStreamTests(SynchronousTestCase):
         through = transcoder()
         out = b"".join(map(through.receive_data, packets)) + through.end(cut=True)
         read(out)
+
+    @given(st.binary(max_size=60), st.sampled_from([b'"content":"%s"', b'"x":"%s"', b'"%s":1']))
+    def test_any_string(self, data: bytes, place: bytes) -> None:
+        chunk = b'{"choices":[{"index":0,"delta":{%s}}]}' % (place % data)
+        read(transcode(ROLE + b"data: " + chunk + b"\n\n" + STOP + DONE))
 
     @given(st.binary(max_size=60))
     def test_any_data(self, data: bytes) -> None:

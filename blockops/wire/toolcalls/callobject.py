@@ -23,7 +23,6 @@ from blockops.wire.toolcalls.formats.protocol import Opening
 from blockops.wire.toolcalls.jsontext import KEY, SPACE, Follower, JsonStates, JsonValue, Standing
 from blockops.wire.toolcalls.wrapped import WrappedObject
 
-_NOTHING = frozenset({"null", "["})
 _ARGUMENTS = frozenset({"arguments", "args", "parameters", "input"})
 
 
@@ -119,14 +118,14 @@ class CallObject(JsonStates):
     def _missing(self) -> str | None:
         """Return what the arguments lack in front of their last brace; None: more than brackets."""
         state = self._back if self._state == self._line_comment else self._state
-        if state in (self._first_key, self._next_key, self._after):
+        if state in (self._first_key, self._next_key, self._after, self._in_list):
             return ""
         if state not in (self._in_arguments, self._in_nothing, self._in_extra):
             return None
         missing = self._value.missing()
         if missing is None or state == self._in_arguments:
             return missing
-        if state == self._in_nothing and "".join((*self._skipped, missing)) not in _NOTHING:
+        if state == self._in_nothing and missing != "null":
             return None
         return ""
 
@@ -146,11 +145,9 @@ class CallObject(JsonStates):
             pieces.clear()
 
     def _refuse(self, pos: int) -> int:
-        self._state = self._refused
+        """Break for good: without a name nothing can be completed."""
+        self._name = ""
         return self._break(pos)
-
-    def _refused(self, text: str, pos: int) -> int:
-        raise AssertionError("nothing is read behind a refusal")
 
     # The object.
 
@@ -247,6 +244,9 @@ class CallObject(JsonStates):
             self._arguments = self._value
             if self._name:
                 self._begin_call()
+        elif text[pos] == "[":
+            self._state = self._in_list
+            return pos + 1
         else:
             self._follow(self._in_nothing)
         return pos
@@ -288,17 +288,25 @@ class CallObject(JsonStates):
         self.settled = pos
         return pos
 
-    def _in_nothing(self, text: str, pos: int) -> int:
-        """In arguments that are not an object: they may say that there are none."""
-        pos = self._value.feed(text, pos, self._skipped)
-        if self._value.standing is Standing.WHOLE:
-            if "".join(self._skipped).strip() not in _NOTHING:
-                return self._refuse(pos)
-            self._state = self._after
+    def _in_list(self, text: str, pos: int) -> int:
+        """In arguments that are a list: an empty one holds no arguments."""
+        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
+        if pos == len(text):
             return pos
-        if self._skipped and "".join(self._skipped).strip() != "[":
+        if text[pos] != "]":
             return self._refuse(pos)
-        return self._still(pos)
+        self._state = self._after
+        return pos + 1
+
+    def _in_nothing(self, text: str, pos: int) -> int:
+        """In arguments that are a word or a number: null says that there are none."""
+        pos = self._value.feed(text, pos, self._skipped)
+        if self._value.standing is not Standing.WHOLE:
+            return self._still(pos)
+        if "".join(self._skipped) != "null":
+            return self._refuse(pos)
+        self._state = self._after
+        return pos
 
     def _in_extra(self, text: str, pos: int) -> int:
         pos = self._value.feed(text, pos, self._skipped)

@@ -16,6 +16,7 @@ this time with no opener to give back.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -91,10 +92,10 @@ class ToolCallParser:
 
         Text that nothing has to be decided on comes back as exactly `[Text(text)]`.
         """
-        if self._scanner.ready and self._literals.plain.fullmatch(text):
-            return [Text(text)]
         if self._count and (seen := self._count.feed(text)):
             self.tally["untranslated"] += seen
+        if self._scanner.ready and self._literals.plain.fullmatch(text):
+            return [Text(text)]
         out: list[Delta] = []
         while text:
             text = self._read(text, out)
@@ -182,7 +183,7 @@ class ToolCallParser:
         literal, *kept = self._kept
         self._stop_trying()
         if literal:
-            self._scanner.give_back(literal)
+            self._scanner.take_for_text(literal)
         return "".join(kept)
 
     def _stop_trying(self) -> None:
@@ -196,7 +197,7 @@ class ToolCallParser:
         began = deltas[0]
         assert isinstance(began, CallBegan)
         self._kept = []
-        self._scanner.call_began(out)
+        self._scanner.call_began()
         if began.name not in self._offer.schemas:
             self.tally["unknown_name"] += 1
         if self.tally["calls"] and not self._offer.parallel:
@@ -205,6 +206,7 @@ class ToolCallParser:
         else:
             self.tally["calls"] += 1
             self._read = self._stream
+            self._scanner.flush(out)
             out.extend(deltas)
 
     def _stream(self, text: str, out: list[Delta]) -> str:
@@ -221,7 +223,7 @@ class ToolCallParser:
         self._stop_trying()
         self._scanner.call_passed()
         if verdict.spare:
-            self._scanner.spare(verdict.spare)
+            self._scanner.take_for_text(verdict.spare)
         if verdict.then:
             self._try(verdict.then, "")
         return verdict.rest
@@ -296,9 +298,15 @@ class Drafts:
             self._length += len(delta.text)
             if self._length <= self._rules.max_hold:
                 self._pieces.append(delta.text)
-        elif isinstance(delta, CallEnded) and self._offered():
-            arguments = CallArguments("".join(self._pieces))
-            self.call = [CallBegan(self._name), arguments, CallEnded()]
+        elif isinstance(delta, CallEnded) and self._name in self._offer.schemas:
+            arguments = "".join(self._pieces)
+            if self._length <= self._rules.max_hold and _is_json(arguments):
+                self.call = [CallBegan(self._name), CallArguments(arguments), CallEnded()]
 
-    def _offered(self) -> bool:
-        return self._name in self._offer.schemas and self._length <= self._rules.max_hold
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

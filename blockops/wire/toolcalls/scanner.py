@@ -170,23 +170,16 @@ class TextScanner:
         )
         return self._opened
 
-    def give_back(self, literal: str) -> None:
-        """Take `literal`, which opened no call, for text."""
-        self._add(literal)
+    def take_for_text(self, text: str) -> None:
+        """Take for text what opened no call, or has no place in a call's frame."""
+        self._add(text)
         if self._state == self._line_start:
             self._state = self._line
         elif self._state == self._fence_start:
             self._state = self._fence
 
-    def spare(self, text: str) -> None:
-        """Take `text`, which stood in a call's frame, for text."""
-        self._add(text)
-        if self._state == self._line_start:
-            self._state = self._line
-
-    def call_began(self, out: list[Delta]) -> None:
-        """Forget the white space in front of a call, and let the text before it go."""
-        self.flush(out)
+    def call_began(self) -> None:
+        """Forget the white space in front of a call."""
         self._space.clear()
         self._space_length = 0
         self._behind_call = True
@@ -247,8 +240,6 @@ class TextScanner:
     def _say(self, text: str) -> None:
         if self._behind_call:
             text = self._behind_the_call(text)
-            if not text:
-                return
         if self._space_length:
             self._pieces.extend(self._space)
             self._space.clear()
@@ -263,7 +254,7 @@ class TextScanner:
             self._space.clear()
             self._space_length = 0
             text = bare
-        self._behind_call = not text
+        self._behind_call = False
         return text
 
     def _hold_space(self, space: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from blockops.wire.toolcalls.callobject import CallObject
@@ -16,12 +17,12 @@ MAX_LOOSE = 1_024
 Verdict = Refused | Ended | None
 
 
-class ObjectReader:
+class ObjectReader(ABC):
     """
     Reads one JSON object and, where its arguments break, raw text up to `end_of_raw`.
 
-    A subclass says what stands in front of the object (`_first`), what happens behind a whole
-    one (`_whole_at`) and where arguments end that broke.
+    A subclass says what stands in front of the object, what happens behind a whole one, and where
+    arguments end that broke.
     """
 
     end_of_raw = ""
@@ -45,13 +46,23 @@ class ObjectReader:
             return self._end_raw(self._seen, "", out)
         if whole and self._object.complete(out):
             return self._ended("")
-        return LeftOpen() if self._object.began else Refused()
+        if not self._object.began:
+            return Refused()
+        in_arguments = self._state == self._in_object and not self._object.has_arguments
+        if in_arguments and (raw := self._object.raw()):
+            # The beginning of a word or an escape: it came, so it is shown.
+            out.append(CallArguments(raw))
+        return LeftOpen()
 
+    @abstractmethod
     def _first(self, text: str, out: list[Delta]) -> Verdict:
-        raise NotImplementedError
+        """Read on in front of the object."""
+        ...
 
+    @abstractmethod
     def _whole_at(self, text: str, out: list[Delta]) -> Verdict:
-        raise NotImplementedError
+        """Decide what happens behind a whole object."""
+        ...
 
     def _broken_at(self, text: str, out: list[Delta]) -> Verdict:
         """Decide on what the object cannot hold."""

@@ -99,7 +99,7 @@ class CallReader(Protocol):
         Decide at the end of the text.
 
         :param whole: the model ended by itself: a call that lacks only closing tags or brackets is
-            complete. Otherwise it was cut off, and nothing more may be appended.
+            complete. Otherwise it was cut off, and may not be made to look whole.
         """
         ...
 

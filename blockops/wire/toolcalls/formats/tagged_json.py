@@ -91,7 +91,7 @@ class TaggedJsonReader(ObjectReader):
     def _broken_at(self, text: str, out: list[Delta]) -> Verdict:
         """The closing tag may stand where only brackets are missing."""
         self._seen += text
-        if len(self._seen) < len(END) and END.startswith(self._seen):
+        if 0 < len(self._seen) < len(END) and END.startswith(self._seen):
             self._state = self._broken_at
             return None
         if self._seen.startswith(END) and self._object.complete(out):

@@ -220,7 +220,7 @@ class TaggedXmlReader:
 
     def _body(self, text: str, pos: int) -> int:
         found = _BODY.match(text, pos)
-        if not found or (found[5] and not self._in_tag):
+        if not found:
             begun = _BODY_BEGUN.match(text, pos)
             return self._wait(text, pos) if begun else self._refuse(text)
         self._deltas.append(CallBegan(self._name))
@@ -354,6 +354,8 @@ class TaggedXmlReader:
         if last := _LAST.match(tail):
             rest = last[2] or ""
             if rest.startswith("<p") and not last[1]:
+                # More was to come: what has begun is shown, and the call is not whole.
+                self._say(self._seen, 0, len(self._seen))
                 return LeftOpen()
             rest = "" if rest.startswith("</") else rest
         elif tail:
