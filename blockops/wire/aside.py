@@ -22,8 +22,8 @@ Place = Literal["opens", "closes", "thinks"]
 
 _THINK = "<think>"
 _THOUGHT = "</think>"
-# White space in front of what may become a think block that is held back at most.
-_MOST_HELD = 64
+# White space that may stand in front of a think block: it is held back until that is known.
+_MOST_SPACE = 64
 # Finish reasons behind which the answer is not at its end, or not for a person.
 _NO_END = frozenset({"length", "content_filter", "tool_calls", "function_call"})
 
@@ -75,13 +75,14 @@ class ThinkBlock:
         return held
 
     def _begin(self, text: str) -> tuple[str, str]:
-        start = text.lstrip()[: len(_THINK)]
-        if start == _THINK:
-            self._thought = self.inside = True
-            return self._think(text)
-        if _THINK.startswith(start) and len(text) < _MOST_HELD:
-            self._held = text
-            return "", ""
+        said = text.lstrip()
+        if len(text) - len(said) < _MOST_SPACE:
+            if said.startswith(_THINK):
+                self._thought = self.inside = True
+                return self._think(text)
+            if _THINK.startswith(said):
+                self._held = text
+                return "", ""
         self.passed = True
         return "", text
 
