@@ -192,6 +192,10 @@ class Forgetting:
         self.done = 0
         self.failed = 0
 
+    def possible(self) -> bool:
+        """Say whether there is a way, as far as is known."""
+        return self._calls != []
+
     async def forget(self) -> None:
         """Let the backend forget. Failures are counted and written to the daemon's log."""
         if self._calls is None:

@@ -27,15 +27,19 @@ class Purge:
     """
     Purges the backend's cache when it is idle.
 
-    :param forget: makes the backend forget; never fails
+    :param forget: makes the backend forget
+    :param possible: says whether it can, as far as is known
     :ivar skipped: how often the backend was not idle in time
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, forget: Forget) -> None:
+    def __init__(
+        self, clock: IReactorTime, forget: Forget, possible: Callable[[], bool] = lambda: True
+    ) -> None:
         self._clock = clock
         self._forget = forget
+        self._possible = possible
         self._working = 0
         self._owed: set[str] = set()
         #: Those who wait for the backend to be idle.
@@ -68,6 +72,8 @@ class Purge:
 
     async def within(self, patience: float) -> None:
         """Purge before anything else is done; let it be if the backend is not idle in time."""
+        if not self._possible():
+            return
         if not self._working:
             self._begin()
         else:

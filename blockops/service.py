@@ -79,7 +79,7 @@ class Daemon(MultiService):
         )
         asking = Asking(reactor, self._upstream)
         self._forgetting = Forgetting(asking, settings.cache_reset)
-        purge = Purge(reactor, self._forgetting.forget)
+        purge = Purge(reactor, self._forgetting.forget, self._forgetting.possible)
         backend = Backend(
             reactor,
             self._upstream,

@@ -23,7 +23,7 @@ from blockops.conversation import notices
 from blockops.conversation.context import Guard, Limits
 from blockops.conversation.history import Facts, Line, Reader, first_user, text_in
 from blockops.conversation.notices import Kind
-from blockops.conversation.sessions import Identity, Session, Sessions
+from blockops.conversation.sessions import Identity, Session, Sessions, Told
 from blockops.conversation.tokens import Tokens, most_of, of_tools, weight_of
 from blockops.forms import ColdStart
 from blockops.memory import MemoryGauge, Tier
@@ -158,7 +158,8 @@ class Turn:
         self._offers_tools = bool(asked.field("tools") or asked.field("functions"))
         self._tally = turns.tokens.of(asked.model)
         self._thread = session.thread(first_user(lines))
-        self._due: dict[Kind, str] = {}
+        self._due: dict[Kind, Told] = {}
+        self._texts: list[str] = []
         self._weight = 0.0
         self._counted = 0
         self.aside = self._make_aside()
@@ -240,9 +241,10 @@ class Turn:
         """Let a notice be due when the history as it came has `tokens` tokens."""
         limits = self._turns.guard.limits
         if tokens < limits.warn:
-            self.session.unsay("context")
-        elif self.session.say("context"):
-            self._due["context"] = notices.context_notice(tokens, limits.warn, limits.hard)
+            self._thread.unsay("context")
+        else:
+            notice = notices.context_notice(tokens, limits.warn, limits.hard)
+            self._be_due(self._thread, "context", notice)
 
     async def _count(self, messages: Sequence[Facts]) -> None:
         """Let the backend count what was never counted, as far as it can."""
@@ -268,28 +270,33 @@ class Turn:
             self._tally.note(facts, counted)
         return counted is not None
 
+    def _be_due(self, told: Told, kind: Kind, text: str) -> None:
+        """Let this answer say a notice that `told` was not given yet."""
+        if told.say(kind):
+            self._due[kind] = told
+            self._texts.append(text)
+
     def _give_notices(self, tell: Callable[[str], bool]) -> None:
         """Let this answer say what is due."""
-        settings = self._turns.settings
-        if settings.model_name and self.session.say("banner"):
+        settings, memory = self._turns.settings, self._turns.memory
+        if settings.model_name:
             banner = notices.session_banner(settings.model_name)
-            self._due = {"banner": banner, **self._due}
-        memory = self._turns.memory
-        kind = _TIERS.get(memory.tier)
-        if kind is not None and self.session.say(kind):
-            self._due[kind] = notices.memory_notice(kind, memory.percent)
-        texts = list(self._due.values())
+            self._be_due(self.session, "banner", banner)
+        tier = _TIERS.get(memory.tier)
+        if tier is not None:
+            self._be_due(self.session, tier, notices.memory_notice(tier, memory.percent))
         if self.aside is not None:
             closes = self.aside.place == "closes"
-            self.aside.text = notices.closing(texts) if closes else notices.opening(texts)
-        elif settings.notices == "header" and texts and tell(" ".join(texts)):
+            said = notices.closing(self._texts) if closes else notices.opening(self._texts)
+            self.aside.text = said
+        elif settings.notices == "header" and self._texts and tell(" ".join(self._texts)):
             self._due.clear()
 
     def ended(self, report: Report | None) -> None:
         """Learn from the answer, which has ended or failed; None if there was none."""
         if self.aside is None or not self.aside.said:
-            for kind in self._due:
-                self.session.unsay(kind)
+            for kind, told in self._due.items():
+                told.unsay(kind)
         usage = report.usage if report is not None else None
         reported = usage.get("prompt_tokens") if usage else None
         if isinstance(reported, int) and self._weight:

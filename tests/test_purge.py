@@ -97,6 +97,12 @@ class Purges(SynchronousTestCase):
         self.forgetting[0].callback(None)
         self.successResultOf(waiting)
 
+    def test_where_nothing_can_be_purged_nobody_waits(self) -> None:
+        self.purge = Purge(self.clock, self.forget, lambda: False)
+        self.work()
+        self.successResultOf(self.within())
+        self.assertEqual((self.forgetting, self.purge.skipped), ([], 0))
+
     def test_not_in_time(self) -> None:
         self.work()
         waiting = self.within(5)

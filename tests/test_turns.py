@@ -503,13 +503,25 @@ class Notices(SynchronousTestCase):
         talk = Talk(token_warn_threshold=1_000)
         talk.headers["X_Session_Id"] = "s"
         long = user("word " * 2_000)
-        client = talk.ask(long)
+        start = user("first")
+        client = talk.ask(start, long)
         talk.world.backend().answer({}, "404 Not Found")  # it has no /tokenize
         talk.reply(chunk("Hello"))
         self.assertIn(f"{OPENS}\nThis conversation is long", content(client))
-        self.assertEqual(talk.turn(long), "Hello")
-        self.assertEqual(talk.turn(user("short")), "Hello")
-        self.assertIn("This conversation is long", talk.turn(long))
+        self.assertEqual(talk.turn(start, long), "Hello")
+        self.assertEqual(talk.turn(start), "Hello")
+        self.assertIn("This conversation is long", talk.turn(start, long))
+
+    def test_a_short_side_track_does_not_tell_it_again(self) -> None:
+        talk = Talk(token_warn_threshold=1_000)
+        talk.headers["X_Session_Id"] = "s"
+        long = user("word " * 2_000)
+        client = talk.ask(long)
+        talk.world.backend().answer({}, "404 Not Found")
+        talk.reply(chunk("Hello"))
+        self.assertIn("This conversation is long", content(client))
+        self.assertEqual(talk.turn(user("a sub-agent's question")), "Hello")
+        self.assertEqual(talk.turn(long, assistant("Hello"), user("more")), "Hello")
 
     def test_a_history_is_measured_as_it_came(self) -> None:
         talk = Talk(token_warn_threshold=1_500, token_hard_threshold=1_000)

@@ -63,7 +63,25 @@ def _digest(parts: Iterable[bytes]) -> str:
     return over.hexdigest()
 
 
-class Thread:
+class Told:
+    """What somebody was told."""
+
+    def __init__(self) -> None:
+        self._said: set[Kind] = set()
+
+    def say(self, kind: Kind) -> bool:
+        """Note that a notice is being given; False if it was given before."""
+        if kind in self._said:
+            return False
+        self._said.add(kind)
+        return True
+
+    def unsay(self, kind: Kind) -> None:
+        """Note that a notice was not given after all, or may be due again."""
+        self._said.discard(kind)
+
+
+class Thread(Told):
     """
     One history of a session, as it grows.
 
@@ -73,6 +91,7 @@ class Thread:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.cut = Cut()
         self.missed = 0
 
@@ -86,7 +105,7 @@ class Thread:
         self.missed = max(0, reported - counted)
 
 
-class Session:
+class Session(Told):
     """
     One conversation with one client.
 
@@ -95,26 +114,15 @@ class Session:
     """
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.name = name
         self.length = 0
-        self._said: set[Kind] = set()
         self._threads: Recent[bytes, Thread] = Recent(MAX_THREADS)
 
     def begin_anew(self) -> None:
         """Forget what was said and sent."""
         self._said.clear()
         self._threads = Recent(MAX_THREADS)
-
-    def say(self, kind: Kind) -> bool:
-        """Note that a notice is being given; False if it was given before."""
-        if kind in self._said:
-            return False
-        self._said.add(kind)
-        return True
-
-    def unsay(self, kind: Kind) -> None:
-        """Note that a notice was not given after all, or may be due again."""
-        self._said.discard(kind)
 
     def thread(self, first_user: bytes) -> Thread:
         """Return what is kept of the history whose first user message has this digest."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError
 from blockops.wire.mend import Mender, is_strict
 from blockops.wire.report import Report
@@ -33,6 +34,7 @@ class StreamJoiner:
 
     :param asked: the request that is answered
     :param max_answer: bytes of the stream, as a client would get it, that are taken
+    :param aside: what blockops says itself, in the first choice
     """
 
     def __init__(
@@ -42,9 +44,12 @@ class StreamJoiner:
         *,
         max_event: int = MAX_EVENT,
         max_answer: int = MAX_ANSWER,
+        aside: Aside | None = None,
         new_id: Callable[[], str] = random_id,
     ) -> None:
-        self._stream = StreamTranscoder(asked, rules, max_event=max_event, new_id=new_id)
+        self._stream = StreamTranscoder(
+            asked, rules, max_event=max_event, aside=aside, new_id=new_id
+        )
         self._answer = _Answer()
         self._left = max_answer
 
