@@ -35,6 +35,8 @@ _ROLES: dict[str, Role] = {
     "function": "result",
 }
 
+_DIGITS = b"0123456789"
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -220,9 +222,10 @@ def weigh(text: str) -> float:
     3.5 characters a token are usual for prose and code; a Chinese or Japanese character is about
     one token, a Cyrillic one half; most tokenizers of today write numbers digit by digit.
     """
+    encoded = text.encode("utf-8", "surrogatepass")
     characters = len(text)
-    wide = 0 if text.isascii() else len(text.encode("utf-8", "surrogatepass")) - characters
-    digits = sum(map(text.count, "0123456789"))
+    digits = len(encoded) - len(encoded.translate(None, _DIGITS))
+    wide = len(encoded) - characters
     return (characters - digits) / 3.5 + 0.7 * digits + wide / 3
 
 
