@@ -96,7 +96,7 @@ class Turns:
         session = self.sessions.of(identity.name(), self.clock.seconds())
         anew = (
             bool(lines and lines[-1].facts.reset)
-            or request.getHeader("X-Session-Reset") == "1"
+            or _header(request, b"X-Session-Reset") == "1"
             or (self.settings.reset_on_shrink and len(messages) < session.length)
         )
         session.length = len(messages)
@@ -109,15 +109,21 @@ def identify(asked: ChatRequest, request: IncomingRequest, lines: Sequence[Line]
     """Return what a request says of whose it is."""
     metadata = asked.field("metadata")
     return Identity(
-        header=_said(request.getHeader("X-Session-Id")),
+        header=_header(request, b"X-Session-Id"),
         metadata=_said(metadata.get("session_id") if isinstance(metadata, dict) else None),
         cache_key=_said(asked.field("prompt_cache_key")),
         user=_said(asked.field("user")),
         address=str(getattr(request.getClientAddress(), "host", "")),
-        key=request.getHeader("Authorization") or "",
+        key=_header(request, b"Authorization"),
         model=asked.model or "",
         first_user=first_user(lines),
     )
+
+
+def _header(request: IncomingRequest, name: bytes) -> str:
+    """Return what a header says, in whatever encoding; empty if it is missing."""
+    values = request.requestHeaders.getRawHeaders(name, [b""])
+    return values[0].decode("utf-8", "replace").strip()
 
 
 def _said(value: Any) -> str:

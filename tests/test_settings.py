@@ -117,6 +117,16 @@ class TableTests(SynchronousTestCase):
         for environ, value in ESTABLISHED.items():
             self.assertEqual(getattr(Settings(), by_environ[environ]), value)
 
+    def test_the_target_follows_the_hard_threshold(self) -> None:
+        self.assertEqual(Settings(token_hard_threshold=30_000).target, 15_000)
+        self.assertEqual(Settings(token_target=7).target, 7)
+
+    def test_a_target_above_the_hard_threshold(self) -> None:
+        environ = {"TOKEN_TARGET": "101", "TOKEN_HARD_THRESHOLD": "100"}
+        error = self.assertRaises(SettingError, resolve, {}, environ)
+        self.assertIn("TOKEN_TARGET: 101", str(error))
+        self.assertIn("100", str(error))
+
     def test_other_environment_names_are_the_options_in_capitals(self) -> None:
         for each in TABLE:
             if each.environ not in ESTABLISHED:

@@ -680,6 +680,16 @@ class Known(SynchronousTestCase):
         talk.turn(user("something else"))
         self.assertNotIn(talk.world.traffic.requests()[-1].session, names)
 
+    def test_a_header_in_another_encoding(self) -> None:
+        talk = Talk()
+        client = talk.world.client()
+        body = json.dumps(chat(messages=[user("hi")])).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: b\r\nContent-Length: {len(body)}\r\n"
+        client.send(head.encode() + b"X-Session-Id: caf\xe9\r\nAuthorization: \xff\r\n\r\n" + body)
+        talk.world.reactor.advance(0)
+        self.assertIn(b"/v1/chat", talk.world.backend().request())
+        self.assertTrue(str(talk.world.traffic.requests()[-1].session).startswith("header:caf"))
+
     def test_odd_words_are_none(self) -> None:
         fields: dict[str, Any] = {"metadata": ["x"], "prompt_cache_key": {}, "user": ""}
         self.assertRegex(str(self.session(**fields)), "^client:")

@@ -197,6 +197,31 @@ class Cutting(SynchronousTestCase):
             self.assertEqual((error.status, error.code), (400, "context_length_exceeded"))
             self.assertIn("TOKEN_HARD_THRESHOLD", error.message)
 
+    def test_a_torn_end_is_refused_and_says_what_is_torn(self) -> None:
+        for end, why in (
+            ([assistant(None, "x")], "not all answered"),
+            ([assistant(None, "x", "y"), result("x")], "not all answered"),
+            ([result("x")], "no message before it makes"),
+            ([{"role": "critic", "content": "no"}], "no message that the API knows"),
+        ):
+            error = self.assertRaises(ApiError, Talk().fit, [*agent(40), *end])
+            self.assertEqual((error.status, error.code), (400, "invalid_messages"))
+            self.assertIn(why, error.message)
+            self.assertEqual(Talk().fit([*agent(2), *end]).dropped, 0)
+
+    def test_torn_steps_in_the_kept_part_give_way_to_markers(self) -> None:
+        talk = Talk()
+        messages = [*agent(40), result("nobody"), *step(90), assistant(None, "x"), user("go on")]
+        left = said(talk.fit(messages).lines)
+        one = json.loads(marker(1))
+        self.assertEqual(left[-5:], [one, *step(90), one, user("go on")])
+
+    def test_markers_are_counted_where_they_are_larger_than_what_they_stand_for(self) -> None:
+        talk = Talk(hard=600)
+        torn = [each for number in range(20) for each in (result(f"{number}", ""), user(""))]
+        fitted = talk.fit([user("task"), user(words(500)), user(words(200)), *torn])
+        self.assertLessEqual(talk.tokens(fitted), 600)
+
     def test_parts_of_a_result_are_shortened_too(self) -> None:
         picture = {"type": "image_url", "image_url": {"url": "data:"}}
         long = {"type": "text", "text": "C" * (LONG_RESULT + 1), "cache_control": {"x": 1}}
