@@ -48,7 +48,7 @@ class TaggedJsonTests(ReadCase):
             ', "arguments": null',
             ', "args": ""',
             ', "input": " "',
-            ", input: []",
+            ", input: [ \n]",
         ):
             self.assert_call(f'<tool_call>{{"name": "now"{arguments}}}</tool_call>', "now", "{}")
         self.assert_call(
