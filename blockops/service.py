@@ -77,13 +77,16 @@ class Daemon(MultiService):
         backend = Backend(reactor, self._upstream, self._admission, max_answer=settings.max_answer)
         self._traffic = traffic or traffic_log(settings, reactor)
         self.gateway = Gateway(reactor, settings, self._pulse, self._traffic)
-        answering = Answering(reactor, settings, backend, self._traffic)
+        answering = Answering(
+            reactor, settings, backend=backend, traffic=self._traffic, vitals=self._vitals
+        )
         self.site = Site(
-            make_root(self.gateway, answering, self._vitals),
+            make_root(self.gateway, answering),
             reactor=reactor,
             max_body=settings.max_body,
             header_timeout=settings.header_timeout,
             streams_up=streams_up,
+            refused=self.gateway.note,
         )
         for endpoint in endpoints(settings):
             strports.service(endpoint, self.site, reactor=reactor).setServiceParent(self)
@@ -102,13 +105,14 @@ class Daemon(MultiService):
             self._upstream.url = self._demo.url
         try:
             super().privilegedStartService()
-        except CannotListenError as error:
+        except (CannotListenError, OSError) as error:
             raise SystemExit(f"blockops: {error}") from None
 
     def startService(self) -> None:
         super().startService()
         self._memory.poll()
         self._traffic.start()
+        self._pulse.add(self.site)
         self._pulse.add(Every(self._settings.memory_poll, self._memory.poll))
         if self._supervisor.watchdog is not None:
             self._pulse.add(Every(self._supervisor.watchdog / 3, self._supervisor.alive))
