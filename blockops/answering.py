@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
@@ -13,9 +13,10 @@ from twisted.internet.defer import succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IResponse
 
-from blockops.backend import Backend, Refused
+from blockops import __version__
+from blockops.backend import Backend, Refused, broken_off
 from blockops.downstream import STREAM_HEADERS
-from blockops.exchange import Exchange
+from blockops.exchange import Exchange, Logged
 from blockops.forms import ChatStream, EventStream, Untouched, WholeJson
 from blockops.headers import media_type, to_client
 from blockops.records import Record
@@ -30,6 +31,8 @@ from blockops.wire.toolcalls.rules import Rules
 
 #: Seconds that `/ready` waits for the backend.
 READY_WITHIN = 10.0
+#: Statuses whose answers have no body.
+BODILESS = frozenset({204, 304})
 #: Statuses that say that a backend has no such route.
 NO_ROUTE = frozenset({404, 405, 501})
 
@@ -43,16 +46,23 @@ class Traffic(Protocol):
 
 
 class Answering:
-    """Answers requests: one public method for each kind."""
+    """
+    Answers requests: one public method for each kind.
+
+    :param vitals: what `/health` tells besides
+    """
 
     def __init__(
         self,
         clock: IReactorTime,
         settings: Settings,
+        *,
         backend: Backend,
         turns: Turns,
         traffic: Traffic,
+        vitals: Callable[[], dict[str, object]],
     ) -> None:
+        self._vitals = vitals
         self._clock = clock
         self._settings = settings
         self._backend = backend
@@ -138,8 +148,9 @@ class Answering:
 
     async def pass_on(self, exchange: Exchange) -> None:
         """Do as the backend does with any other route under `/v1`."""
-        self._traffic.write(exchange.came())
         body = exchange.request.upload
+        if body is None or body.complete:
+            self._traffic.write(exchange.came())
         if exchange.request.method == b"POST":
             async with self._backend.admitted(exchange, body) as response:
                 await self._pass_back(exchange, response)
@@ -158,6 +169,8 @@ class Answering:
             await self._pass_back(exchange, response)
             return
         listed = await self._backend.fetch("/v1/models")
+        if listed.code >= HTTPStatus.BAD_REQUEST:
+            raise await self._backend.refused(exchange, listed, listed.code)
         found = find_model(await self._backend.collected(exchange, listed), name)
         if found is None:
             raise ApiError(
@@ -168,6 +181,12 @@ class Answering:
             )
         exchange.client.answer(200, found)
 
+    async def health(self, exchange: Exchange) -> None:
+        """`GET /health`: blockops is alive, and how busy."""
+        exchange.logged = Logged.NEVER
+        told = {"status": "ok", "version": __version__, **self._vitals()}
+        exchange.client.answer(200, msgspec.json.encode(told))
+
     async def ready(self, exchange: Exchange) -> None:
         """`GET /ready`: can the backend be reached, and does it serve."""
         unready = ApiError(
@@ -176,6 +195,7 @@ class Answering:
             type="api_error",
             code="backend_unreachable",
         )
+        exchange.logged = Logged.NEVER
         late = self._clock.callLater(READY_WITHIN, exchange.end, unready)
         try:
             response = await self._backend.fetch("/v1/models")
@@ -196,9 +216,7 @@ class Answering:
 
         :raises ApiError: 400, it is none
         """
-        content = exchange.request.content
-        assert content is not None
-        body = bytes(content.read())
+        body = exchange.request.take_body()
         try:
             return kind.parse(body)
         except ApiError:
@@ -226,6 +244,8 @@ class Answering:
 
     async def _pass_back(self, exchange: Exchange, response: IResponse) -> None:
         """Relay an answer that is not understood."""
+        if exchange.logged is Logged.NOT_YET:
+            self._traffic.write(exchange.came())
         headers = to_client(response.headers)
         if media_type(response.headers) == "text/event-stream":
             through = transcode.PassThrough()
@@ -236,13 +256,13 @@ class Answering:
             exchange.client.finish(through.end(cut=not whole))
             return
         untouched = exchange.form = Untouched()
-        if isinstance(response.length, int) and exchange.request.method != b"HEAD":
-            headers.append(("Content-Length", str(response.length)))
+        bodiless = exchange.request.method == b"HEAD" or response.code in BODILESS
+        if isinstance(response.length, int) and not bodiless:
+            headers.append((b"Content-Length", b"%d" % response.length))
         exchange.client.begin(response.code, headers)
-        if await relay(response, exchange.client, untouched, exchange.heard):
-            exchange.client.finish()
-        else:
-            exchange.client.cut()
+        if not await relay(response, exchange.client, untouched, exchange.heard):
+            raise broken_off()
+        exchange.client.finish()
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -283,13 +303,10 @@ def find_model(listing: bytes, name: str) -> bytes | None:
     except msgspec.MsgspecError:
         return None
     for raw in models:
-        if msgspec.json.decode(raw, type=_Model).id == name:
+        model = msgspec.json.decode(raw)
+        if isinstance(model, dict) and model.get("id") == name:
             return memoryview(raw).tobytes()
     return None
-
-
-class _Model(msgspec.Struct):
-    id: str = ""
 
 
 class _Models(msgspec.Struct):

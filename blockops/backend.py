@@ -14,7 +14,7 @@ from twisted.web.iweb import IBodyProducer, IResponse
 
 from blockops.admission import Admission
 from blockops.exchange import Exchange
-from blockops.headers import media_type, to_backend
+from blockops.headers import media_type, of_refusal, to_backend
 from blockops.memory import MemoryGate
 from blockops.purge import Purge
 from blockops.relay import TooLarge, collect
@@ -27,18 +27,22 @@ MAX_ERROR = 1024 * 1024
 
 
 class Refused(ApiError):
-    """The backend's own refusal, in the shape of ours."""
+    """
+    The backend's own refusal, in the shape of ours.
 
-    def __init__(self, status: int, body: bytes, retry_after: int | None) -> None:
-        super().__init__(
-            status,
-            errors.message_in(body) or f"the backend answered {status}",
-            retry_after=retry_after,
-        )
+    :param headers: what its headers say of it
+    """
+
+    def __init__(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(status, errors.message_in(body) or f"the backend answered {status}")
         self._body = body
+        self._headers = headers
 
     def body(self) -> bytes:
         return self._body
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return self._headers
 
 
 class Backend:
@@ -110,12 +114,7 @@ class Backend:
                 code="backend_answer_too_large",
             ) from None
         if not whole:
-            raise ApiError(
-                502,
-                "The backend closed the connection in the middle of its answer.",
-                type="api_error",
-                code="backend_disconnected",
-            )
+            raise broken_off()
         return body
 
     async def refused(self, exchange: Exchange, response: IResponse, status: int) -> Refused:
@@ -125,5 +124,14 @@ class Backend:
         except TooLarge:
             body = b""
         told, said = errors.from_backend(status, body, media_type(response.headers))
-        wait = response.headers.getRawHeaders("Retry-After", [""])[0]
-        return Refused(told, said, int(wait) if wait.isdecimal() else None)
+        return Refused(told, said, of_refusal(response.headers))
+
+
+def broken_off() -> ApiError:
+    """Return the error of an answer that did not come to its end."""
+    return ApiError(
+        502,
+        "The backend closed the connection in the middle of its answer.",
+        type="api_error",
+        code="backend_disconnected",
+    )

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
+from enum import Enum, auto
+from http import HTTPStatus
 from typing import cast
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer, IReactorTime, ITCPTransport
 from twisted.web.server import Request
 from zope.interface import implementer
 
 from blockops.wire.errors import ApiError
 
-Header = tuple[str, str]
+Header = tuple[bytes, bytes]
 
 #: What an event stream's answer says: buffering by a proxy in between (nginx) would defeat it.
 STREAM_HEADERS: tuple[Header, ...] = (
-    ("Content-Type", "text/event-stream; charset=utf-8"),
-    ("Cache-Control", "no-cache"),
-    ("X-Accel-Buffering", "no"),
+    (b"Content-Type", b"text/event-stream; charset=utf-8"),
+    (b"Cache-Control", b"no-cache"),
+    (b"X-Accel-Buffering", b"no"),
 )
-JSON_HEADERS: tuple[Header, ...] = (("Content-Type", "application/json"),)
+JSON_HEADERS: tuple[Header, ...] = ((b"Content-Type", b"application/json"),)
+
+#: Bytes that the transport is given at once. It asks for a pause when it holds more than this, and
+#: for more when it holds none: so each slice that a client has read shows that it reads.
+SLICE = 64 * 1024
+
+
+class _State(Enum):
+    OPEN = auto()
+    #: All is said, but not all of it is with the transport.
+    FINISHED = auto()
+    DELIVERED = auto()
+    GONE = auto()
 
 
 @implementer(IPushProducer)
@@ -30,8 +46,8 @@ class Downstream:
     Everything may be called after the client has gone; it is then without effect.
 
     :ivar last_write: when bytes were last written, in seconds of the reactor's clock
-    :ivar stalled_since: since when more than the transport's 64 KiB wait for the client to read;
-        None while it keeps up
+    :ivar stalled_since: since when the transport waits for the client to read what it holds; None
+        while it holds less than a slice
     :ivar bytes_sent: bytes of the body that were written
     :ivar status: of the answer, once it has begun; 0 before
     """
@@ -40,8 +56,10 @@ class Downstream:
         self._request = request
         self._clock = clock
         self._source: IPushProducer | None = None
-        self._finished = False
-        self.gone = False
+        self._state = _State.OPEN
+        # What waits for the transport: of it, as much as one event, or one whole answer.
+        self._waiting: deque[memoryview] = deque()
+        self._delivered: list[Deferred[None]] = []
         self.status = 0
         self.bytes_sent = 0
         self.last_write = clock.seconds()
@@ -53,66 +71,100 @@ class Downstream:
         return self.status != 0
 
     @property
+    def gone(self) -> bool:
+        """The client has left."""
+        return self._state is _State.GONE
+
+    @property
     def over(self) -> bool:
         """Nothing more is to be said, or nobody is there to hear it."""
-        return self._finished or self.gone
+        return self._state is not _State.OPEN
 
     def begin(self, status: int, headers: Iterable[Header]) -> None:
         """Send status and headers."""
         self.status = status
         if self.over:
             return
-        self._request.setResponseCode(status)
+        self._request.setResponseCode(status, HTTPStatus(status).phrase.encode())
         for name, value in headers:
             self._request.responseHeaders.addRawHeader(name, value)
+        self._request.write(b"")
         self._request.registerProducer(self, streaming=True)
-        self.write(b"")
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the body. The first one takes the headers along."""
-        if self.over:
+        """Send a piece of the body."""
+        if self.over or not data:
             return
         self.last_write = self._clock.seconds()
         self.bytes_sent += len(data)
-        self._request.write(data)
+        if self.stalled_since is None and len(data) <= SLICE:
+            self._request.write(data)
+        else:
+            self._waiting.append(memoryview(data))
+            self._write_on()
 
     def finish(self, data: bytes = b"") -> None:
         """Send the last piece of the body, and end the answer."""
         if self.over:
             return
-        if data:
-            self.write(data)
-        self._finished = True
-        self._request.unregisterProducer()
-        self._request.finish()
+        self.write(data)
+        self._state = _State.FINISHED
+        self._write_on()
+
+    def delivered(self) -> Deferred[None]:
+        """Return what fires when the transport has the last of a finished answer, or all is off."""
+        delivered: Deferred[None] = Deferred()
+        if self._state in {_State.DELIVERED, _State.GONE}:
+            delivered.callback(None)
+        else:
+            self._delivered.append(delivered)
+        return delivered
 
     def answer(self, status: int, body: bytes, headers: Iterable[Header] = JSON_HEADERS) -> None:
         """Begin and finish in one."""
-        self.begin(status, [*headers, ("Content-Length", str(len(body)))])
+        self.begin(status, [*headers, (b"Content-Length", b"%d" % len(body))])
         self.finish(body)
 
     def refuse(self, error: ApiError) -> None:
         """Answer with `error`, if nothing was answered yet."""
-        wait = [] if error.retry_after is None else [("Retry-After", str(error.retry_after))]
-        self.answer(error.status, error.body(), [*JSON_HEADERS, *wait])
+        self.answer(error.status, error.body(), [*JSON_HEADERS, *error.headers()])
 
     def cut(self) -> None:
         """End so that no client can take the answer for a whole one: the connection breaks."""
-        if self.over:
-            return
-        self._finished = True
-        cast("ITCPTransport", self._request.transport).abortConnection()
+        if self._state in {_State.OPEN, _State.FINISHED}:
+            cast("ITCPTransport", self._request.transport).abortConnection()
+            self.lost()
 
     def lost(self) -> None:
-        """The client has gone."""
-        self.gone = True
-        self._source = None
+        """Note that the client has gone."""
+        if self._state is not _State.DELIVERED:
+            self._end(_State.GONE)
 
     def feed_from(self, source: IPushProducer | None) -> None:
         """Let the client's speed be that of `source`: what it does not read, stays there."""
         self._source = source
         if source is not None and self.stalled_since is not None:
             source.pauseProducing()
+
+    def _write_on(self) -> None:
+        """Give the transport slices of what waits, until it asks for a pause."""
+        while self._waiting and self.stalled_since is None:
+            piece = self._waiting.popleft()
+            if len(piece) > SLICE:
+                self._waiting.appendleft(piece[SLICE:])
+            self._request.write(bytes(piece[:SLICE]))
+        if not self._waiting and self._state is _State.FINISHED:
+            self._request.unregisterProducer()
+            self._end(_State.DELIVERED)
+            self._request.finish()
+
+    def _end(self, state: _State) -> None:
+        self._state = state
+        self._source = None
+        self._waiting.clear()
+        waiting, self._delivered = self._delivered, []
+        for delivered in waiting:
+            delivered.callback(None)
 
     def pauseProducing(self) -> None:
         self.stalled_since = self._clock.seconds()
@@ -121,7 +173,8 @@ class Downstream:
 
     def resumeProducing(self) -> None:
         self.stalled_since = None
-        if self._source is not None:
+        self._write_on()
+        if self._source is not None and self.stalled_since is None:
             self._source.resumeProducing()
 
     def stopProducing(self) -> None:

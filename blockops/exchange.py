@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Coroutine
+from enum import Enum, auto
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from blockops.downstream import Downstream
 from blockops.forms import Form, Untouched
+from blockops.incoming import IncomingRequest
 from blockops.records import RequestRecord, ResponseRecord
 from blockops.settings import Settings
-from blockops.site import IncomingRequest
 from blockops.wire.errors import ApiError
 from blockops.wire.report import Report
 
@@ -54,6 +55,15 @@ class Heard:
         return b"".join(self._kept)
 
 
+class Logged(Enum):
+    """Whether a request stands in the traffic log."""
+
+    NOT_YET = auto()
+    YES = auto()
+    #: It only asks how blockops is.
+    NEVER = auto()
+
+
 class Exchange:
     """
     One request of a client on its way to an answer.
@@ -64,7 +74,7 @@ class Exchange:
     :ivar heard: takes what the backend says
     :ivar asked: when the backend was asked, in seconds of the reactor's clock; None while queued
     :ivar error: how it failed, if it did
-    :ivar logged: its request is in the traffic log, so its answer has to be
+    :ivar logged: whether its request is in the traffic log
     """
 
     _log = Logger()
@@ -76,13 +86,15 @@ class Exchange:
         self.form: Form = Untouched()
         self.heard = Heard(clock, settings.log_body)
         self.report: Report | None = None
-        self.logged = False
+        self.logged = Logged.NOT_YET
         self.began = clock.seconds()
         self.asked: float | None = None
         self.error: ApiError | None = None
         self._clock = clock
         self._settings = settings
         self._verdict: ApiError | None = None
+        self._uploaded = 0
+        self._moved = 0.0
         self._work: Deferred[None] = Deferred()
 
     def run(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
@@ -92,8 +104,17 @@ class Exchange:
         Fires when all is done; never fails. A client that leaves ends the work where it stands.
         """
         self.request.notifyFinish().addErrback(self._left)
-        self._work = Deferred.fromCoroutine(work)
-        return self._work.addErrback(self._failed)
+        if self.request.upload is not None:
+            self.request.upload.on_failure = self.end
+            self.request.upload.remember(self._settings.log_body)
+        self._work = Deferred.fromCoroutine(self._deliver(work))
+        return self._work.addErrback(self._failed).addErrback(self._given_up)
+
+    async def _deliver(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
+        await work
+        if not self.client.over:
+            raise RuntimeError(f"{self.request!r} was left without an answer")
+        await self.client.delivered()
 
     def end(self, error: ApiError) -> None:
         """Stop the work, wherever it is, and tell the client `error`."""
@@ -107,9 +128,11 @@ class Exchange:
 
         :param known: what was understood of it, by the record's names
         """
-        self.logged = True
+        self.logged = Logged.YES
         request = self.request
-        size = len(body) if request.upload is None else request.upload.length
+        upload = request.upload
+        if upload is not None:
+            body = upload.beginning()
         return RequestRecord(
             id=self.id,
             client=getattr(request.getClientAddress(), "host", None),
@@ -119,7 +142,7 @@ class Exchange:
                 name.decode("latin-1").lower(): values[0].decode("latin-1")
                 for name, values in request.requestHeaders.getAllRawHeaders()
             },
-            size=size if isinstance(size, int) else 0,
+            size=len(body) if upload is None else upload.size,
             body=body,
             **known,
         )
@@ -138,7 +161,7 @@ class Exchange:
         return ResponseRecord(
             id=self.id,
             status=self.client.status or None,
-            outcome="client left" if self.client.gone else "failed" if error else "done",
+            outcome="failed" if error else "client left" if self.client.gone else "done",
             queued_ms=self._since_began(self.asked),
             first_byte_ms=self._since_began(self.heard.first),
             last_byte_ms=self._since_began(self._clock.seconds()),
@@ -158,14 +181,15 @@ class Exchange:
 
     def beat(self, now: float) -> None:
         """Show the client that its answer is on its way; end what takes too long."""
-        if self.client.over:
-            return
         stalled = self.client.stalled_since
         if stalled is not None:
             # Nothing is read from the backend meanwhile: that it is silent says nothing of it.
             self.heard.last = now
-            if now - stalled >= self._settings.client_timeout:
+            if now - stalled >= self._settings.client_timeout and not self.client.gone:
+                self.error = _unread(self._settings.client_timeout)
                 self.client.cut()
+            return
+        if self.client.over:
             return
         late = self._late(now)
         if late is not None:
@@ -179,6 +203,13 @@ class Exchange:
     def _late(self, now: float) -> ApiError | None:
         if self.asked is None:
             return None
+        upload = self.request.upload
+        if upload is not None and not upload.complete and self.heard.first is None:
+            # The client has deadlines of its own for what it sends. This is for who takes it.
+            if upload.size != self._uploaded:
+                self._uploaded, self._moved = upload.size, now
+            since = max(self.asked, self._moved)
+            return self._silent(now - since, "idle", self._settings.idle_timeout)
         if self.heard.first is None:
             return self._silent(now - self.asked, "first-byte", self._settings.first_byte_timeout)
         return self._silent(now - self.heard.last, "idle", self._settings.idle_timeout)
@@ -198,15 +229,16 @@ class Exchange:
         self.client.lost()
         self._work.cancel()
 
-    def _failed(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure) -> Deferred[None]:
         """
         Tell the client of a failure.
 
         What a cancelled request to the backend fails with depends on how far it was: why it was
         cancelled is known here alone.
         """
-        if self.client.gone:
-            return
+        if self.client.over:
+            self.client.cut()
+            return self.client.delivered()
         if self._verdict is not None:
             self.error = self._verdict
         elif isinstance(failure.value, ApiError):
@@ -220,3 +252,14 @@ class Exchange:
                 code="internal_error",
             )
         self.form.fail(self.client, self.error)
+        return self.client.delivered()
+
+    def _given_up(self, failure: Failure) -> None:
+        """Break the connection: there is no way left to tell the client anything."""
+        if failure.check(CancelledError) is None:
+            self._log.failure("A failure could not be told", failure)
+        self.client.cut()
+
+
+def _unread(seconds: float) -> ApiError:
+    return ApiError(408, f"The client read nothing for {seconds:g} seconds.")

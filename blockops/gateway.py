@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,10 +14,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from blockops.answering import Traffic
-from blockops.exchange import Exchange
+from blockops.channel import Channel
+from blockops.exchange import Exchange, Logged
+from blockops.incoming import IncomingRequest
 from blockops.pulse import Pulse
+from blockops.records import RequestRecord, ResponseRecord
 from blockops.settings import Settings
-from blockops.site import IncomingRequest
 from blockops.wire.errors import ApiError
 from blockops.wire.report import Report
 
@@ -57,16 +60,37 @@ class Gateway:
         exchange = Exchange(request, self._clock, self._settings)
         request.setHeader("X-Request-Id", exchange.id)
         if self.draining:
-            exchange.client.refuse(_stopping())
-            return
+            work = refusal(_stopping())
         self._pulse.add(exchange)
         done = self._live[exchange] = exchange.run(work(exchange))
         done.addBoth(self._forget, exchange)
 
+    def refuse(self, request: IncomingRequest, error: ApiError) -> None:
+        """Answer `request` with `error`."""
+        self.serve(request, refusal(error))
+
+    def note(self, channel: Channel, error: ApiError) -> None:
+        """Write down that `channel` refused with `error` what never became a request."""
+        number = secrets.token_hex(8)
+        head = channel.requests[-1] if channel.requests else None
+        self._traffic.write(
+            RequestRecord(
+                id=number,
+                client=getattr(channel.getPeer(), "host", None),
+                method=head.method.decode("latin-1") if head else "",
+                path=head.uri.decode("latin-1") if head else "",
+            )
+        )
+        self._traffic.write(
+            ResponseRecord(id=number, status=error.status, outcome="failed", error=error.message)
+        )
+
     def _forget(self, _: object, exchange: Exchange) -> None:
         self._pulse.discard(exchange)
         self._live.pop(exchange, None)
-        if exchange.logged:
+        if exchange.logged is Logged.NOT_YET:
+            self._traffic.write(exchange.came())
+        if exchange.logged is Logged.YES:
             self._traffic.write(exchange.outcome())
         if exchange.report is not None:
             self._remark(exchange.report)
@@ -98,6 +122,15 @@ class Gateway:
         for kind, what in REMARKS.items():
             if report.tally[kind]:
                 self._log.info("{what} ({names})", what=what, names=", ".join(report.names))
+
+
+def refusal(error: ApiError) -> Work:
+    """Return the work that consists in raising `error`."""
+
+    async def refuse(_: Exchange) -> None:
+        raise error
+
+    return refuse
 
 
 def _stopping() -> ApiError:

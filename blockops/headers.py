@@ -28,16 +28,20 @@ NOT_TO_BACKEND = HOP_BY_HOP | {
     b"accept-encoding",
     b"expect",
     b"authorization",
+    b"x-api-key",
+    b"api-key",
     b"cookie",
 }
-#: Said anew by the server's side. Bodies are decoded on their way, so their encoding is gone too.
+#: Said anew by the server's side.
 NOT_TO_CLIENT = HOP_BY_HOP | {
     b"content-length",
-    b"content-encoding",
     b"server",
     b"date",
     b"set-cookie",
+    b"x-request-id",
 }
+#: What a client has to know of a refusal, besides its body.
+OF_REFUSALS = (b"Retry-After", b"WWW-Authenticate")
 
 
 def to_backend(headers: Headers) -> Headers:
@@ -48,19 +52,26 @@ def to_backend(headers: Headers) -> Headers:
     return passed
 
 
-def to_client(headers: Headers) -> list[tuple[str, str]]:
+def to_client(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return what of a backend's response headers the client is told."""
+    # An encoding that was undone on the way leaves an empty header behind.
     return [
-        (name.decode("latin-1"), value.decode("latin-1"))
+        (name, value)
         for name, values in _passing(headers, NOT_TO_CLIENT)
         for value in values
+        if value
     ]
+
+
+def of_refusal(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return what of the headers of a backend's refusal the client is told."""
+    return [(name, value) for name in OF_REFUSALS for value in headers.getRawHeaders(name, [])]
 
 
 def media_type(headers: Headers) -> str:
     """Return the media type of a body, in lower case and without parameters; empty if unsaid."""
-    said = headers.getRawHeaders("Content-Type", [""])[0]
-    return said.partition(";")[0].strip().lower()
+    said: bytes = headers.getRawHeaders(b"Content-Type", [b""])[0]
+    return said.partition(b";")[0].strip().lower().decode("latin-1")
 
 
 def _passing(headers: Headers, held: frozenset[bytes]) -> Iterator[tuple[bytes, list[bytes]]]:

@@ -49,10 +49,18 @@ class MemoryGauge:
         self._read = read
         self.percent = 100.0
         self.tier = Tier.FINE
+        self._readable = True
 
     def poll(self) -> None:
-        """Read anew."""
-        self.percent = self._read()
+        """Read anew, if the system lets us."""
+        try:
+            self.percent = self._read()
+        except OSError as error:
+            if self._readable:
+                self._readable = False
+                self._log.warn("The machine's memory cannot be read: {error}", error=error)
+            return
+        self._readable = True
         before, self.tier = self.tier, tier_of(self.percent)
         if self.tier > before:
             self._log.warn(

@@ -64,10 +64,20 @@ class _Piping(_Body):
         self._client.feed_from(cast("IPushProducer", self.transport))
 
     def dataReceived(self, data: bytes) -> None:
+        if self.ended.called:
+            return
         self._heard(data)
-        out = self._transcoder.receive_data(data)
-        if out:
-            self._client.write(out)
+        try:
+            out = self._transcoder.receive_data(data)
+        except Exception:  # noqa: BLE001 - Twisted would take it for the backend's end
+            self.ended.errback(Failure())
+            self.drop()
+            return
+        self._client.write(out)
+        if self._client.stalled_since is not None:
+            # Again: a pause from before the body's first byte is undone by deliverBody
+            # (twisted#9623).
+            cast("IPushProducer", self.transport).pauseProducing()
         if self._transcoder.ended and not self.ended.called:
             # Some servers keep the connection open behind `[DONE]`: nothing of it is wanted.
             self.ended.callback(True)  # noqa: FBT003 - it is what the Deferred says

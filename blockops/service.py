@@ -99,13 +99,21 @@ class Daemon(MultiService):
         )
         self._traffic = traffic or traffic_log(settings, reactor)
         self.gateway = Gateway(reactor, settings, self._pulse, self._traffic)
-        answering = Answering(reactor, settings, backend, self._turns, self._traffic)
+        answering = Answering(
+            reactor,
+            settings,
+            backend=backend,
+            turns=self._turns,
+            traffic=self._traffic,
+            vitals=self._vitals,
+        )
         self.site = Site(
-            make_root(self.gateway, answering, self._vitals),
+            make_root(self.gateway, answering),
             reactor=reactor,
             max_body=settings.max_body,
             header_timeout=settings.header_timeout,
             streams_up=streams_up,
+            refused=self.gateway.note,
         )
         for endpoint in endpoints(settings):
             strports.service(endpoint, self.site, reactor=reactor).setServiceParent(self)
@@ -127,13 +135,14 @@ class Daemon(MultiService):
             self._upstream.url = self._demo.url
         try:
             super().privilegedStartService()
-        except CannotListenError as error:
+        except (CannotListenError, OSError) as error:
             raise SystemExit(f"blockops: {error}") from None
 
     def startService(self) -> None:
         super().startService()
         self._memory.poll()
         self._traffic.start()
+        self._pulse.add(self.site)
         self._pulse.add(Every(self._settings.memory_poll, self._memory.poll))
         if self._supervisor.watchdog is not None:
             self._pulse.add(Every(self._supervisor.watchdog / 3, self._supervisor.alive))

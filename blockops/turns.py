@@ -26,10 +26,10 @@ from blockops.conversation.notices import Kind
 from blockops.conversation.sessions import Identity, Session, Sessions, Told
 from blockops.conversation.tokens import Tokens, most_of, of_tools, weight_of
 from blockops.forms import ColdStart
+from blockops.incoming import IncomingRequest
 from blockops.memory import MemoryGauge, Tier
 from blockops.purge import Purge
 from blockops.settings import Settings
-from blockops.site import IncomingRequest
 from blockops.wire.aside import Aside
 from blockops.wire.report import Report
 from blockops.wire.requests import ChatRequest

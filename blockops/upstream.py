@@ -10,7 +10,7 @@ request has a connection of its own.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import treq
 from hyperlink import EncodedURL
@@ -69,7 +69,9 @@ class WholeBody:
         self.length = len(body)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        consumer.write(self._body)
+        # Not kept: an answer may take minutes, and a body megabytes.
+        body, self._body = self._body, b""
+        consumer.write(body)
         return succeed(None)
 
     def pauseProducing(self) -> None:
@@ -108,17 +110,28 @@ class _AbruptFactory(WrappingFactory):
     doStop = doStart
 
 
+def _took_too_long(_: object, seconds: float) -> NoReturn:
+    raise error.TimeoutError(f"{seconds:g} seconds")
+
+
 def _wrapped(protocol: IProtocol) -> IProtocol:
     return cast("ProtocolWrapper", protocol).wrappedProtocol
 
 
 @implementer(IStreamClientEndpoint)
 class _AbruptEndpoint:
-    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+    def __init__(
+        self, reactor: IReactorTime, endpoint: IStreamClientEndpoint, timeout: float
+    ) -> None:
+        self._reactor = reactor
         self._endpoint = endpoint
+        self._timeout = timeout
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        return self._endpoint.connect(_AbruptFactory(protocolFactory)).addCallback(_wrapped)
+        connecting = self._endpoint.connect(_AbruptFactory(protocolFactory))
+        # The endpoint bounds each attempt, but not how long a name takes to become an address.
+        connecting.addTimeout(self._timeout, self._reactor, _took_too_long)
+        return connecting.addCallback(_wrapped)
 
 
 @implementer(IAgentEndpointFactory)
@@ -143,7 +156,7 @@ class _Endpoints:
         if uri.scheme == b"https":
             context = self._policy.creatorForNetloc(uri.host.strip(b"[]"), uri.port)
             endpoint = wrapClientTLS(context, endpoint)
-        return _AbruptEndpoint(endpoint)
+        return _AbruptEndpoint(self._reactor, endpoint, self._connect_timeout)
 
 
 def trust(ca: Path | None) -> BrowserLikePolicyForHTTPS:

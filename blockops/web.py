@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import ClassVar, cast
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
-import msgspec
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from blockops import __version__
 from blockops.answering import Answering
+from blockops.channel import SERVER
 from blockops.gateway import Gateway, Work
-from blockops.site import SERVER, IncomingRequest
+from blockops.incoming import IncomingRequest
 from blockops.wire.errors import ApiError
 
+BELOW = b"/v1/"
 CHAT = b"/v1/chat/completions"
 COMPLETIONS = b"/v1/completions"
 MODELS = b"/v1/models/"
@@ -27,12 +27,12 @@ MODELS = b"/v1/models/"
 def streams_up(target: bytes) -> bool:
     """Say whether a body sent to `target` goes to the backend as it comes: it is not read here."""
     path = target.partition(b"?")[0]
-    return path.startswith(b"/v1/") and path not in {CHAT, COMPLETIONS}
+    return path.startswith(BELOW) and unquote_to_bytes(path) not in {CHAT, COMPLETIONS}
 
 
 class Route(Resource):
     """
-    A resource whose refusals have OpenAI's shape.
+    A resource whose refusals have OpenAI's shape, and are written down as all traffic is.
 
     :cvar methods: those that there is a `render_` for
     """
@@ -40,41 +40,39 @@ class Route(Resource):
     isLeaf = True
     methods: ClassVar[tuple[str, ...]] = ()
 
-    def getChild(self, path: bytes, request: Request) -> Route:
-        return Nowhere()
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__()
+        self._gateway = gateway
 
-    def render(self, request: Request) -> bytes | int:
+    def getChild(self, path: bytes, request: Request) -> Route:
+        return Nowhere(self._gateway)
+
+    def render(self, request: Request) -> int:
         request.setHeader("Server", SERVER)
         method = request.method.decode("latin-1")
         if method in self.methods:
-            render: Callable[[Request], bytes | int] = getattr(self, f"render_{method}")
+            render: Callable[[Request], int] = getattr(self, f"render_{method}")
             return render(request)
-        return self.refuse(request, method)
+        self._gateway.refuse(cast("IncomingRequest", request), self.refusal(request, method))
+        return NOT_DONE_YET
 
-    def refuse(self, request: Request, method: str) -> bytes:
-        """Answer a method that is not among `methods`."""
+    def refusal(self, request: Request, method: str) -> ApiError:
+        """Return what is said to a method that is not among `methods`."""
         allowed = ", ".join(self.methods)
         request.setHeader("Allow", allowed)
         path = request.path.decode("latin-1")
-        return _told(
-            request,
-            ApiError(405, f"{path} does not take {method}: send {allowed}.", code="wrong_method"),
-        )
+        return ApiError(405, f"{path} does not take {method}: send {allowed}.", code="wrong_method")
 
 
 class Nowhere(Route):
     """A path that leads to nothing."""
 
-    def refuse(self, request: Request, method: str) -> bytes:
-        path = request.path.decode("latin-1")
-        return _told(
-            request,
-            ApiError(
-                404,
-                f"There is nothing at {path}. The API is below /v1/, as in /v1/chat/completions; "
-                "/health and /ready tell how blockops is.",
-                code="unknown_route",
-            ),
+    def refusal(self, request: Request, method: str) -> ApiError:
+        return ApiError(
+            404,
+            f"There is nothing at {request.path.decode('latin-1')}. The API is below /v1/, as in "
+            "/v1/chat/completions; /health and /ready tell how blockops is.",
+            code="unknown_route",
         )
 
 
@@ -82,8 +80,7 @@ class Served(Route):
     """A route whose requests are worked at."""
 
     def __init__(self, gateway: Gateway, work: Work) -> None:
-        super().__init__()
-        self._gateway = gateway
+        super().__init__(gateway)
         self._work = work
 
     def render_POST(self, request: Request) -> int:
@@ -116,45 +113,29 @@ class Relayed(Served):
 
 
 class Api(Nowhere):
-    """All that is under `/v1`, by the path as the client wrote it."""
+    """All that is under `/v1`."""
 
     isLeaf = False
 
     def __init__(self, gateway: Gateway, answering: Answering) -> None:
-        super().__init__()
-        self._gateway = gateway
+        super().__init__(gateway)
         self._answering = answering
         self._chat = Posted(gateway, answering.chat)
         self._completion = Posted(gateway, answering.completion)
         self._relayed = Relayed(gateway, answering.pass_on)
 
     def getChild(self, path: bytes, request: Request) -> Route:
-        whole = request.path
-        if _climbs(whole):
-            return Nowhere()
+        whole = unquote_to_bytes(request.path)
+        if not request.path.startswith(BELOW) or _climbs(whole):
+            return Nowhere(self._gateway)
         if whole == CHAT:
             return self._chat
         if whole == COMPLETIONS:
             return self._completion
-        if request.method == b"GET" and whole.startswith(MODELS) and whole != MODELS:
-            name = unquote(whole[len(MODELS) :])
+        if request.method in {b"GET", b"HEAD"} and whole.startswith(MODELS) and whole != MODELS:
+            name = whole[len(MODELS) :].decode("utf-8", "replace")
             return Relayed(self._gateway, lambda exchange: self._answering.model(exchange, name))
         return self._relayed
-
-
-class Health(Route):
-    """`/health`: blockops is alive, and how busy."""
-
-    isLeaf = False
-    methods = ("GET", "HEAD")
-
-    def __init__(self, vitals: Callable[[], dict[str, object]]) -> None:
-        super().__init__()
-        self._vitals = vitals
-
-    def render_GET(self, request: Request) -> bytes:
-        request.setHeader("Content-Type", "application/json")
-        return msgspec.json.encode({"status": "ok", "version": __version__, **self._vitals()})
 
 
 class Root(Nowhere):
@@ -163,27 +144,15 @@ class Root(Nowhere):
     isLeaf = False
 
 
-def make_root(
-    gateway: Gateway, answering: Answering, vitals: Callable[[], dict[str, object]]
-) -> Resource:
-    """
-    Return the root of the tree.
-
-    :param vitals: what `/health` tells besides
-    """
-    root = Root()
+def make_root(gateway: Gateway, answering: Answering) -> Resource:
+    """Return the root of the tree."""
+    root = Root(gateway)
     root.putChild(b"v1", Api(gateway, answering))
-    root.putChild(b"health", Health(vitals))
+    root.putChild(b"health", Asked(gateway, answering.health))
     root.putChild(b"ready", Asked(gateway, answering.ready))
     return root
 
 
 def _climbs(path: bytes) -> bool:
-    """Say whether a backend could take `path` for one that is not under `/v1`."""
-    return any(part in {".", ".."} for part in unquote(path).replace("\\", "/").split("/"))
-
-
-def _told(request: Request, error: ApiError) -> bytes:
-    request.setResponseCode(error.status)
-    request.setHeader("Content-Type", "application/json")
-    return error.body()
+    """Say whether a backend could take `path`, decoded, for one that is not under `/v1`."""
+    return any(part in {b".", b".."} for part in path.replace(b"\\", b"/").split(b"/"))

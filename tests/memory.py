@@ -13,7 +13,7 @@ blockops in memory: its real HTTP parsers on both sides, no sockets, no threads,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import Any, ClassVar, cast
 
@@ -114,6 +114,9 @@ class Wire(StringTransport):
         self.aborted = False
         self.closed = False
 
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
     def loseConnection(self) -> None:
         super().loseConnection()
         self._reactor.callLater(0, self.lose, ConnectionDone())
@@ -150,6 +153,19 @@ class Peer:
     def resume(self) -> None:
         """Take what has piled up."""
         self.wire.producer.resumeProducing()  # type: ignore[union-attr]
+
+    def fills_at(self, size: int) -> None:
+        """Ask blockops to pause, from now on, whenever it has written `size` bytes."""
+        wire, write, written = self.wire, self.wire.write, [0]
+
+        def counted(data: bytes) -> None:
+            write(data)
+            written[0] += len(data)
+            if written[0] >= size:
+                written[0] = 0
+                self.pause()
+
+        wire.write = counted  # type: ignore[method-assign]
 
     def received(self) -> bytes:
         """Return all that blockops has sent."""

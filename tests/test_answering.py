@@ -6,6 +6,7 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.downstream import SLICE
 from tests.memory import DONE, NOTHING_LEFT, World, chat, chunk
 
 
@@ -185,6 +186,65 @@ class Streams(SynchronousTestCase):
         self.assertEqual(backend.wire.producerState, "paused")
         client.resume()
         self.assertEqual(backend.wire.producerState, "producing")
+
+    def test_a_client_that_reads_slowly_gets_slice_after_slice(self) -> None:
+        world = World(client_timeout=60, heartbeat=1000)
+        client, backend = world.ask()
+        backend.begin_stream()
+        event = chunk("x" * 4 * SLICE, role="assistant")
+        client.fills_at(SLICE)
+        backend.stream(event)
+        self.assertEqual(len(client.body()), SLICE)
+        self.assertEqual(backend.wire.producerState, "paused")
+        for slices in (2, 3, 4):
+            world.pass_time(50)
+            client.resume()
+            self.assertEqual(len(client.body()), slices * SLICE)
+        backend.stream(chunk(finish="stop"), DONE)
+        world.pass_time(50)
+        self.assertFalse(client.complete())
+        self.assertEqual(world.idle()["running"], 0)
+        client.resume()
+        self.assertEqual(client.body().decode()[: len(event)], event)
+        self.assertTrue(client.complete())
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_an_end_that_nobody_reads_is_cut_too(self) -> None:
+        world = World(client_timeout=60)
+        client, backend = world.ask(stream=False)
+        client.fills_at(SLICE)
+        message = {"role": "assistant", "content": "x" * 3 * SLICE}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        backend.answer({"id": "1", "object": "chat.completion", "choices": [choice]})
+        self.assertEqual(world.idle(), {"running": 0, "waiting": 0, "exchanges": 1})
+        world.pass_time(61)
+        self.assertTrue(client.wire.aborted)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_the_next_answer_on_a_full_connection(self) -> None:
+        """TLS says only once that it is full."""
+        world = World(client_timeout=60, heartbeat=1000)
+        client, backend = world.ask()
+        client.pause()
+        backend.begin_stream()
+        backend.stream(chunk("Hi", role="assistant"))
+        self.assertEqual(backend.wire.producerState, "paused")
+        world.pass_time(61)
+        self.assertTrue(client.wire.aborted)
+
+    def test_requests_are_not_read_while_answers_are_not(self) -> None:
+        world = World(heartbeat=1000)
+        client = world.client()
+        client.get("/v1/a")
+        client.fills_at(1000)
+        world.backend().answer(b"x" * 1000)
+        client.get("/v1/b")
+        self.assertEqual(client.wire.producerState, "paused")
+        self.assertEqual(world.connecting(), 1)
+        client.resume()
+        world.reactor.advance(0)
+        self.assertEqual(client.wire.producerState, "producing")
+        self.assertEqual(world.connecting(), 2)
 
     def test_a_client_that_reads_nothing_is_cut(self) -> None:
         world = World(client_timeout=60)
@@ -396,6 +456,18 @@ class Errors(SynchronousTestCase):
         self.assertEqual(client.headers()["retry-after"], "7")
         self.assertIn("loading", client.error()["message"])
 
+    def test_what_else_the_backend_says_of_a_refusal(self) -> None:
+        world = World()
+        client, backend = world.ask()
+        backend.send(
+            "HTTP/1.1 401 No\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n"
+            "WWW-Authenticate: Bearer\r\nContent-Type: text/html\xff\r\nContent-Length: 0\r\n\r\n"
+        )
+        world.reactor.advance(0)
+        self.assertEqual(client.status(), 401)
+        self.assertEqual(client.headers()["retry-after"], "Fri, 31 Dec 1999 23:59:59 GMT")
+        self.assertEqual(client.headers()["www-authenticate"], "Bearer")
+
     def test_garbage_instead_of_http(self) -> None:
         world = World()
         client, backend = world.ask()
@@ -491,6 +563,30 @@ class Relaying(SynchronousTestCase):
         backend.resume()
         self.assertEqual(client.wire.producerState, "producing")
 
+    def test_a_backend_that_does_not_take_an_upload(self) -> None:
+        world = World(idle_timeout=30)
+        client = world.client()
+        client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\nabc")
+        world.reactor.advance(0)
+        backend = world.backend()
+        backend.pause()
+        world.pass_time(31)
+        self.assertEqual(client.status(), 504)
+        self.assertTrue(backend.wire.aborted)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_the_first_byte_is_waited_for_from_the_uploads_end(self) -> None:
+        world = World(first_byte_timeout=30, idle_timeout=50, header_timeout=60)
+        client = world.client()
+        client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\n")
+        world.reactor.advance(0)
+        backend = world.backend()
+        for letter in "abc":
+            world.pass_time(19)
+            client.send(letter)
+        self.assertEqual(client.status(), 0)
+        self.assertFalse(backend.wire.aborted)
+
     def test_posts_are_admitted(self) -> None:
         world = World(max_concurrent=1)
         world.ask()
@@ -530,11 +626,21 @@ class Relaying(SynchronousTestCase):
         self.assertEqual(client.status(), 415)
         self.assertEqual(client.error()["message"], "no")
         self.assertTrue(client.complete())
-        # The connection is good for another request, once the rest of this one is through.
-        client.wire.clear()
+        self.assertEqual(client.headers()["connection"], "close")
+        self.assertFalse(client.wire.disconnecting)
         client.send("def")
-        client.get("/health")
-        self.assertEqual(client.status(), 200)
+        self.assertTrue(client.wire.disconnecting)
+
+    def test_a_refusal_before_leave_to_send(self) -> None:
+        world = World(max_concurrent=1, max_queue=0)
+        world.ask()
+        client = world.client()
+        client.send(
+            "POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\nExpect: 100-continue\r\n\r\n"
+        )
+        self.assertEqual(client.status(), 429)
+        self.assertEqual(client.headers()["connection"], "close")
+        self.assertNotIn(b"100 Continue", client.received())
 
     def test_a_refusal_before_an_upload_that_never_ends(self) -> None:
         world = World()
@@ -681,6 +787,29 @@ class Models(SynchronousTestCase):
         world.backend().answer(b"", "405 No")
         world.backend().answer(b'{"data": 7}')
         self.assertEqual(self.client.status(), 404)
+
+    def test_a_list_with_oddities(self) -> None:
+        world = self.ask("/v1/models/c")
+        world.backend().answer(b"", "404 No")
+        world.backend().answer(b'{"data": [7, null, {"id": 1}, {"id": null}, {"id": "c"}]}')
+        self.assertEqual(self.client.json(), {"id": "c"})
+
+    def test_a_list_that_is_refused(self) -> None:
+        world = self.ask("/v1/models/c")
+        world.backend().answer(b"", "404 No")
+        world.backend().answer(b'{"error": {"message": "Who are you?"}}', "401 No")
+        self.assertEqual(self.client.status(), 401)
+        self.assertEqual(self.client.error()["message"], "Who are you?")
+
+    def test_head(self) -> None:
+        world = World()
+        client = world.client()
+        client.request("HEAD", "/v1/models/a")
+        world.backend().send("HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
+        world.reactor.advance(0)
+        world.backend().answer(self.LIST)
+        self.assertEqual(client.status(), 200)
+        self.assertTrue(client.received().endswith(b"\r\n\r\n"))
 
     def test_another_error(self) -> None:
         world = self.ask("/v1/models/c")

@@ -8,7 +8,10 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import provider
 
+from blockops.answering import Answering
 from blockops.backend import Backend
+from blockops.downstream import Downstream
+from blockops.wire.transcode import StreamTranscoder
 from tests.memory import DONE, NOTHING_LEFT, WEATHER, World, chat, chunk
 
 CALL = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
@@ -77,14 +80,63 @@ class Records(SynchronousTestCase):
         world.reactor.advance(0)
         world.backend().answer(b"answer", kind="text/plain")
         (request,), (response,) = world.traffic.requests(), world.traffic.responses()
-        self.assertEqual((request.size, request.body), (6, b""))
+        self.assertEqual((request.size, request.body), (6, b"abcdef"))
         self.assertEqual((response.body, response.bytes_out), (b"answer", 6))
 
     def test_an_upload_of_unknown_length(self) -> None:
         world = World()
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        world.reactor.advance(0)
+        world.backend().answer(b"{}")
         self.assertEqual(world.traffic.requests()[0].size, 0)
+
+    def test_an_upload_that_is_still_on_its_way(self) -> None:
+        world = World(log_body=4)
+        client = world.client()
+        client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 9\r\n\r\nabc")
+        world.reactor.advance(0)
+        self.assertEqual(world.traffic.records, [])
+        client.send("def")
+        client.leave()
+        (request,), (response,) = world.traffic.requests(), world.traffic.responses()
+        self.assertEqual((request.size, request.body), (6, b"abcd"))
+        self.assertEqual(response.outcome, "client left")
+
+    def test_refusals(self) -> None:
+        world = World(max_body=10)
+        world.client().get("/nowhere")
+        world.client().request("PUT", "/v1/completions")
+        world.client().post("/v1/chat/completions", b"x" * 11)
+        world.client().send("nonsense\r\n")
+        self.assertEqual(
+            [record.path for record in world.traffic.requests()],
+            ["/nowhere", "/v1/completions", "/v1/chat/completions", ""],
+        )
+        self.assertEqual(
+            [record.status for record in world.traffic.responses()], [404, 405, 413, 400]
+        )
+
+    def test_an_answer_that_breaks_off(self) -> None:
+        world = World()
+        world.client().get("/v1/x")
+        backend = world.backend()
+        backend.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
+        backend.leave()
+        world.reactor.advance(0)
+        (response,) = world.traffic.responses()
+        self.assertEqual((response.status, response.outcome), (200, "failed"))
+        self.assertIn("closed the connection", str(response.error))
+
+    def test_a_client_that_does_not_read(self) -> None:
+        world = World(client_timeout=5)
+        client, backend = world.ask()
+        backend.begin_stream()
+        client.pause()
+        world.pass_time(6)
+        (response,) = world.traffic.responses()
+        self.assertEqual(response.outcome, "failed")
+        self.assertIn("read nothing for 5 seconds", str(response.error))
 
     def test_of_the_backends_body_only_the_beginning_is_kept(self) -> None:
         world = World(log_body=10)
@@ -119,6 +171,51 @@ class Records(SynchronousTestCase):
 
 
 class OurOwnMistakes(SynchronousTestCase):
+    def test_a_bug_in_the_core_is_told_and_logged(self) -> None:
+        world = World()
+        client, backend = world.ask()
+        backend.begin_stream()
+
+        def broken(*_: object) -> bytes:
+            raise ZeroDivisionError
+
+        self.patch(StreamTranscoder, "receive_data", broken)
+        backend.stream(chunk("Hi"))
+        world.reactor.advance(0)
+        self.assertEqual(json.loads(client.events()[-1])["error"]["code"], "internal_error")
+        self.assertTrue(client.complete())
+        self.assertTrue(backend.wire.aborted)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_work_that_forgets_to_answer(self) -> None:
+        world = World()
+        client = world.client()
+
+        async def forgetful(*_: object) -> None:
+            """Answer nothing."""
+
+        self.patch(Answering, "ready", forgetful)
+        world = World()
+        client = world.client()
+        client.get("/ready")
+        self.assertEqual(client.status(), 500)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_a_failure_that_cannot_be_told(self) -> None:
+        world = World()
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(Downstream, "refuse", broken)
+        client = world.client()
+        client.get("/nowhere")
+        world.reactor.advance(0)
+        self.assertTrue(client.wire.closed)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_a_bug_is_told_and_logged(self) -> None:
         world = World()
         client = world.client()

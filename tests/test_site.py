@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from socket import create_connection, socket
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer, ITCPTransport
+from twisted.internet.protocol import Factory, Protocol, ServerFactory
+from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from blockops.site import KEEP_ALIVE, LINGER, SLOWEST_BODY, UPLOAD_BUFFER, Upload
+from blockops import site
+from blockops.limits import KEEP_ALIVE, LINGER, MAX_HEAD, MAX_LINE, SLOWEST_BODY
+from blockops.site import departed
+from blockops.upload import UPLOAD_BUFFER, Upload
 from blockops.wire.errors import ApiError
 from tests.memory import NOTHING_LEFT, Client, World
 
@@ -40,20 +51,30 @@ class Malformed(SynchronousTestCase):
 
     def test_a_long_request_line(self) -> None:
         client = World().client()
-        client.send(b"GET /" + b"x" * 17000)
-        self.assertEqual(client.status(), 431)
+        client.send(b"GET /" + b"x" * (MAX_LINE + 100))
+        self.assertEqual(client.status(), 414)
         self.assertIn("request line", client.error()["message"])
 
     def test_a_long_header(self) -> None:
         client = World().client()
-        client.send(b"GET / HTTP/1.1\r\nX: " + b"x" * 17000)
+        client.send(b"GET / HTTP/1.1\r\nX: " + b"x" * (MAX_LINE + 100))
         self.assertEqual(client.status(), 431)
         self.assertIn("header", client.error()["message"])
 
     def test_many_headers(self) -> None:
         client = World().client()
-        client.send(b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 501 + b"\r\n")
-        self.assertEqual(client.status(), 400)
+        line = b"X: 12\r\n"
+        client.send(b"GET /health HTTP/1.1\r\n" + line * 1000 + b"\r\n")
+        self.assertEqual(client.status(), 200)
+        client.wire.clear()
+        client.send(b"GET /health HTTP/1.1\r\n" + line * (MAX_HEAD // len(line)) + b"\r\n")
+        self.assertEqual(client.status(), 431)
+        self.assertIn("together", client.error()["message"])
+
+    def test_an_absurd_length(self) -> None:
+        client = World().client()
+        client.send("POST /health HTTP/1.1\r\nContent-Length: " + "9" * 5000 + "\r\n\r\n")
+        self.assertEqual(client.status(), 413)
 
     @given(st.binary(max_size=300))
     def test_anything(self, data: bytes) -> None:
@@ -106,11 +127,10 @@ class LargeBodies(SynchronousTestCase):
         self.world.ask()
         client = self.world.client()
         client.send("POST /v1/audio HTTP/1.1\r\nHost: b\r\nTransfer-Encoding: chunked\r\n\r\n")
-        client.send(b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n")
         self.assertEqual(self.world.idle()["waiting"], 1)
-        self.world.daemon.gateway.hasten()
-        self.world.reactor.advance(0)
-        self.assertEqual(self.world.idle(), NOTHING_LEFT)
+        client.send(b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n")
+        self.assertEqual(client.status(), 413)
+        self.assertEqual(self.world.idle()["waiting"], 0)
 
     def test_at_the_bound(self) -> None:
         client = self.ask("/v1/audio", "Content-Length: 1000")
@@ -202,12 +222,59 @@ class Deadlines(SynchronousTestCase):
         world = World(header_timeout=60)
         client = world.client()
         client.get("/health")
-        world.pass_time(KEEP_ALIVE)
+        world.pass_time(KEEP_ALIVE - 1)
         client.wire.clear()
         client.get("/health")
         self.assertEqual(client.status(), 200)
-        world.pass_time(KEEP_ALIVE + 62)
+        world.pass_time(KEEP_ALIVE - 1)
+        self.assertFalse(client.wire.closed)
+        world.pass_time(2)
         self.assertTrue(client.wire.closed)
+
+    def test_a_body_of_which_the_next_piece_does_not_come(self) -> None:
+        for target in ("/v1/chat/completions", "/v1/x"):
+            world = World(header_timeout=60)
+            client = world.client()
+            client.send(f"POST {target} HTTP/1.1\r\nHost: b\r\nContent-Length: 60000000\r\n\r\n")
+            world.reactor.advance(0)
+            if world.connecting():
+                world.backend()
+            world.pass_time(50)
+            client.send("x")
+            world.pass_time(59)
+            self.assertEqual(client.status(), 0)
+            world.pass_time(2)
+            self.assertEqual(client.status(), 408, target)
+            self.assertTrue(client.wire.closed)
+            self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_time_that_nobody_takes_the_body_does_not_count(self) -> None:
+        world = World(header_timeout=60, idle_timeout=1000, heartbeat=1000)
+        client = world.client()
+        size = SLOWEST_BODY * 10
+        client.send(f"POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: {size}\r\n\r\nx")
+        world.reactor.advance(0)
+        backend = world.backend()
+        backend.pause()
+        world.pass_time(500, step=1)
+        self.assertFalse(client.wire.closed)
+        backend.resume()
+        for _ in range(6):
+            client.send("x")
+            world.pass_time(10)
+        self.assertFalse(client.wire.closed)
+        world.pass_time(11)
+        self.assertTrue(client.wire.closed)
+
+    def test_a_closed_connection_that_stays(self) -> None:
+        """TLS waits for an answer to its goodbye."""
+        world = World(max_body=10)
+        client = world.client()
+        client.wire.loseConnection = lambda: None  # type: ignore[method-assign]
+        client.post("/v1/chat/completions", b"x" * 11)
+        self.assertEqual(client.status(), 413)
+        world.pass_time(LINGER + 1)
+        self.assertTrue(client.wire.aborted)
 
     def test_pipelined_requests(self) -> None:
         world = World(heartbeat=1000)
@@ -215,11 +282,13 @@ class Deadlines(SynchronousTestCase):
         one = b"GET /v1/x HTTP/1.1\r\nHost: b\r\n\r\n"
         client.send(one * 2)
         world.reactor.advance(0)
+        backend = world.backend()
         world.pass_time(200, step=1)
-        world.backend().answer(b"1")
+        backend.answer(b"1")
         self.assertTrue(client.received().endswith(b"\r\n\r\n1"))
+        backend = world.backend()
         world.pass_time(200, step=1)
-        world.backend().answer(b"2")
+        backend.answer(b"2")
         self.assertTrue(client.received().endswith(b"\r\n\r\n2"))
         self.assertFalse(client.wire.closed)
 
@@ -275,20 +344,34 @@ class Uploads(SynchronousTestCase):
         upload.startProducing(sink)
         self.assertEqual(sender.states, ["paused", "resumed"])
 
-    def test_failed_before_it_is_taken(self) -> None:
-        upload, _, sink = self.upload()
-        upload.received(b"abc")
-        upload.failed(ApiError(413, "no"))
-        self.failureResultOf(upload.startProducing(sink), ApiError)
-        self.assertEqual(sink.taken, b"")
+    def test_the_taker_may_want_a_pause_at_once(self) -> None:
+        upload, sender, _ = self.upload(None)
 
-    def test_failed_while_it_is_taken(self) -> None:
+        class Full(_Sink):
+            def write(self, data: bytes) -> None:
+                upload.pauseProducing()
+
+        upload.received(b"abc")
+        upload.startProducing(Full())  # type: ignore[arg-type]
+        self.assertEqual(sender.states, ["paused"])
+
+    def test_failed(self) -> None:
         upload, _, sink = self.upload()
+        told: list[ApiError] = []
+        upload.on_failure = told.append
         taken = upload.startProducing(sink)
-        upload.failed(ApiError(413, "no"))
+        error = ApiError(413, "no")
+        upload.failed(error)
         upload.received(b"late")
-        self.failureResultOf(taken, ApiError)
-        self.assertEqual(sink.taken, b"")
+        self.assertEqual((told, sink.taken), ([error], b""))
+        self.assertNoResult(taken)
+
+    def test_its_beginning_is_remembered(self) -> None:
+        upload, _, _ = self.upload()
+        upload.remember(4)
+        for piece in (b"abc", b"def", b"g"):
+            upload.received(piece)
+        self.assertEqual((upload.beginning(), upload.size), (b"abcd", 7))
 
     def test_dropped(self) -> None:
         upload, sender, sink = self.upload()
@@ -299,6 +382,62 @@ class Uploads(SynchronousTestCase):
         self.assertNoResult(taken)
         self.assertEqual(sink.taken, b"")
         self.assertEqual(sender.states[-1], "resumed")
+
+
+class Departures(TestCase):
+    """Over real sockets: a transport that is not read from does not tell that its peer has left."""
+
+    async def connected(self) -> tuple[Protocol, socket]:
+        accepted: Deferred[Protocol] = Deferred()
+
+        class Paused(Protocol):
+            def connectionMade(self) -> None:
+                cast("IPushProducer", self.transport).pauseProducing()
+                accepted.callback(self)
+
+        factory = ServerFactory()
+        factory.protocol = Paused
+        port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        client = create_connection(("127.0.0.1", cast("IPv4Address", port.getHost()).port))
+        self.addCleanup(client.close)
+        protocol = await accepted
+        self.addCleanup(cast("ITCPTransport", protocol.transport).abortConnection)
+        return protocol, client
+
+    async def test_somebody_who_is_there(self) -> None:
+        protocol, client = await self.connected()
+        client.sendall(b"unread")
+        self.assertFalse(departed(protocol.transport))
+
+    async def test_somebody_who_has_left(self) -> None:
+        protocol, client = await self.connected()
+        client.sendall(b"unread")
+        client.close()
+        self.assertTrue(departed(protocol.transport))
+
+    async def test_behind_tls(self) -> None:
+        protocol, client = await self.connected()
+        wrapper = ProtocolWrapper(WrappingFactory(Factory()), Protocol())
+        wrapper.transport = protocol.transport
+        client.close()
+        self.assertTrue(departed(wrapper))
+
+    def test_what_is_no_socket(self) -> None:
+        self.assertFalse(departed(StringTransport()))
+
+    def test_the_sweep(self) -> None:
+        world = World(max_concurrent=1, heartbeat=1000)
+        client = world.client()
+        client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 9\r\n\r\nabc")
+        world.reactor.advance(0)
+        backend = world.backend()
+        backend.pause()
+        self.patch(site, "departed", lambda transport: transport is client.wire)
+        world.pass_time(2)
+        self.assertTrue(client.wire.aborted)
+        self.assertTrue(backend.wire.aborted)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
 
 
 class PrivateNames(SynchronousTestCase):

@@ -55,6 +55,12 @@ class ApiError(Exception):
         self.param = param
         self.retry_after = retry_after
 
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return what the response's headers say of the error."""
+        if self.retry_after is None:
+            return []
+        return [(b"Retry-After", b"%d" % self.retry_after)]
+
     def body(self) -> bytes:
         """Return the error as the JSON body of a response, or the data of an event."""
         error = {

@@ -23,6 +23,8 @@ def main(folder: Path, port: int) -> None:
     params.n_ctx = 8192
     params.n_parallel = 4
     params.warmup = False
+    # Two threads would spend their time waiting for each other: it is a very small model.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     print(server.listening_address, flush=True)  # noqa: T201 - that is its log

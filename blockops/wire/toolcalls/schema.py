@@ -26,8 +26,8 @@ from typing import Any
 
 from blockops.wire.toolcalls.jsontext import JsonValue, Standing
 
-MAX_LITERAL = 65_536
-"""Characters that are read as a Python literal: Python's parser is slow."""
+MAX_LITERAL = 1_024
+"""Characters that are read as a Python literal: Python's parser takes a millisecond for them."""
 
 MAX_EXPONENT_DIGITS = 2
 """Digits of an exponent with which a number is still written out as an integer."""
@@ -35,6 +35,7 @@ MAX_EXPONENT_DIGITS = 2
 _MAX_REFERENCES = 64
 _UNIONS = ("anyOf", "oneOf", "allOf")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
 _EXPONENT = re.compile(r"[eE][+-]?([0-9]+)")
 _BRACKETS: dict[type, str] = {list: "[", tuple: "(", dict: "{"}
 _BY_FIRST = {
@@ -102,12 +103,11 @@ class Kind:
 
     def written(self, text: str) -> str:
         """Return the JSON of the value that `text` means."""
-        for candidate in _readings(text.strip()):
-            if (fitting := self._fitting(candidate)) is not None:
-                return fitting
-        return encode_basestring(text)
+        value = Value(self)
+        value.add(text)
+        return value.written()
 
-    def _fitting(self, candidate: str) -> str | None:
+    def fitting(self, candidate: str) -> str | None:
         """Return a JSON text as it may be written here, None if it may not."""
         name = _type_of(candidate)
         if name == "string":
@@ -121,6 +121,57 @@ class Kind:
         if self.values and _is_among(candidate, self.values):
             return candidate
         return None
+
+
+class Value:
+    """
+    A value that comes in pieces, and is not certain to be a string.
+
+    Brackets are followed while they come, so that the end of a long value costs little.
+
+    :param kind: what it may be
+    :ivar length: of the text so far
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self._pieces: list[str] = []
+        self._json = JsonValue()
+        self._written: list[str] = []
+        self._behind: list[str] = []
+        self.length = 0
+
+    def add(self, piece: str) -> None:
+        """Take the next piece of the text."""
+        self._pieces.append(piece)
+        self.length += len(piece)
+        end = 0
+        if self._json.standing is Standing.OPEN:
+            end = self._json.feed(piece, 0, self._written)
+        if end < len(piece):
+            self._behind.append(piece[end:])
+
+    def text(self) -> str:
+        """Return the text as it came."""
+        return "".join(self._pieces)
+
+    def written(self) -> str:
+        """Return the JSON of what the text means."""
+        text = self.text()
+        for reading in self._readings(text.strip()):
+            if (fitting := self._kind.fitting(reading)) is not None:
+                return fitting
+        return encode_basestring(text)
+
+    def _readings(self, text: str) -> Iterator[str]:
+        """Yield what `text` may mean, as JSON."""
+        brackets = self._json
+        if brackets.closing and not brackets.flaws and not "".join(self._behind).strip():
+            yield "".join((*self._written, brackets.closing))
+        elif _SCALAR.fullmatch(text):
+            yield text
+        elif literal := _literal(text):
+            yield literal
 
 
 def _parts(schema: Any, root: Any) -> Iterator[dict[str, Any]]:
@@ -168,39 +219,6 @@ def _constants(part: dict[str, Any]) -> Iterator[Any]:
     if "const" in part:
         values.append(part["const"])
     return (value for value in values if not isinstance(value, str))
-
-
-def _readings(text: str) -> Iterator[str]:
-    """Yield what `text` may mean, as JSON."""
-    if _is_json(text):
-        yield text
-        return
-    if text[:1] in ("{", "[") and _is_json(mended := _mended(text)):
-        yield mended
-    if literal := _literal(text):
-        yield literal
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text, parse_int=str, parse_float=str, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-def _mended(text: str) -> str:
-    """Return JSON5 as JSON, and "" for what cannot be mended."""
-    value = JsonValue()
-    out: list[str] = []
-    end = value.feed(text, 0, out)
-    if value.standing is Standing.WHOLE and end == len(text):
-        return "".join((*out, value.closing))
-    return ""
 
 
 def _literal(text: str) -> str:

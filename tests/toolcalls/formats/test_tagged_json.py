@@ -42,13 +42,20 @@ class TaggedJsonTests(ReadCase):
             '{"name": "y"}',
         )
 
+    def test_the_first_name_counts(self) -> None:
+        self.assert_call(
+            '<tool_call>{"name": "now", "name": "z", "args": {"a": 1}}</tool_call>',
+            "now",
+            '{"a": 1}',
+        )
+
     def test_no_arguments(self) -> None:
         for arguments in (
             "",
             ', "arguments": null',
             ', "args": ""',
             ', "input": " "',
-            ", input: []",
+            ", input: [ \n]",
         ):
             self.assert_call(f'<tool_call>{{"name": "now"{arguments}}}</tool_call>', "now", "{}")
         self.assert_call(

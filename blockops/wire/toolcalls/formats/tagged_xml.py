@@ -40,7 +40,7 @@ from blockops.wire.toolcalls.formats.protocol import (
     Refused,
 )
 from blockops.wire.toolcalls.jsontext import SPACE
-from blockops.wire.toolcalls.schema import Kind, Parameters
+from blockops.wire.toolcalls.schema import Kind, Parameters, Value
 
 MAX_SPACE = 1_024
 """Characters of white space between two tags: more of it belongs to a value, or to no call."""
@@ -141,8 +141,7 @@ class TaggedXmlReader:
         self._framing = ""
         self._line_start = False
         # A value that is not certain to be a string, as far as it came.
-        self._kept: list[str] = []
-        self._kept_length = 0
+        self._kept = Value(_STRING)
 
     def feed(self, text: str, out: list[Delta]) -> Verdict:
         """Read on; see `CallReader`."""
@@ -257,8 +256,7 @@ class TaggedXmlReader:
         if self._kind.is_string:
             self._pieces.append('"')
         self._keys.add(key)
-        self._kept = []
-        self._kept_length = 0
+        self._kept = Value(self._kind)
         self._state = self._value_first
 
     def _value_first(self, text: str, pos: int) -> int:
@@ -323,15 +321,14 @@ class TaggedXmlReader:
         if self._kind.is_string:
             self._pieces.append(encode_basestring(piece)[1:-1])
             return
-        self._kept.append(piece)
-        self._kept_length += len(piece)
-        if self._kept_length > self._opening.max_hold:
+        self._kept.add(piece)
+        if self._kept.length > self._opening.max_hold:
             self._opening.tally["gave_up"] += 1
             self._kind = _STRING
-            self._pieces.append(encode_basestring("".join(self._kept))[:-1])
+            self._pieces.append(encode_basestring(self._kept.text())[:-1])
 
     def _end_value(self) -> None:
-        written = '"' if self._kind.is_string else self._kind.written("".join(self._kept))
+        written = '"' if self._kind.is_string else self._kept.written()
         self._pieces.append(written)
 
     def _end_value_at(self, text: str, pos: int, at: int, end: re.Match[str]) -> int:

@@ -1,0 +1,133 @@
+"""A client's request: bounded, and rendered before its body is here where nobody needs it whole."""
+
+# twisted.web.http has no annotations yet:
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+
+from twisted.web.iweb import INonQueuedRequestFactory
+from twisted.web.server import Request
+from zope.interface import provider
+
+from blockops.channel import Channel
+from blockops.limits import LINGER, too_large
+from blockops.upload import Upload, discard
+
+
+@provider(INonQueuedRequestFactory)
+class IncomingRequest(Request):
+    """
+    A request whose body is bounded, and may still be on its way when the request is rendered.
+
+    :ivar upload: the body of a request that `Site.streams_up`; None for others, whose body
+        `take_body` returns
+    """
+
+    channel: Channel
+    defaultContentType = None
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel, parsePOSTFormSubmission=False)
+        self.method = self.uri = b""
+        self.upload: Upload | None = None
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._take: Callable[[bytes], object] = discard
+        self._when_received: Callable[[], None] | None = None
+
+    def began(self, line: bytes) -> None:
+        """Take the request line: a method, a target and a version."""
+        self.method, self.uri, self.clientproto = line.split(b" ")
+
+    def take_body(self) -> bytes:
+        """Return the body, and keep it no longer."""
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        return body
+
+    def gotLength(self, length: int | None) -> None:
+        self.content = BytesIO()
+        if length == 0:
+            return
+        site = self.channel.site
+        if length is not None and length > site.max_body:
+            self._refuse(site.max_body)
+            return
+        self.channel.expect_body(site.max_body if length is None else length)
+        if site.streams_up(origin_form(self.uri)):
+            self.upload = Upload(length, self.channel.reading)
+            self._take = self.upload.received
+            super().requestReceived(self.method, origin_form(self.uri), self.clientproto)
+        else:
+            self._take = self._pieces.append
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self._size += len(data)
+        limit = self.channel.site.max_body
+        self.channel.body_came()
+        if self._size <= limit or self._take is discard:
+            self._take(data)
+        elif self.upload is None:
+            self._refuse(limit)
+        else:
+            self._take = discard
+            self.upload.failed(too_large(limit))
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.channel.body_ended()
+        if self._when_received is not None:
+            self._when_received()
+        elif self.upload is None:
+            super().requestReceived(command, origin_form(path), version)
+        else:
+            self.upload.completed()
+
+    def process(self) -> None:
+        if self.path == b"*":
+            # Twisted would answer by itself, and not in our words.
+            self.path = b"/*"
+        super().process()
+
+    def write(self, data: bytes) -> None:
+        if not self.startedWriting:
+            early = self.upload is not None and not self.upload.complete
+            if early or self.channel.site.closing:
+                self.channel.persistent = False
+            if not self.channel.persistent:
+                self.setHeader(b"Connection", b"close")
+        super().write(data)
+
+    def finish(self) -> None:
+        if self.upload is None or self.upload.complete:
+            super().finish()
+            return
+        # The answer is there before the request is. Some clients read it when they have sent all.
+        self.requestHeaders.removeHeader(b"Expect")
+        self.upload.drop()
+        self._when_received = super().finish
+        self.channel.wait(LINGER)
+
+    def _refuse(self, limit: int) -> None:
+        """Say at once that the body is too large; then let the client send it into the void."""
+        self._take = discard
+        self._pieces.clear()
+        self._when_received = self.channel.loseConnection
+        # Whoever waits for leave to send such a body does not get it.
+        self.requestHeaders.removeHeader(b"Expect")
+        self.channel.refuse(too_large(limit))
+
+
+def origin_form(target: bytes) -> bytes:
+    """
+    Return a request's target without scheme and host.
+
+    A server has to accept them (RFC 9112, section 3.2.2); here they lead nowhere else.
+    """
+    scheme, separator, rest = target.partition(b"://")
+    if not separator or scheme.lower() not in {b"http", b"https"}:
+        return target
+    _, slash, path = rest.partition(b"/")
+    return slash + path or b"/"

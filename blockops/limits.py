@@ -1,0 +1,27 @@
+"""What a client may send, and how long it may take, as far as no setting says it."""
+
+from __future__ import annotations
+
+from blockops.wire.errors import ApiError
+
+#: Bytes a second below which a client that sends a body is taken for one that never will.
+SLOWEST_BODY = 16 * 1024
+#: Bytes of a request line or of one header, and of all headers together: nginx's
+#: large_client_header_buffers.
+MAX_LINE = 8 * 1024
+MAX_HEAD = 4 * MAX_LINE
+#: Digits of a body's declared length: what is longer is no length of anything.
+MAX_DIGITS = 18
+#: Seconds that a connection may be idle between two requests: nginx's keepalive_timeout.
+KEEP_ALIVE = 75.0
+#: Seconds that a refused client may go on sending: it reads the refusal only when it has sent all.
+LINGER = 30.0
+
+
+def too_large(limit: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request's body is larger than {limit} bytes. Send less, or start blockops with a "
+        "higher --max-body.",
+        code="request_too_large",
+    )

@@ -1,0 +1,1 @@
+"""Fuzzing by coverage: what no example and no property has thought of."""
