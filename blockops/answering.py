@@ -22,7 +22,7 @@ from blockops.headers import media_type, to_client
 from blockops.records import Record
 from blockops.relay import relay
 from blockops.settings import Settings
-from blockops.turns import Turns
+from blockops.turns import Turn, Turns
 from blockops.wire import transcode
 from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError
@@ -80,12 +80,21 @@ class Answering:
             return
         try:
             if asked.stream:
-                form = ChatStream(self._transcoder(asked, turn.aside), turn.cold_start)
-                await self._stream(exchange, asked, form, turn.prompt(exchange.tell), turn.aside)
+                await self._stream_turn(exchange, asked, turn)
             else:
                 await self._whole(exchange, asked, turn.prompt(exchange.tell), turn.aside)
         finally:
             turn.ended(exchange.report)
+
+    async def _stream_turn(self, exchange: Exchange, asked: ChatRequest, turn: Turn) -> None:
+        form = ChatStream(self._transcoder(asked, turn.aside), turn.cold_start)
+        try:
+            await self._stream(exchange, asked, form, turn.prompt(exchange.tell), turn.aside)
+        except Refused as refused:
+            again = turn.prompt_again(refused)
+            if again is None:
+                raise
+            await self._stream(exchange, asked, form, succeed(again), turn.aside)
 
     async def completion(self, exchange: Exchange) -> None:
         """`POST /v1/completions`."""

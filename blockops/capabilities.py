@@ -141,12 +141,14 @@ class Tokenizer:
             answer = await self._asking.ask("POST /tokenize", question)
         except UnicodeEncodeError:
             return None  # half a surrogate pair
-        return self._understood(answer)
+        return self._understood(answer, model)
 
-    def _understood(self, answer: Answer | None) -> int | None:
+    def _understood(self, answer: Answer | None, model: str | None) -> int | None:
         if answer is None or answer.broken:
             self._not_before = self._clock.seconds() + AGAIN
             return None
+        if model and not answer.good and model.encode("utf-8", "replace") in answer.body:
+            return None  # it does not know the model: that is no word about the route
         counted = answer.read(_Counted) if answer.good else None
         tokens = None
         if counted is not None:

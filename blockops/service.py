@@ -79,7 +79,7 @@ class Daemon(MultiService):
         )
         asking = Asking(reactor, self._upstream)
         self._forgetting = Forgetting(asking, settings.cache_reset)
-        purge = Purge(reactor, self._forgetting.forget, self._forgetting.possible)
+        self._purge = Purge(reactor, self._forgetting.forget, self._forgetting.possible)
         backend = Backend(
             reactor,
             self._upstream,
@@ -87,14 +87,14 @@ class Daemon(MultiService):
             gate=MemoryGate(
                 self._memory, closes=settings.memory_gate, retry_after=settings.memory_poll
             ),
-            purge=purge,
+            purge=self._purge,
             max_answer=settings.max_answer,
         )
         self._turns = Turns(
             reactor,
             settings,
             tokenizer=Tokenizer(reactor, asking),
-            purge=purge,
+            purge=self._purge,
             memory=self._memory,
         )
         self._traffic = traffic or traffic_log(settings, reactor)
@@ -127,6 +127,7 @@ class Daemon(MultiService):
             **self._turns.vitals(),
             "caches_purged": self._forgetting.done,
             "purges_failed": self._forgetting.failed,
+            "purges_skipped": self._purge.skipped,
         }
 
     def privilegedStartService(self) -> None:

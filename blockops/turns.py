@@ -31,6 +31,7 @@ from blockops.memory import MemoryGauge, Tier
 from blockops.purge import Purge
 from blockops.settings import Settings
 from blockops.wire.aside import Aside
+from blockops.wire.errors import ApiError
 from blockops.wire.report import Report
 from blockops.wire.requests import ChatRequest
 
@@ -38,6 +39,9 @@ from blockops.wire.requests import ChatRequest
 PURGE_WITHIN = 5.0
 #: Messages that are counted by the backend at once.
 COUNTED_AT_ONCE = 8
+
+#: Words by which a backend says that it does not know the wish for usage.
+_USAGE = ("stream_options", "include_usage")
 
 _TIERS: dict[Tier, Kind] = {
     Tier.NOTICE: "notice",
@@ -54,6 +58,7 @@ class Turns:
     :ivar tokens: counts and estimates, by model
     :ivar sessions: those that are known
     :ivar cut: how many prompts were sent on shorter than they came
+    :ivar asks_usage: backends are asked for usage; until one refuses the wish
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Turns:
         )
         self.guard = Guard(limits, self.reader.read)
         self.cut = 0
+        self.asks_usage = True
 
     def vitals(self) -> dict[str, object]:
         """Return what `/health` tells."""
@@ -102,7 +108,7 @@ class Turns:
         session.length = len(messages)
         if anew:
             session.begin_anew()
-        return Turn(self, asked, session, messages, self.reader.since_reset(lines), anew=anew)
+        return Turn(self, asked, session, messages, lines, anew=anew)
 
 
 def identify(asked: ChatRequest, request: IncomingRequest, lines: Sequence[Line]) -> Identity:
@@ -136,7 +142,7 @@ class Turn:
     One turn.
 
     :param messages: as they came
-    :param lines: those that are to be sent on, before they are cut
+    :param lines: the same, without notices
     :param anew: its session begins anew
     :ivar aside: what is said in its answer; None for an answer that has no room for it
     """
@@ -158,14 +164,16 @@ class Turn:
         self._turns = turns
         self._asked = asked
         self._came = messages
-        self._lines = lines
+        self._lines = turns.reader.since_reset(lines)
+        self._marked = any(line.facts.reset for line in lines)
         self._anew = anew
         self._tools = of_tools(asked.tools())
         self._offers_tools = bool(asked.field("tools") or asked.field("functions"))
         self._tally = turns.tokens.of(asked.model)
-        self._thread = session.thread(first_user(lines))
+        self._thread = session.thread(first_user(self._lines))
         self._due: dict[Kind, Told] = {}
         self._texts: list[str] = []
+        self._changes: dict[str, Any] = {}
         self._weight = 0.0
         self._counted = 0
         self.aside = self._make_aside()
@@ -173,7 +181,7 @@ class Turn:
     @property
     def asks_nothing(self) -> bool:
         """Whether there is nothing to send on: the session was begun anew, and that was all."""
-        return all(line.facts.role == "system" for line in self._lines)
+        return self._marked and all(line.facts.role == "system" for line in self._lines)
 
     def _make_aside(self) -> Aside | None:
         mode = self._turns.settings.notices
@@ -216,13 +224,22 @@ class Turn:
             await self._turns.purge.within(PURGE_WITHIN)
         lines = await self._fitted()
         self._give_notices(tell)
-        changes: dict[str, Any] = {}
         if [line.raw for line in lines] != self._came:
-            changes["messages"] = [msgspec.Raw(line.raw) for line in lines]
-        if self._asked.stream and not self._asked.include_usage:
+            self._changes["messages"] = [msgspec.Raw(line.raw) for line in lines]
+        usage = {}
+        if self._asked.stream and not self._asked.include_usage and self._turns.asks_usage:
             options = self._asked.field("stream_options") or {}
-            changes["stream_options"] = {**options, "include_usage": True}
-        return self._asked.body(changes)
+            usage = {"stream_options": {**options, "include_usage": True}}
+        return self._asked.body({**self._changes, **usage})
+
+    def prompt_again(self, refused: ApiError) -> bytes | None:
+        """Return the body without the wish for usage; None if `refused` is not about that."""
+        about = any(word in refused.message for word in _USAGE)
+        if not about or self._asked.include_usage or not self._turns.asks_usage:
+            return None
+        self._turns.asks_usage = False
+        self._log.info("The backend does not tell what prompts have: it refuses include_usage")
+        return self._asked.body(self._changes)
 
     async def _fitted(self) -> list[Line]:
         """Return what of the history is sent on, and note what it has."""

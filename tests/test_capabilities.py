@@ -83,7 +83,7 @@ class Tokenizers(SynchronousTestCase):
         return Tokenizer(self.clock, self.told), self.told, self.clock
 
     def tokens(self, tokenizer: Tokenizer, text: str = "hello") -> int | None:
-        return self.successResultOf(Deferred.fromCoroutine(tokenizer.count(text, "m")))
+        return self.successResultOf(Deferred.fromCoroutine(tokenizer.count(text, "`m`")))
 
     def test_kinds(self) -> None:
         for body in (
@@ -96,7 +96,7 @@ class Tokenizers(SynchronousTestCase):
             self.assertEqual(self.tokens(tokenizer), 3, body)
         self.assertEqual(asked.bodies[0]["content"], "hello")
         self.assertEqual(asked.bodies[0]["prompt"], "hello")
-        self.assertEqual(asked.bodies[0]["model"], "m")
+        self.assertEqual(asked.bodies[0]["model"], "`m`")
 
     def test_none(self) -> None:
         for answer in ((404, b"{}"), (405, b""), (501, b"<html>"), (200, b"{}"), (200, b"[")):
@@ -115,6 +115,14 @@ class Tokenizers(SynchronousTestCase):
             clock.advance(AGAIN)
             asked.answers["POST /tokenize"] = (200, b'{"count":1}')
             self.assertEqual(self.tokens(tokenizer), 1)
+
+    def test_an_unknown_model_is_not_its_end(self) -> None:
+        tokenizer, asked, _ = self.count(
+            (404, b'{"error": {"message": "The model `m` is not here"}}')
+        )
+        self.assertIsNone(self.tokens(tokenizer))
+        asked.answers["POST /tokenize"] = (200, b'{"count":1}')
+        self.assertEqual(self.tokens(tokenizer), 1)
 
     def test_one_refusal_is_not_its_end(self) -> None:
         tokenizer, asked, _ = self.count((200, b'{"count":1}'))

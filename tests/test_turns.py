@@ -109,6 +109,27 @@ class Usage(SynchronousTestCase):
         self.assertIn(b'"prompt_n": 3', client.body())
         self.assertNotIn(b"usage", client.body())
 
+    def test_a_backend_that_refuses_the_wish_is_asked_without_it_from_then_on(self) -> None:
+        talk = Talk()
+        client = talk.ask(user("hi"))
+        error = {"error": {"message": "Unrecognized argument: stream_options"}}
+        talk.world.backend().answer(error, "400 Bad Request")
+        self.assertNotIn("stream_options", talk.reply(chunk("Hello")).asked())
+        self.assertEqual(content(client), "Hello")
+        talk.turn(user("hi"))
+        self.assertNotIn("stream_options", talk.asked)
+        self.assertEqual(talk.world.idle(), NOTHING_LEFT)
+
+    def test_other_refusals_and_those_of_the_clients_own_wish_reach_the_client(self) -> None:
+        for message, fields in (
+            ("Unknown model", {}),
+            ("No stream_options here", {"stream_options": {"include_usage": True}}),
+        ):
+            talk = Talk()
+            client = talk.ask(user("hi"), **fields)
+            talk.world.backend().answer({"error": {"message": message}}, "400 Bad Request")
+            self.assertEqual((client.status(), client.error()["message"]), (400, message))
+
     def test_a_whole_answer_is_not_asked_for_it(self) -> None:
         talk = Talk()
         client = talk.ask(user("hi"), stream=False)
@@ -277,6 +298,11 @@ class Resets(SynchronousTestCase):
         self.assertTrue(client.complete())
         self.assertEqual(self.purge(talk.world), b"DELETE /v1/cache HTTP/1.1")
         self.assertEqual(talk.world.idle(), NOTHING_LEFT)
+
+    def test_a_system_prompt_alone_is_a_question(self) -> None:
+        talk = Talk()
+        talk.turn({"role": "system", "content": "Tell a joke."})
+        self.assertEqual(len(talk.asked["messages"]), 1)
 
     def test_whole(self) -> None:
         talk = Talk(model_name="Qwen")
