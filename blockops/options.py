@@ -152,7 +152,8 @@ class Options(usage.Options):
     def _file(self) -> File:
         named = self["config"] or self._environ.get(_CONFIG)
         if named:
-            return read_file(str(Path(named).expanduser()))
+            # Unlike Path.expanduser, this leaves the home of somebody unknown as it is written.
+            return read_file(os.path.expanduser(named))  # noqa: PTH111
         home = self._environ.get("HOME")
         candidates = [Path(home, HOME_FILE)] if home else []
         for path in (*candidates, Path(self._system_file)):

@@ -18,7 +18,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     :param id: the same as in the record of its response
     :param client: the address it came from
-    :param path: where it went; what follows a question mark is not written
+    :param path: where it went; its query is not written
     :param session: whose it is
     :param headers: all there were; only harmless ones are written
     :param size: bytes of its body
@@ -94,8 +94,12 @@ def line(record: Record, when: float, secrets: Sequence[str] = ()) -> str:
     body = record.body.decode("utf-8", "replace")
     written["body"] = without_secrets(body, secrets)
     if isinstance(record, RequestRecord):
-        written["path"] = record.path.partition("?")[0]
-        written["headers"] = shown_headers(record.headers)
+        path = record.path.partition("?")[0].partition("#")[0]
+        written["path"] = without_secrets(path, secrets)
+        written["headers"] = {
+            name: without_secrets(value, secrets)
+            for name, value in shown_headers(record.headers).items()
+        }
     elif record.error is not None:
         written["error"] = without_secrets(record.error, secrets)
     return _json(written)

@@ -29,6 +29,9 @@ SHOWN_HEADERS = frozenset(
     }
 )
 
+#: Characters of a secret's beginning that tell nothing of it.
+_TOLD = 3
+
 # Fields whose value is a secret, however the words in them are joined. Not among them: "token",
 # which in logprobs is a piece of the answer.
 _NAMES = "|".join(
@@ -74,7 +77,8 @@ _FIELD = re.compile(
 
 # Secrets that are known by their looks, wherever they stand.
 _LOOKS = re.compile(
-    r"\b(?P<kind>Bearer\s+|Basic\s+|sk-|hf_|ghp_|xox[a-z]-)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE
+    r"\b(?P<kind>Bearer\s+|Basic\s+|sk-|hf_|ghp_|xox[a-z]-)(?:[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9._~+/=-]+\Z)",
+    re.IGNORECASE,
 )
 
 
@@ -85,12 +89,20 @@ def without_secrets(text: str, known: Iterable[str] = ()) -> str:
     :param known: secrets that are hidden wherever they stand
     """
     for secret in known:
-        text = text.replace(secret, HIDDEN)
+        text = _without_beginning(text.replace(secret, HIDDEN), secret)
     small = text.lower()
     if any(trace in small for trace in _TRACES):
         text = _FIELD.sub(_hide, text)
     if any(beginning in small for beginning in _BEGINNINGS):
         text = _LOOKS.sub(rf"\g<kind>{HIDDEN}", text)
+    return text
+
+
+def _without_beginning(text: str, secret: str) -> str:
+    """Return `text` without what it ends with of a `secret` that was cut off."""
+    for size in range(len(secret) - 1, _TOLD, -1):
+        if text.endswith(secret[:size]):
+            return text[:-size] + HIDDEN
     return text
 
 

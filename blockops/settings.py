@@ -458,8 +458,9 @@ def _nearest(name: str) -> str:
 
 
 def _quoted(value: object) -> str:
-    # Passwords stand in addresses too.
-    text = re.sub(r"//[^/@\s]*@", "//***@", repr(value))
+    # Passwords stand in addresses too, and keys behind their question marks.
+    text = re.sub(r"//[^/\s]*@", "//***@", repr(value))
+    text = re.sub(r"(//[^\s?]*\?)[^\s'\"]*", r"\1***", text)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

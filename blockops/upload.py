@@ -11,8 +11,10 @@ from zope.interface import implementer
 
 from blockops.wire.errors import ApiError
 
-#: Bytes of an upload that wait in memory before the client is asked to pause.
-UPLOAD_BUFFER = 64 * 1024
+#: Bytes of an upload that wait in memory before the client is asked to pause. What is read to its
+#: end shows at once when the client leaves; behind more than the systems' buffers hold, a FIN does
+#: not come through, and only the deadlines end the wait.
+UPLOAD_BUFFER = 512 * 1024
 
 
 @implementer(IBodyProducer)

@@ -7,6 +7,7 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.downstream import SLICE
+from blockops.upload import UPLOAD_BUFFER
 from tests.memory import DONE, NOTHING_LEFT, World, chat, chunk
 
 
@@ -598,8 +599,8 @@ class Relaying(SynchronousTestCase):
         world = World(max_concurrent=1)
         _, running = world.ask()
         client = world.client()
-        client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 200000\r\n\r\n")
-        client.send(b"x" * 65536)
+        client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 2000000\r\n\r\n")
+        client.send(b"x" * UPLOAD_BUFFER)
         self.assertEqual(client.wire.producerState, "producing")
         client.send(b"x" * 10)
         self.assertEqual(client.wire.producerState, "paused")
@@ -607,7 +608,7 @@ class Relaying(SynchronousTestCase):
         world.reactor.advance(0)
         backend = world.backend()
         self.assertEqual(client.wire.producerState, "producing")
-        self.assertEqual(len(backend.request().partition(b"\r\n\r\n")[2]), 65546)
+        self.assertEqual(len(backend.request().partition(b"\r\n\r\n")[2]), UPLOAD_BUFFER + 10)
 
     def test_gets_are_not(self) -> None:
         world = World(max_concurrent=1)

@@ -204,9 +204,13 @@ class ConfigurationFileTests(SynchronousTestCase):
         self.assertEqual(self.port("--config=/dev/null", BLOCKOPS_CONFIG=str(self.other)), 8080)
 
     def test_the_named_one_must_exist(self):
-        for line, environ in ((["--config=/nowhere"], {}), ([], {"BLOCKOPS_CONFIG": "/nowhere"})):
+        for line, environ in (
+            (["--config=/nowhere"], {}),
+            (["--config=~nobody-of-this-name/x"], {}),
+            ([], {"BLOCKOPS_CONFIG": "/nowhere"}),
+        ):
             text = str(self.assertRaises(UsageError, self.port, *line, **environ))
-            self.assertIn("/nowhere", text)
+            self.assertIn("cannot be read", text)
             self.assertIn("No such file", text)
 
     def test_a_broken_default_file_stops_the_start(self):

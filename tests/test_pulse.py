@@ -103,5 +103,14 @@ class Memory(SynchronousTestCase):
             gauge.poll()
             self.assertEqual((gauge.percent, gauge.tier), (percent, tier))
 
+    def test_a_system_that_does_not_tell(self) -> None:
+        def unreadable() -> float:
+            raise OSError("no /proc")
+
+        gauge = MemoryGauge(unreadable)
+        gauge.poll()
+        gauge.poll()
+        self.assertEqual((gauge.percent, gauge.tier), (100.0, Tier.FINE))
+
     def test_this_machine(self) -> None:
         self.assertTrue(0.0 < available_percent() <= 100.0)

@@ -98,6 +98,14 @@ class FieldTests(SynchronousTestCase):
     def test_known_secrets_wherever_they_stand(self):
         self.assertEqual(without_secrets(f"a{SECRET}b", [SECRET]), f"a{HIDDEN}b")
 
+    def test_what_was_cut_off(self):
+        for size in range(4, 15):
+            text = "key is " + "sesame-key-1234"[:size]
+            self.assertEqual(without_secrets(text, ["sesame-key-1234"]), "key is ***", size)
+        for text in ("Bearer abcdefg", "x sk-a", "Basic Zm9"):
+            self.assertTrue(without_secrets(text).endswith("***"), text)
+        self.assertEqual(without_secrets("it is ses", ["sesame-key-1234"]), "it is ses")
+
     def test_long_text_takes_its_length_and_not_its_square(self):
         """Where the search began anew at each character this would not end within the hour."""
         for piece in ('\\"', '"api_key', '"api_key":"', '"password" : [', "\\", "Bearer ", '"a'):

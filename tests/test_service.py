@@ -65,6 +65,17 @@ class Supervision(SynchronousTestCase):
         self.assertIn("127.0.0.1:8080", str(stop))
         self.assertNotIn("\n", str(stop))
 
+    def test_a_socket_that_cannot_be(self) -> None:
+        reactor = Reactor()
+
+        def impossible(*_: object, **__: object) -> None:
+            raise FileNotFoundError(2, "No such file or directory", "/nope/x.sock")
+
+        self.patch(reactor, "listenUNIX", impossible)
+        daemon = Daemon(Settings(log_file=None, listen=("unix:/nope/x.sock",)), reactor)
+        stop = self.assertRaises(SystemExit, daemon.privilegedStartService)
+        self.assertIn("/nope/x.sock", str(stop))
+
 
 class Draining(SynchronousTestCase):
     def test_at_rest(self) -> None:

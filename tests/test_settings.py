@@ -223,6 +223,12 @@ class MessageTests(SynchronousTestCase):
         self.assertNotIn("hunter2", line)
         self.assertIn("without a user", line)
 
+    def test_more_secrets_in_an_address(self) -> None:
+        for address in ("ftp://me:hun@ter2@host", "ftp://host/?key=hunter2", "http://h/?k=hunter2"):
+            line = self.line({"backend": address}, {})
+            self.assertNotIn("ter2", line, address)
+            self.assertIn("://", line)
+
     def test_a_refused_key_is_not_shown(self) -> None:
         line = self.line({}, {"BLOCKOPS_BACKEND_KEY": "sk-very secret"})
         self.assertNotIn("secret", line.replace("BLOCKOPS_BACKEND_KEY", ""))

@@ -149,6 +149,16 @@ class RecordTests(SynchronousTestCase):
         self.assertNotIn("zq7", text)
         self.assertIn("me", text)
 
+    def test_secrets_in_what_is_shown_stay_out(self):
+        headers = {"User-Agent": "curl hunter2", "X-Session-Id": "Bearer zq7zq7zq7"}
+        record = RequestRecord(
+            id="1", method="GET", path="/v1/hunter2#api_key=zq7zq7zq7", headers=headers
+        )
+        text = line(record, NOON, ["hunter2"])
+        self.assertNotIn("zq7", text)
+        self.assertNotIn("hunter2", text)
+        self.assertIn("curl", text)
+
     def test_the_backends_key_stays_out_of_bodies_and_errors(self):
         record = ResponseRecord(
             id="1", error="401: wrong key hunter2", body=b"no such key: hunter2"

@@ -167,6 +167,8 @@ def functions(text: str, pos: int, offered: set[str], *, tagged: bool) -> tuple[
     if tagged:
         return tag_end(text, found.end()), [call]
     closed = CLOSED.match(text, found.end())
+    if "</tool_call>".startswith(text[found.end() :].strip(WHITE)):
+        raise Unsure
     return (closed.end() if closed else found.end()), [call]
 
 
