@@ -6,11 +6,14 @@ import json
 import re
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.conversation.context import marker
 from blockops.conversation.notices import CLOSES, OPENS
 from blockops.memory import MemoryGauge
+from tests.conversation.histories import malformed
 from tests.memory import DONE, NOTHING_LEFT, WEATHER, Backend, Client, World, chat, chunk
 
 JSON_ANSWER = {"type": "json_object"}
@@ -653,13 +656,13 @@ class ColdStart(SynchronousTestCase):
         self.assertEqual(thoughts(second), "")
 
     def test_never_where_it_is_off_or_there_is_no_room(self) -> None:
-        for settings, fields in (
+        for options, fields in (
             ({"cold_start_notice": 0}, {}),
             ({"notices": "off"}, {}),
             ({"notices": "header"}, {}),
             ({}, {"response_format": JSON_ANSWER}),
         ):
-            talk = Talk(**settings)
+            talk = Talk(**options)
             client = talk.ask(user("hi"), **fields)
             talk.world.backend()
             talk.world.pass_time(120)
@@ -724,3 +727,39 @@ class Known(SynchronousTestCase):
         talk = Talk()
         talk.turn(user("hi"), assistant("x"), user("y"))
         self.assertEqual(talk.world.traffic.requests()[-1].messages, 3)
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.sampled_from(["type", "session_id", "include_usage"]), st.text(max_size=3)),
+)
+NAMES = [
+    *("metadata", "prompt_cache_key", "user", "response_format", "grammar", "tools", "functions"),
+    *("tool_choice", "model", "stream", "stream_options", "n"),
+]
+
+
+class Whatever(SynchronousTestCase):
+    """No request is so odd that blockops fails at it."""
+
+    @given(malformed, st.dictionaries(st.sampled_from(NAMES), ODD, max_size=5), st.booleans())
+    @settings(max_examples=200)
+    def test_no_request_is_a_fault_of_ours(
+        self, messages: list[Any], fields: dict[str, Any], long: Any
+    ) -> None:
+        limits = {"token_hard_threshold": 300, "token_warn_threshold": 200} if long else {}
+        talk = Talk(model_name="Qwen", cache_reset="off", **limits)
+        client = talk.world.client()
+        body = json.dumps({"messages": [user("/new x"), *messages], **fields}).encode()
+        client.post("/v1/chat/completions", body)
+        if talk.world.connecting():
+            talk.world.backend().answer({"error": {"message": "no"}}, "404 Not Found")
+        if talk.world.connecting() > 1:
+            talk.world.backend().answer({"error": {"message": "no"}}, "404 Not Found")
+        self.assertIn(client.status(), {200, 400, 404})
+        self.assertEqual(self.flushLoggedErrors(), [])
+        self.assertEqual(talk.world.idle(), NOTHING_LEFT)
