@@ -13,6 +13,7 @@ from twisted.web.iweb import IResponse
 from blockops import __version__
 from blockops.backend import Backend, Refused, broken_off
 from blockops.exchange import Exchange, Logged
+from blockops.formats import known_formats
 from blockops.forms import EventStream, Untouched, WholeJson
 from blockops.headers import media_type, to_client
 from blockops.records import Record
@@ -221,6 +222,7 @@ def rules_of(settings: Settings) -> Rules:
         think_prefilled=settings.think_prefilled,
         think_calls=settings.think_calls,
         max_hold=settings.max_hold,
+        formats=known_formats(),
     )
 
 

@@ -178,17 +178,20 @@ class JsonStates:
         return self._skip(pos, end if end >= 0 else len(text))
 
     def _block_comment(self, text: str, pos: int) -> int:
-        end = text.find("*", pos) + 1
-        if end:
+        end = text.find("*/", pos)
+        if end >= 0:
+            self._state = self._back
+            return self._skip(pos, end + 2)
+        if text.endswith("*"):
             self._state = self._star
-        return self._skip(pos, end or len(text))
+        return self._skip(pos, len(text))
 
     def _star(self, text: str, pos: int) -> int:
-        """Behind a star in a block comment."""
-        if text[pos] == "/":
-            self._state = self._back
-        elif text[pos] != "*":
+        """Behind a star at which the text was cut."""
+        if text[pos] != "/":
             self._state = self._block_comment
+            return pos
+        self._state = self._back
         return self._skip(pos, pos + 1)
 
     def _skip(self, pos: int, end: int) -> int:
