@@ -17,6 +17,7 @@ from blockops import __version__
 from blockops.backend import Backend, Refused, broken_off
 from blockops.downstream import STREAM_HEADERS
 from blockops.exchange import Exchange, Logged
+from blockops.formats import known_formats
 from blockops.forms import ChatStream, EventStream, Untouched, WholeJson
 from blockops.headers import media_type, to_client
 from blockops.records import Record
@@ -283,6 +284,7 @@ def rules_of(settings: Settings) -> Rules:
         think_prefilled=settings.think_prefilled,
         think_calls=settings.think_calls,
         max_hold=settings.max_hold,
+        formats=known_formats(),
     )
 
 

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.toolcalls.jsontext import MAX_DEPTH, MAX_GAP, MAX_WORD, JsonValue, Standing
+from blockops.wire.toolcalls.jsontext import (
+    MAX_COMMENT,
+    MAX_DEPTH,
+    MAX_GAP,
+    MAX_WORD,
+    JsonValue,
+    Standing,
+)
 from tests.toolcalls.reading import cuts
 
 VALUES = st.recursive(
@@ -187,6 +194,18 @@ class BrokenTests(JsonCase):
         self.assertIs(Standing.OPEN, follow([deep])[0])
         self.assertIs(Standing.WHOLE, follow([deep + "]" * MAX_DEPTH])[0])
         self.assertIs(Standing.BROKEN, follow([deep + "["])[0])
+
+    def test_comments_are_bounded(self) -> None:
+        for opener, closer in (("//", "\n"), ("/*", "*/")):
+            for size, standing in (
+                (MAX_COMMENT, Standing.WHOLE),
+                (MAX_COMMENT + 1, Standing.BROKEN),
+            ):
+                inside = "* " * MAX_COMMENT
+                inside = inside[: size - (len(closer) if closer == "*/" else 0)]
+                text = f"[{opener}{inside}{closer}]"
+                self.assertIs(standing, follow([text])[0])
+                self.assertEqual(follow([text]), follow([*text]))
 
     def test_words_are_bounded(self) -> None:
         digits = "1" * MAX_WORD

@@ -194,6 +194,12 @@ class EndTests(ReadCase):
         self.assertEqual('<tool_call>{"x": "', joined.content)
         self.assertEqual([Call("now", "{}", ended=True)], joined.calls)
 
+    def test_text_that_is_read_again_and_again(self) -> None:
+        # Without bounds each of these would read all that follows it: minutes, not moments.
+        for opener in ("<tool_call>{/*", "<tool_call>{//", '<tool_call>{"a":', "<tool_call>{'"):
+            text = opener * 3000
+            self.assertEqual(text, say([text])[0].content)
+
     def test_openers_that_follow_one_another(self) -> None:
         self.assert_text("<tool_call>" * 50)
         self.assert_text("<tool_call>{" * 20)

@@ -117,6 +117,15 @@ class TypeTests(SchemaCase):
         self.assertTrue(kind({"type": "string"}).is_string)
         self.assert_stay_strings({"type": "string"}, "5", '"x"', " a\n", "null", "\x00 é 😀")
 
+    def test_half_a_character_stays_an_escape(self) -> None:
+        """A lone surrogate cannot be sent as it is."""
+        self.assert_written({"type": "array"}, {r"('\ud83d',)": r'["\ud83d"]'})
+        self.assert_written({"type": "array"}, {r"['\x41\ud83d', 'é']": r'["A\ud83d", "\u00e9"]'})
+        self.assert_written(
+            {"type": "object"}, {r"{'a': '\ude00', 1: 2}": r'{"a": "\ude00", "1": 2}'}
+        )
+        self.assert_written({"type": "array"}, {r"('\U0001f600', 'é')": '["😀", "é"]'})
+
     def test_depth_without_end(self) -> None:
         self.assert_stay_strings({"type": "array"}, "[" * 100_000, "[" * 50 + "'" + "]" * 50)
 

@@ -34,6 +34,9 @@ MAX_DEPTH = 512
 MAX_WORD = 4_096
 """Characters of one number, one word, or one key without quotes."""
 
+MAX_COMMENT = 4_096
+"""Characters of one comment: text that opens one after another is read again for each."""
+
 MAX_GAP = 1_024
 """Characters of white space behind a comma that are kept while the comma may be one too many."""
 
@@ -109,7 +112,7 @@ class JsonStates:
         behind it, the beginning of a word or of an escape; once broken, it was never written
     """
 
-    __slots__ = ("_back", "_mark", "_out", "_state", "held", "standing")
+    __slots__ = ("_back", "_comment_room", "_mark", "_out", "_state", "held", "standing")
 
     def __init__(self, first: Callable[[str, int], int]) -> None:
         self.standing = Standing.OPEN
@@ -117,6 +120,7 @@ class JsonStates:
         self.held = ""
         # Where in the current text the part begins that is not yet in `_out`.
         self._mark = 0
+        self._comment_room = 0
         self._out: list[str] = []
 
     def _flush(self, text: str, pos: int) -> None:
@@ -163,33 +167,40 @@ class JsonStates:
         else:
             self.held += "/"
             return self._break(pos)
+        self._comment_room = MAX_COMMENT
         self._mark = pos + 1
         return pos + 1
 
     def _line_comment(self, text: str, pos: int) -> int:
         end = text.find("\n", pos)
-        if end < 0:
-            end = len(text)
-        else:
+        if end >= 0:
             self._state = self._back
-        self._mark = end
-        return end
+        return self._skip(pos, end if end >= 0 else len(text))
 
     def _block_comment(self, text: str, pos: int) -> int:
-        end = text.find("*", pos) + 1
-        if end:
+        end = text.find("*/", pos)
+        if end >= 0:
+            self._state = self._back
+            return self._skip(pos, end + 2)
+        if text.endswith("*"):
             self._state = self._star
-        self._mark = end or len(text)
-        return self._mark
+        return self._skip(pos, len(text))
 
     def _star(self, text: str, pos: int) -> int:
-        """Behind a star in a block comment."""
-        if text[pos] == "/":
-            self._state = self._back
-        elif text[pos] != "*":
+        """Behind a star at which the text was cut."""
+        if text[pos] != "/":
             self._state = self._block_comment
-        self._mark = pos + 1
-        return pos + 1
+            return pos
+        self._state = self._back
+        return self._skip(pos, pos + 1)
+
+    def _skip(self, pos: int, end: int) -> int:
+        """Leave out a part of a comment; break where the comment is too long."""
+        self._mark = min(end, pos + self._comment_room)
+        self._comment_room -= self._mark - pos
+        if self._mark < end:
+            return self._break(self._mark)
+        return end
 
 
 class JsonValue(JsonStates):

@@ -232,9 +232,19 @@ def _literal(text: str) -> str:
         # In "1, 2" and "(1)" a reader of Python sees more than the model meant.
         if _BRACKETS.get(type(value)) != (text[0] if text[0] in "[({" else None):
             return ""
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return _dumped(value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ""
+
+
+def _dumped(value: Any) -> str:
+    """Return a value as JSON that can be sent: half a character only as an escape."""
+    written = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        written.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return written
 
 
 def _type_of(candidate: str) -> str:
