@@ -181,8 +181,6 @@ class AsideChoice:
 
     def _give_up(self) -> list[Piece]:
         """Let the aside be; return what was held back for it."""
-        if self._over:
-            return []
         self._over = True
         return self._held()
 

@@ -119,6 +119,11 @@ class TakingOut(SynchronousTestCase):
         self.assertIsNone(cleaned(None, reasoning_content=opening(["Hi."])))
         self.assertEqual(cleaned("", tool_calls=[], name="x"), "")
 
+    def test_what_no_strict_reader_takes(self) -> None:
+        raw = json.dumps({"role": "assistant", "content": opening(["Hi."])}).encode()
+        odd = raw.replace(b'"content"', b'"x": NaN, "content"')
+        self.assertEqual(without_notices(odd), b'{"role": "assistant", "x": NaN, "content": ""}')
+
     def test_a_message_without_one_stays(self) -> None:
         for content in ("Hello", "[blockops", f"a {OPENS}", f"{OPENS}\n\n"):
             raw = json.dumps({"role": "assistant", "content": content}).encode()

@@ -253,6 +253,16 @@ class Thinking(SynchronousTestCase):
             self.assertNotIn(SAID, stream.text())
             stream.check(self)
 
+    def test_behind_a_role_that_a_heartbeat_has_said(self) -> None:
+        aside = Aside("thinks", SAID)
+        transcoder = transcode.StreamTranscoder(
+            asked(), Rules(), heartbeat_style="chunk", aside=aside
+        )
+        transcoder.heartbeat()
+        out = transcoder.receive_data(event({"content": "Hello"}))
+        self.assertLess(out.index(b"[aside]"), out.index(b"Hello"))
+        self.assertNotIn(b"role", out)
+
     def test_whole(self) -> None:
         message = {"role": "assistant", "content": "Hello", "reasoning_content": "hm"}
         body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})

@@ -214,3 +214,54 @@ class OfferTests(SynchronousTestCase):
         for tools in (b'[{"x":1e400}]', b'["\xff"]'):
             asked = ChatRequest.parse(b'{"messages":[{}],"tools":%s}' % tools)
             self.assertEqual(asked.offer(Rules()), Offer({}, translate=False))
+
+
+class ConversationTests(SynchronousTestCase):
+    """What a conversation needs of a request, and what it changes in it."""
+
+    def test_messages_are_the_bytes_that_came(self) -> None:
+        body = b'{"messages": [{"a": 1.50}, { "b" : "\\u00e9" }]}'
+        messages = [b'{"a": 1.50}', b'{ "b" : "\\u00e9" }']
+        self.assertEqual(ChatRequest.parse(body).messages(), messages)
+
+    def test_messages_that_only_a_lenient_reader_takes(self) -> None:
+        body = b'{"messages": [{"content": "x", "n": NaN}], "tools": [NaN], "x": Infinity}'
+        asked = ChatRequest.parse(body)
+        self.assertEqual(asked.messages(), [b'{"content": "x", "n": NaN}'])
+        self.assertEqual(asked.tools(), b"[NaN]")
+        changed = json.loads(asked.body({"stream": True}))
+        self.assertEqual((changed["stream"], changed["x"]), (True, float("inf")))
+
+    def test_tools(self) -> None:
+        self.assertEqual(parse().tools(), b"")
+        self.assertEqual(parse(tools=None).tools(), b"")
+        self.assertEqual(json.loads(parse(tools=[TOOL]).tools()), [TOOL])
+        self.assertEqual(json.loads(parse(functions=[{"name": "f"}]).tools()), [{"name": "f"}])
+
+    def test_fields(self) -> None:
+        asked = parse(user="u", metadata={"session_id": 7})
+        self.assertEqual((asked.field("user"), asked.field("metadata")), ("u", {"session_id": 7}))
+        self.assertIsNone(asked.field("prompt_cache_key"))
+
+    def test_changes_leave_the_rest_as_it_came(self) -> None:
+        body = b'{"messages":[{}],"a":1.50,"b":{"c" : [ 1e5 ]},"stream":false}'
+        changed = ChatRequest.parse(body).body({"stream": True, "d": 1})
+        self.assertEqual(
+            changed, b'{"messages":[{}],"a":1.50,"b":{"c" : [ 1e5 ]},"stream":true,"d":1}'
+        )
+        self.assertIs(ChatRequest.parse(body).body({}), body)
+
+    def test_answers_that_have_to_be_json(self) -> None:
+        fields: list[tuple[dict[str, Any], bool]] = [
+            ({}, False),
+            ({"response_format": None}, False),
+            ({"response_format": {"type": "text"}}, False),
+            ({"response_format": "text"}, False),
+            ({"response_format": {"type": "json_object"}}, True),
+            ({"response_format": {"type": "json_schema", "json_schema": {}}}, True),
+            ({"guided_json": {}}, True),
+            ({"grammar": "root ::= x"}, True),
+            ({"structured_outputs": None}, False),
+        ]
+        for more, wanted in fields:
+            self.assertEqual(parse(**more).wants_json, wanted, more)
