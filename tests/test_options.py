@@ -365,6 +365,14 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertTrue(IService.providedBy(self.make("--port=0")))
         self.assertIs(tap.Options, Options)
 
+    def test_what_cannot_be_made(self):
+        def impossible(*_):
+            raise ValueError("the format 'x' of a plugin has no openers")
+
+        self.patch(service, "make_service", impossible)
+        leaving = self.assertRaises(SystemExit, self.make)
+        self.assertEqual(leaving.code, "blockops: the format 'x' of a plugin has no openers")
+
     def test_endpoints_that_are_none(self):
         for text in ("carrier-pigeon:1", "tcp:http", "tcp", "ssl:1:privateKey=/nowhere", "unix"):
             leaving = self.assertRaises(SystemExit, self.make, "--listen=tcp:0", "--listen", text)
