@@ -15,7 +15,7 @@ from twisted.python.usage import Options as AnyOptions
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from blockops import __version__, tap
+from blockops import __version__, service, tap
 from blockops.options import Options
 from blockops.settings import TABLE, Settings
 
