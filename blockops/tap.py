@@ -18,7 +18,7 @@ def makeService(options: Options) -> IService:
     """
     Return the daemon that `options` describe; the reactor is handed on from here alone.
 
-    :raises SystemExit: an endpoint to listen on is none, told in one line
+    :raises SystemExit: the daemon cannot be as it is wished, told in one line
     """
     from twisted.internet import reactor  # noqa: PLC0415
     from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
@@ -30,4 +30,7 @@ def makeService(options: Options) -> IService:
             raise SystemExit(f"blockops: listen: {endpoint!r} is not accepted: {error}") from None
     from blockops.service import make_service  # noqa: PLC0415
 
-    return make_service(options.settings, reactor)
+    try:
+        return make_service(options.settings, reactor)
+    except ValueError as error:  # a plugin with a format that is none, a file that is no PEM
+        raise SystemExit(f"blockops: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -71,3 +72,10 @@ class Authority:
             + certificate.public_bytes(serialization.Encoding.PEM)
         )
         return path
+
+
+def server_context(pem: Path) -> ssl.SSLContext:
+    """Return what a server needs to show the certificate in `pem`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context

@@ -15,7 +15,7 @@ from twisted.python.usage import Options as AnyOptions
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from blockops import __version__, tap
+from blockops import __version__, service, tap
 from blockops.options import Options
 from blockops.settings import TABLE, Settings
 
@@ -364,6 +364,14 @@ class MakeServiceTests(SynchronousTestCase):
     def test_a_daemon(self):
         self.assertTrue(IService.providedBy(self.make("--port=0")))
         self.assertIs(tap.Options, Options)
+
+    def test_what_cannot_be_made(self):
+        def impossible(*_):
+            raise ValueError("the format 'x' of a plugin has no openers")
+
+        self.patch(service, "make_service", impossible)
+        leaving = self.assertRaises(SystemExit, self.make)
+        self.assertEqual(leaving.code, "blockops: the format 'x' of a plugin has no openers")
 
     def test_endpoints_that_are_none(self):
         for text in ("carrier-pigeon:1", "tcp:http", "tcp", "ssl:1:privateKey=/nowhere", "unix"):

@@ -18,9 +18,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.certificates import Authority, server_context
 from tests.live import backends
 from tests.live.backends import Backend, Exchange
-from tests.live.certificates import make_authority
 from tests.live.harness import (
     CHAT,
     TWISTD,
@@ -386,19 +386,20 @@ class Stops(Case):
 
 class Encrypted(Case):
     def setUp(self) -> None:
-        self.authority = make_authority(self.folder())
+        self.authority = Authority.make(self.folder())
+        self.pem = self.authority.certify(self.authority.path.parent, "127.0.0.1")
 
     def test_a_backend_with_a_certificate_of_ones_own(self) -> None:
-        backend = self.backend(backends.says("over TLS"), self.authority.server_context())
-        daemon = self.daemon(backend, "--backend-ca", str(self.authority.ca_file))
+        backend = self.backend(backends.says("over TLS"), server_context(self.pem))
+        daemon = self.daemon(backend, "--backend-ca", str(self.authority.path))
         stream = open_stream(daemon.url, question(stream=True)).read()
         self.assertEqual((stream.text, stream.done), ("over TLS", 1))
 
     def test_a_backend_that_nobody_vouches_for(self) -> None:
-        backend = self.backend(backends.says("never heard"), self.authority.server_context())
-        other = make_authority(self.folder())
+        backend = self.backend(backends.says("never heard"), server_context(self.pem))
+        other = Authority.make(self.folder())
         daemons = [
-            self.daemon(backend, "--backend-ca", str(other.ca_file)),
+            self.daemon(backend, "--backend-ca", str(other.path)),
             self.daemon(backend),
         ]
         for daemon in daemons:
@@ -408,11 +409,14 @@ class Encrypted(Case):
     def test_listening_with_tls(self) -> None:
         backend = self.backend(backends.says("hello"))
         port = free_port()
-        files = f"privateKey={self.authority.key_file}:certKey={self.authority.cert_file}"
+        files = f"privateKey={self.pem}:certKey={self.pem}"
         listen = f"ssl:{port}:interface=127.0.0.1:{files}"
         self.daemon(backend, "--listen", listen, listening=("127.0.0.1", port))
         connection = http.client.HTTPSConnection(
-            "127.0.0.1", port, context=self.authority.client_context(), timeout=20
+            "127.0.0.1",
+            port,
+            context=ssl.create_default_context(cafile=self.authority.path),
+            timeout=20,
         )
         connection.request("POST", CHAT, json.dumps(question(stream=True)))
         response = connection.getresponse()
