@@ -178,7 +178,10 @@ class Settings:
         "Listening", 64 << 20, kinds.size(1024), "The longest request; longer ones get a 413."
     )
     header_timeout: float = _setting(
-        "Listening", 60.0, kinds.duration(), "How long a client may take to send a request."
+        "Listening",
+        60.0,
+        kinds.duration(),
+        "How long a client may take to send its headers, and each next piece of its body.",
     )
     client_timeout: float = _setting(
         "Listening",
