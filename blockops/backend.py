@@ -94,6 +94,7 @@ class Backend:
             to_backend(request.requestHeaders),
             body,
         )
+        exchange.response = response
         if response.code >= HTTPStatus.BAD_REQUEST:
             raise await self.refused(exchange, response, response.code)
         return response

@@ -25,6 +25,9 @@ STREAM_HEADERS: tuple[Header, ...] = (
 )
 JSON_HEADERS: tuple[Header, ...] = ((b"Content-Type", b"application/json"),)
 
+#: What stands behind a status, by the standard; backends make up others.
+PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+
 #: Bytes that the transport is given at once. It asks for a pause when it holds more than this, and
 #: for more when it holds none: so each slice that a client has read shows that it reads.
 SLICE = 64 * 1024
@@ -85,7 +88,7 @@ class Downstream:
         self.status = status
         if self.over:
             return
-        self._request.setResponseCode(status, HTTPStatus(status).phrase.encode())
+        self._request.setResponseCode(status, PHRASES.get(status, b""))
         for name, value in headers:
             self._request.responseHeaders.addRawHeader(name, value)
         self._request.write(b"")

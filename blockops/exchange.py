@@ -14,6 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.iweb import IResponse
 
 from blockops.downstream import Downstream
 from blockops.forms import Form, Untouched
@@ -73,6 +74,7 @@ class Exchange:
     :ivar form: how the answer shows life and failure; whoever works at it sets it
     :ivar heard: takes what the backend says
     :ivar asked: when the backend was asked, in seconds of the reactor's clock; None while queued
+    :ivar response: what the backend answered, once its headers are here
     :ivar error: how it failed, if it did
     :ivar logged: whether its request is in the traffic log
     """
@@ -90,6 +92,7 @@ class Exchange:
         self.began = clock.seconds()
         self.asked: float | None = None
         self.error: ApiError | None = None
+        self.response: IResponse | None = None
         self._clock = clock
         self._settings = settings
         self._verdict: ApiError | None = None

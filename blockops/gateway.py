@@ -19,6 +19,7 @@ from blockops.exchange import Exchange, Logged
 from blockops.incoming import IncomingRequest
 from blockops.pulse import Pulse
 from blockops.records import RequestRecord, ResponseRecord
+from blockops.relay import drop
 from blockops.settings import Settings
 from blockops.wire.errors import ApiError
 from blockops.wire.report import Report
@@ -88,6 +89,8 @@ class Gateway:
     def _forget(self, _: object, exchange: Exchange) -> None:
         self._pulse.discard(exchange)
         self._live.pop(exchange, None)
+        if exchange.response is not None:
+            drop(exchange.response)
         if exchange.logged is Logged.NOT_YET:
             self._traffic.write(exchange.came())
         if exchange.logged is Logged.YES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, cast
 
 from twisted.internet.defer import Deferred
@@ -109,6 +110,11 @@ class _Collecting(_Body):
             self.pieces.append(data)
 
 
+class _Unwanted(_Body):
+    def connectionMade(self) -> None:
+        self.drop()
+
+
 #: Is told of each piece of the backend's body as it comes.
 Heard = Callable[[bytes], None]
 
@@ -137,3 +143,9 @@ async def collect(response: IResponse, limit: int, heard: Heard) -> tuple[bytes,
     response.deliverBody(body)
     whole = await body.ended
     return b"".join(body.pieces), whole
+
+
+def drop(response: IResponse) -> None:
+    """Close the connection of a response whose body nobody has taken, if nobody has."""
+    with suppress(RuntimeError):  # somebody has
+        response.deliverBody(_Unwanted())

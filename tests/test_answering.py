@@ -441,6 +441,14 @@ class Errors(SynchronousTestCase):
         self.assertEqual(client.status(), 500)
         self.assertIn("Oh no", client.error()["message"])
 
+    def test_statuses_that_no_standard_knows(self) -> None:
+        for status in (520, 999):
+            world = World()
+            client, backend = world.ask()
+            backend.answer(b"oh", f"{status} Oh")
+            self.assertEqual(client.status(), status)
+            self.assertEqual(client.error()["message"], "oh")
+
     def test_html_instead_of_a_stream(self) -> None:
         world = World()
         client, backend = world.ask()

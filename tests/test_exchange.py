@@ -8,6 +8,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import provider
 
+from blockops import answering
 from blockops.answering import Answering
 from blockops.backend import Backend
 from blockops.downstream import Downstream
@@ -214,6 +215,21 @@ class OurOwnMistakes(SynchronousTestCase):
         world.reactor.advance(0)
         self.assertTrue(client.wire.closed)
         self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_a_bug_between_the_backends_headers_and_its_body(self) -> None:
+        world = World()
+        client = world.client()
+        client.get("/v1/x")
+        backend = world.backend()
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(answering, "media_type", broken)
+        backend.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
+        self.assertEqual(client.status(), 500)
+        self.assertTrue(backend.wire.aborted)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_a_bug_is_told_and_logged(self) -> None:
