@@ -66,6 +66,11 @@ class Gateway:
         done = self._live[exchange] = exchange.run(work(exchange))
         done.addBoth(self._forget, exchange)
 
+    def abandon(self) -> None:
+        """Break the connections of the clients that do not even read that."""
+        for exchange in list(self._live):
+            exchange.client.cut()
+
     def refuse(self, request: IncomingRequest, error: ApiError) -> None:
         """Answer `request` with `error`."""
         self.serve(request, refusal(error))

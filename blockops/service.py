@@ -174,10 +174,14 @@ class Daemon(MultiService):
         await super().stopService()
         self.site.close_idle()
         drained = self.gateway.drain()
-        hasten = self._reactor.callLater(self._settings.drain, self.gateway.hasten)
+        bounds = [
+            self._reactor.callLater(self._settings.drain, self.gateway.hasten),
+            self._reactor.callLater(self._settings.drain + FLUSH, self.gateway.abandon),
+        ]
         await drained
-        if hasten.active():
-            hasten.cancel()
+        for bound in bounds:
+            if bound.active():
+                bound.cancel()
         await self.site.close(FLUSH)
         self._pulse.stop()
         await self._traffic.close()

@@ -118,6 +118,19 @@ class Draining(SynchronousTestCase):
         self.assertTrue(stopped())
         self.assertEqual(world.reactor.getDelayedCalls(), [])
 
+    def test_a_client_that_reads_nothing_at_all(self) -> None:
+        world = World(drain=30, client_timeout=1000, heartbeat=100)
+        client, backend = world.ask()
+        backend.begin_stream()
+        client.pause()
+        stopped = world.stop()
+        world.pass_time(34)
+        self.assertFalse(stopped())
+        world.pass_time(2)
+        self.assertTrue(client.wire.aborted)
+        self.assertTrue(stopped())
+        self.assertEqual(world.reactor.getDelayedCalls(), [])
+
     def test_a_client_that_does_not_read_its_end(self) -> None:
         world = World()
         client, backend = world.ask()
