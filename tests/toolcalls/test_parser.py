@@ -13,7 +13,7 @@ from blockops.wire.toolcalls.formats.protocol import (
 )
 from blockops.wire.toolcalls.formats.registry import BUILT_IN
 from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.parser import ToolCallParser
+from blockops.wire.toolcalls.parser import MAX_PIECE, ToolCallParser
 from blockops.wire.toolcalls.rules import Rules
 from tests.toolcalls.reading import OFFER, SCHEMAS, Call, Joined, ReadCase, cuts, say
 
@@ -200,9 +200,38 @@ class EndTests(ReadCase):
             text = opener * 3000
             self.assertEqual(text, say([text])[0].content)
 
+    def test_no_opener_copies_all_that_follows_it(self) -> None:
+        listens = Listens()
+        text = "<tool_call>" * 5000
+        joined, _ = say([text], rules=Rules(formats=(listens,)))
+        self.assertEqual(text, joined.content)
+        self.assertEqual(5000, len(listens.heard))
+        self.assertLessEqual(max(listens.heard), MAX_PIECE)
+
     def test_openers_that_follow_one_another(self) -> None:
         self.assert_text("<tool_call>" * 50)
         self.assert_text("<tool_call>{" * 20)
+
+
+class Listens:
+    """A format that refuses everything, and notes how many characters it was given at once."""
+
+    name = "listens"
+    openers = (Opener("<tool_call>"),)
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    def reader(self, opening: Opening) -> Listens:
+        return self
+
+    def feed(self, text: str, out: list[Delta]) -> Refused:
+        self.heard.append(len(text))
+        return Refused()
+
+    def finish(self, *, whole: bool, out: list[Delta]) -> Refused:
+        self.heard.append(0)
+        return Refused()
 
 
 class StreamingTests(ReadCase):

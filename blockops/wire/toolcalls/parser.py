@@ -44,6 +44,9 @@ from blockops.wire.toolcalls.untranslated import OpenerCount
 _WHOLE = frozenset({"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"})
 """The finish reasons that say that the model ended by itself."""
 
+MAX_PIECE = 8_192
+"""Characters that are read at once: behind an opener that opens nothing, all of them are copied."""
+
 
 class ToolCallParser:
     """
@@ -97,8 +100,7 @@ class ToolCallParser:
         if self._scanner.ready and self._literals.plain.fullmatch(text):
             return [Text(text)]
         out: list[Delta] = []
-        while text:
-            text = self._read(text, out)
+        self._read_all(text, out)
         self._scanner.flush(out)
         return out
 
@@ -111,13 +113,18 @@ class ToolCallParser:
         whole = reason in _WHOLE
         out: list[Delta] = []
         while self._read not in (self._search, self._pass):
-            text = self._end_reader(out, whole=whole)
-            while text:
-                text = self._read(text, out)
+            self._read_all(self._end_reader(out, whole=whole), out)
         self._scanner.finish(out)
         if self._drafts and whole and not self.tally["calls"]:
             self._add_draft(self._drafts, out)
         return out
+
+    def _read_all(self, text: str, out: list[Delta]) -> None:
+        """Read `text`, and what is given back of it, in pieces."""
+        waiting = _pieces(text)
+        while waiting:
+            if rest := self._read(waiting.pop(), out):
+                waiting += _pieces(rest)
 
     # Without translation.
 
@@ -302,6 +309,14 @@ class Drafts:
             arguments = "".join(self._pieces)
             if self._length <= self._rules.max_hold and _is_json(arguments):
                 self.call = [CallBegan(self._name), CallArguments(arguments), CallEnded()]
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut `text` into pieces of at most `MAX_PIECE` characters, the first one last."""
+    if len(text) <= MAX_PIECE:
+        return [text] if text else []
+    starts = range(0, len(text), MAX_PIECE)
+    return [text[start : start + MAX_PIECE] for start in reversed(starts)]
 
 
 def _is_json(text: str) -> bool:
