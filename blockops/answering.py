@@ -27,7 +27,8 @@ from blockops.turns import Turn, Turns
 from blockops.wire import transcode
 from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError
-from blockops.wire.requests import ChatRequest, CompletionRequest
+from blockops.wire.joining import StreamJoiner
+from blockops.wire.requests import ChatRequest, CompletionRequest, streamed
 from blockops.wire.toolcalls.rules import Rules
 
 #: Seconds that `/ready` waits for the backend.
@@ -141,10 +142,35 @@ class Answering:
         aside: Aside | None = None,
     ) -> None:
         form = exchange.form = WholeJson(white_space=self._settings.heartbeat_json)
-        async with self._backend.admitted(exchange, await prompt) as response:
-            body = await self._backend.collected(exchange, response)
-        out, exchange.report = transcode.whole(body, asked, self._rules, aside=aside)
+        body = await prompt
+        # A backend that streams notices when its client leaves; others may go on to the end.
+        as_stream = streamed(body) if self._settings.whole_as_stream else None
+        async with self._backend.admitted(exchange, as_stream or body) as response:
+            if as_stream is not None and media_type(response.headers) == "text/event-stream":
+                out = await self._joined(exchange, response, asked, aside)
+            else:
+                said = await self._backend.collected(exchange, response)
+                out, exchange.report = transcode.whole(said, asked, self._rules, aside=aside)
         form.end(exchange.client, out)
+
+    async def _joined(
+        self, exchange: Exchange, response: IResponse, asked: Request, aside: Aside | None
+    ) -> bytes:
+        """
+        Return a stream of the backend as a whole answer.
+
+        :raises ApiError: 502, it is none
+        """
+        joiner = StreamJoiner(
+            asked,
+            self._rules,
+            max_event=self._settings.max_event,
+            max_answer=self._settings.max_answer,
+            aside=aside,
+        )
+        exchange.report = joiner.report
+        whole = await relay(response, exchange.client, joiner, exchange.heard)
+        return joiner.whole(cut=not whole)
 
     def _say(self, exchange: Exchange, asked: ChatRequest, text: str) -> None:
         """Answer with `text`, the backend not being asked."""

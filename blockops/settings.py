@@ -237,6 +237,13 @@ class Settings:
         "Keep answers that are no streams alive too, by white space before their JSON. Their"
         " status is then 200 even if the backend fails later.",
     )
+    whole_as_stream: bool = _setting(
+        "Streams",
+        False,
+        kinds.SWITCH,
+        "Ask the backend for a stream also where the client did not, and join it: so a client that"
+        " leaves is noticed by backends that otherwise go on to the end (mlx-lm).",
+    )
     max_event: int = _setting(
         "Streams", 8 << 20, kinds.size(1024), "The longest single event of the backend's streams."
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.downstream import SLICE
 from blockops.upload import UPLOAD_BUFFER
-from tests.memory import DONE, NOTHING_LEFT, World, chat, chunk
+from tests.memory import DONE, NOTHING_LEFT, Backend, Client, World, chat, chunk
 
 
 class Departures(SynchronousTestCase):
@@ -735,6 +736,96 @@ class Relaying(SynchronousTestCase):
         self.assertEqual(client.status(), 200)
         self.assertTrue(client.received().endswith(b"\r\n\r\n"))
         self.assertEqual(world.idle(), NOTHING_LEFT)
+
+
+class WholeAsStream(SynchronousTestCase):
+    """`--whole-as-stream`: the backend streams, the client gets it whole."""
+
+    def ask(self, **settings: Any) -> tuple[World, Client, Backend]:
+        world = World(whole_as_stream=True, **settings)
+        client, backend = world.ask(stream=False)
+        asked = backend.asked()
+        self.assertTrue(asked["stream"])
+        self.assertEqual(asked["stream_options"], {"include_usage": True})
+        return world, client, backend
+
+    def test_a_call(self) -> None:
+        world, client, backend = self.ask()
+        backend.begin_stream()
+        for piece in ('Hm. <tool_call>{"name": "get_weather", ', '"arguments": {"city": "Rome"}}'):
+            backend.stream(chunk(piece))
+        self.assertEqual(client.status(), 0)
+        backend.stream(chunk("</tool_call>"), chunk(finish="stop"))
+        usage = {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12}
+        backend.stream(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n", DONE)
+        world.reactor.advance(0)
+        answer = client.json()
+        self.assertEqual((answer["object"], answer["usage"]), ("chat.completion", usage))
+        (choice,) = answer["choices"]
+        self.assertEqual(choice["finish_reason"], "tool_calls")
+        self.assertEqual(choice["message"]["content"], "Hm.")
+        (call,) = choice["message"]["tool_calls"]
+        self.assertEqual(json.loads(call["function"]["arguments"]), {"city": "Rome"})
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+        (response,) = world.traffic.responses()
+        self.assertEqual(list(response.calls), ["get_weather"])
+
+    def test_a_client_that_leaves(self) -> None:
+        world, client, backend = self.ask()
+        backend.begin_stream()
+        backend.stream(chunk("Hi"))
+        client.leave()
+        self.assertTrue(backend.wire.aborted)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_kept_alive(self) -> None:
+        world, client, backend = self.ask(heartbeat=10, heartbeat_json=True)
+        world.pass_time(11)
+        backend.begin_stream()
+        backend.stream(chunk("Hi"), chunk(finish="stop"), DONE)
+        world.reactor.advance(0)
+        self.assertTrue(client.body().startswith(b"\n{"))
+        self.assertEqual(client.json()["choices"][0]["message"]["content"], "Hi")
+
+    def test_broken_off(self) -> None:
+        world, client, backend = self.ask()
+        backend.begin_stream()
+        backend.stream(chunk("Hi"))
+        backend.leave()
+        world.reactor.advance(0)
+        self.assertEqual(client.status(), 502)
+        self.assertEqual(client.error()["code"], "backend_stopped")
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_too_long(self) -> None:
+        world, client, backend = self.ask(max_answer=1024)
+        backend.begin_stream()
+        for _ in range(20):
+            backend.stream(chunk("x" * 100))
+        world.reactor.advance(0)
+        self.assertEqual(client.status(), 502)
+        self.assertTrue(backend.wire.aborted)
+
+    def test_a_backend_that_answers_whole_all_the_same(self) -> None:
+        _, client, backend = self.ask()
+        message = {"role": "assistant", "content": "Hello"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        backend.answer({"id": "1", "object": "chat.completion", "choices": [choice]})
+        self.assertEqual(client.json()["choices"][0]["message"]["content"], "Hello")
+
+    def test_completions(self) -> None:
+        world = World(whole_as_stream=True)
+        client = world.client()
+        client.post("/v1/completions", {"prompt": "x"})
+        backend = world.backend()
+        self.assertTrue(backend.asked()["stream"])
+        backend.begin_stream()
+        for text, finish in (("a", None), ("b", "stop")):
+            choice = {"index": 0, "text": text, "finish_reason": finish}
+            backend.stream(f"data: {json.dumps({'id': '1', 'choices': [choice]})}\n\n")
+        backend.stream(DONE)
+        world.reactor.advance(0)
+        self.assertEqual(client.json()["choices"][0]["text"], "ab")
 
 
 class Completions(SynchronousTestCase):

@@ -37,6 +37,7 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "heartbeat": ("15", 15.0, "0"),
     "heartbeat_style": ("chunk", "chunk", "Comment"),
     "heartbeat_json": ("yes", True, "maybe"),
+    "whole_as_stream": ("on", True, "perhaps"),
     "max_event": ("16m", 16 << 20, "16 m"),
     "translate": ("always", "always", "never"),
     "fenced_calls": ("1", True, "2"),

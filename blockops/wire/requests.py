@@ -127,7 +127,7 @@ class ChatRequest:
 
     def streamed(self) -> bytes | None:
         """Return the body changed to ask for a stream with its usage; None if it cannot be."""
-        return _streamed(self._body)
+        return streamed(self._body)
 
     def offer(self, rules: Rules) -> Offer:
         """Return what this request offers to the model, and whether its text may become calls."""
@@ -173,7 +173,7 @@ class CompletionRequest:
 
     def streamed(self) -> bytes | None:
         """Return the body changed to ask for a stream with its usage; None if it cannot be."""
-        return _streamed(self._body)
+        return streamed(self._body)
 
 
 class _Fields:
@@ -284,7 +284,8 @@ class _Fields:
                 )
 
 
-def _streamed(body: bytes) -> bytes | None:
+def streamed(body: bytes) -> bytes | None:
+    """Return a request's body changed to ask for a stream with its usage; None if it cannot be."""
     try:
         fields: dict[str, Any] = dict(_fields.decode(body))
     except UNREADABLE:
