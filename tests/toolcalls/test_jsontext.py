@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.wire.toolcalls.jsontext import (
-    MAX_COMMENT,
+    MAX_COMMENTS,
     MAX_DEPTH,
     MAX_GAP,
     MAX_WORD,
     JsonValue,
+    Room,
     Standing,
 )
 from tests.toolcalls.reading import cuts
@@ -198,14 +199,33 @@ class BrokenTests(JsonCase):
     def test_comments_are_bounded(self) -> None:
         for opener, closer in (("//", "\n"), ("/*", "*/")):
             for size, standing in (
-                (MAX_COMMENT, Standing.WHOLE),
-                (MAX_COMMENT + 1, Standing.BROKEN),
+                (MAX_COMMENTS, Standing.WHOLE),
+                (MAX_COMMENTS + 1, Standing.BROKEN),
             ):
-                inside = "* " * MAX_COMMENT
+                inside = "* " * MAX_COMMENTS
                 inside = inside[: size - (len(closer) if closer == "*/" else 0)]
                 text = f"[{opener}{inside}{closer}]"
                 self.assertIs(standing, follow([text])[0])
                 self.assertEqual(follow([text]), follow([*text]))
+
+    def test_values_may_share_the_room_for_comments(self) -> None:
+        room = Room(9)
+        for text, standing, left in (
+            ("[/**/]", Standing.WHOLE, 7),
+            ("[//6 7 8 9", Standing.OPEN, 0),
+        ):
+            value = JsonValue(room)
+            value.feed(text, 0, [])
+            self.assertEqual((standing, left), (value.standing, room.left))
+        value = JsonValue(room)
+        value.feed("[/**/]", 0, [])
+        self.assertIs(Standing.BROKEN, value.standing)
+
+    def test_a_word_that_is_no_key(self) -> None:
+        value = JsonValue(not_a_key="TOOL_CALL")
+        self.assertEqual(1, value.feed("{", 0, []))
+        value.feed("TOOL_CALL: 1}", 0, [])
+        self.assertIs(Standing.BROKEN, value.standing)
 
     def test_words_are_bounded(self) -> None:
         digits = "1" * MAX_WORD

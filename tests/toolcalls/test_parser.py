@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blockops.wire.toolcalls.callobject import MAX_LOOSE_COMMENTS
 from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, CallEnded, Delta, Text
 from blockops.wire.toolcalls.formats.protocol import (
     CallReader,
@@ -196,7 +197,18 @@ class EndTests(ReadCase):
 
     def test_text_that_is_read_again_and_again(self) -> None:
         # Without bounds each of these would read all that follows it: minutes, not moments.
-        for opener in ("<tool_call>{/*", "<tool_call>{//", '<tool_call>{"a":', "<tool_call>{'"):
+        for opener in (
+            "<tool_call>{/*",
+            "<tool_call>{//",
+            '<tool_call>{"a":',
+            "<tool_call>{'",
+            "<tool_call>{/**//*",
+            "<tool_call>{a:[1,/**/1],a:[1,/*",
+            "<tool_call>{arguments:{a:[1,/**/1],a:[1,/*",
+            "TOOL_CALL: {\n",
+            "TOOL_CALL: {a:{\n",
+            "TOOL_CALL: {arguments:{\n",
+        ):
             text = opener * 3000
             self.assertEqual(text, say([text])[0].content)
 
@@ -232,6 +244,32 @@ class Listens:
     def finish(self, *, whole: bool, out: list[Delta]) -> Refused:
         self.heard.append(0)
         return Refused()
+
+
+class CommentTests(ReadCase):
+    def test_room_in_front_of_the_call(self) -> None:
+        for size, calls in ((MAX_LOOSE_COMMENTS, 1), (MAX_LOOSE_COMMENTS + 1, 0)):
+            one, other = "x" * (size - 20), "y" * 20
+            text = f'<tool_call>{{//{one}\n"a": [//{other}\n], "name": "now"}}</tool_call>'
+            for pieces in ([text], [*text]):
+                self.assertEqual(calls, len(say(pieces)[0].calls))
+
+    def test_room_in_the_arguments(self) -> None:
+        comment = "/*" + "x" * MAX_LOOSE_COMMENTS + "*/"
+        text = f'{{"name": "now", "arguments": {{{comment}"a": 1}}}}'
+        for opener in ("<tool_call>", "TOOL_CALL:"):
+            for pieces in ([opener + text], [*(opener + text)]):
+                self.assertEqual('{"a": 1}', say(pieces)[0].calls[0].arguments)
+
+    def test_the_opener_is_no_key(self) -> None:
+        inner = LINE.removeprefix("TOOL_CALL: ")
+        self.assertEqual("TOOL_CALL: {", self.read("TOOL_CALL: {\n" + LINE).content.rstrip())
+        for text in ("{TOOL_CALL: 1}", "{a: {TOOL_CALL: 1}}", "{arguments: {TOOL_CALL: 1}}"):
+            self.assert_text("TOOL_CALL: " + text)
+        self.assert_call(f"TOOL_CALL: {{'TOOL_CALL': 1, {inner[1:]}", "now", '{"a": 1}')
+        self.assert_call(
+            "TOOL_CALL: {name: 'now', args: {TOOL_CALL: 1}}", "now", '{"TOOL_CALL": 1}'
+        )
 
 
 class StreamingTests(ReadCase):

@@ -11,6 +11,10 @@ At the top level of the object, in any order:
 
 The call begins once the name is known and the object of the arguments has begun; where there are no
 arguments, at the closing brace. Arguments that come before the name wait for it.
+
+Until it begins, all of it may have to be read again behind every opener in it. Openers stand in
+strings, which end at the next quote, and in comments, for which there is little room; and the
+opener that could be a key without quotes (`TOOL_CALL:`) is none.
 """
 
 from __future__ import annotations
@@ -20,8 +24,19 @@ from collections.abc import Callable
 
 from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, CallEnded, Delta
 from blockops.wire.toolcalls.formats.protocol import Opening
-from blockops.wire.toolcalls.jsontext import KEY, SPACE, Follower, JsonStates, JsonValue, Standing
+from blockops.wire.toolcalls.jsontext import (
+    KEY,
+    SPACE,
+    Follower,
+    JsonStates,
+    JsonValue,
+    Room,
+    Standing,
+)
 from blockops.wire.toolcalls.wrapped import WrappedObject
+
+MAX_LOOSE_COMMENTS = 1_024
+"""Characters of comments outside the arguments, and in arguments in front of the name."""
 
 _ARGUMENTS = frozenset({"arguments", "args", "parameters", "input"})
 
@@ -42,6 +57,7 @@ class CallObject(JsonStates):
         "_deltas",
         "_key_is",
         "_name",
+        "_not_a_key",
         "_opening",
         "_pieces",
         "_skipped",
@@ -51,8 +67,9 @@ class CallObject(JsonStates):
     )
 
     def __init__(self, opening: Opening) -> None:
-        super().__init__(self._before)
+        super().__init__(self._before, Room(MAX_LOOSE_COMMENTS))
         self._opening = opening
+        self._not_a_key = opening.literal.removesuffix(":")
         self.began = False
         self.settled = -1
         self._name = ""
@@ -182,6 +199,8 @@ class CallObject(JsonStates):
         pos = self._word(text, pos)
         if pos == len(text):
             return pos
+        if self.held == self._not_a_key:
+            return self._break(pos)
         key, self.held = self.held, ""
         return self._colon_behind(key, pos)
 
@@ -241,7 +260,9 @@ class CallObject(JsonStates):
             if text[pos] != "{":
                 self._value = WrappedObject()
                 return pos
-            self._arguments = self._value
+            self._arguments = self._value = (
+                JsonValue() if self._name else JsonValue(self._room, self._not_a_key)
+            )
             if self._name:
                 self._begin_call()
         elif text[pos] == "[":
@@ -253,7 +274,7 @@ class CallObject(JsonStates):
 
     def _follow(self, state: Callable[[str, int], int]) -> None:
         self._state = state
-        self._value = JsonValue()
+        self._value = JsonValue(self._room, self._not_a_key)
         self._skipped.clear()
 
     def _still(self, pos: int) -> int:

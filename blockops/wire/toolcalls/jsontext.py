@@ -34,8 +34,8 @@ MAX_DEPTH = 512
 MAX_WORD = 4_096
 """Characters of one number, one word, or one key without quotes."""
 
-MAX_COMMENT = 4_096
-"""Characters of one comment: text that opens one after another is read again for each."""
+MAX_COMMENTS = 16_384
+"""Characters of all comments in one value, where nothing says less."""
 
 MAX_GAP = 1_024
 """Characters of white space behind a comma that are kept while the comma may be one too many."""
@@ -68,6 +68,21 @@ class Standing(Enum):
     OPEN = "it goes on"
     WHOLE = "it has ended"
     BROKEN = "what follows cannot belong to it"
+
+
+class Room:
+    """
+    Room for comments: values that share it may have so many characters of them together.
+
+    Text that is read again behind each of its openers needs this bound: a comment hides openers.
+
+    :ivar left: characters that may still come
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int = MAX_COMMENTS) -> None:
+        self.left = left
 
 
 class Follower(Protocol):
@@ -112,15 +127,15 @@ class JsonStates:
         behind it, the beginning of a word or of an escape; once broken, it was never written
     """
 
-    __slots__ = ("_back", "_comment_room", "_mark", "_out", "_state", "held", "standing")
+    __slots__ = ("_back", "_mark", "_out", "_room", "_state", "held", "standing")
 
-    def __init__(self, first: Callable[[str, int], int]) -> None:
+    def __init__(self, first: Callable[[str, int], int], room: Room | None = None) -> None:
         self.standing = Standing.OPEN
         self._state = self._back = first
         self.held = ""
         # Where in the current text the part begins that is not yet in `_out`.
         self._mark = 0
-        self._comment_room = 0
+        self._room = room or Room()
         self._out: list[str] = []
 
     def _flush(self, text: str, pos: int) -> None:
@@ -167,7 +182,6 @@ class JsonStates:
         else:
             self.held += "/"
             return self._break(pos)
-        self._comment_room = MAX_COMMENT
         self._mark = pos + 1
         return pos + 1
 
@@ -195,9 +209,9 @@ class JsonStates:
         return self._skip(pos, pos + 1)
 
     def _skip(self, pos: int, end: int) -> int:
-        """Leave out a part of a comment; break where the comment is too long."""
-        self._mark = min(end, pos + self._comment_room)
-        self._comment_room -= self._mark - pos
+        """Leave out a part of a comment; break where there is no more room for it."""
+        self._mark = min(end, pos + self._room.left)
+        self._room.left -= self._mark - pos
         if self._mark < end:
             return self._break(self._mark)
         return end
@@ -207,14 +221,17 @@ class JsonValue(JsonStates):
     """
     One JSON value, from its first character (white space before it is dropped) to its last.
 
+    :param room: for its comments
+    :param not_a_key: a word that is no key without quotes: where it stands, the value is broken
     :ivar flaws: how many things passed that JSON does not allow
     :ivar closing: the bracket that ended the value, which is not written
     """
 
-    __slots__ = ("_after_string", "_closers", "_quote", "closing", "flaws")
+    __slots__ = ("_after_string", "_closers", "_not_a_key", "_quote", "closing", "flaws")
 
-    def __init__(self) -> None:
-        super().__init__(self._before)
+    def __init__(self, room: Room | None = None, not_a_key: str = "") -> None:
+        super().__init__(self._before, room)
+        self._not_a_key = not_a_key
         self.flaws = 0
         self.closing = ""
         self._after_string = self._state
@@ -356,7 +373,7 @@ class JsonValue(JsonStates):
         end = self._word(text, pos)
         if end == len(text):
             return end
-        if not KEY.fullmatch(self.held):
+        if not KEY.fullmatch(self.held) or self.held == self._not_a_key:
             return self._break(end)
         self._out.append(f'"{self.held}"')
         self.held = ""
