@@ -295,7 +295,7 @@ def _is_just(deltas: Sequence[found.Delta], text: str | None) -> bool:
     """Tell whether the parser made nothing of `text` but that very text."""
     if not text:
         return True
-    return len(deltas) == 1 and isinstance(deltas[0], found.Text) and deltas[0].text == text
+    return len(deltas) == 1 and isinstance(deltas[0], found.Text) and deltas[0].text is text
 
 
 def _may_vanish(held: Sequence[found.Delta]) -> bool:
