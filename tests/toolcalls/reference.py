@@ -141,6 +141,9 @@ def as_call(meant: dict[str, Any]) -> Call | None:
         arguments = {}
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        # Half a character cannot be sent.
+        return None
     return name, arguments
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.toolcalls.schema import MAX_LITERAL, Kind, Parameters
+from blockops.wire.toolcalls.schema import MAX_LITERAL, Kind, Parameters, Value
 from tests.toolcalls.test_jsontext import VALUES
 
 
@@ -135,6 +135,74 @@ class TypeTests(SchemaCase):
         self.assert_stay_strings({"type": "array"}, longest + " " * 0 + "\n\n#" * 3)
 
 
+class CertaintyTests(SynchronousTestCase):
+    """When a text is certain to be a string: at the same character at every cut."""
+
+    def assert_certain(self, schema: Any, certain: str, behind: str = "") -> None:
+        """Assert that `certain`, and nothing shorter, can only be a string."""
+        text = certain + behind
+        for start in (0, len(certain) - 1):
+            value = Value(kind(schema))
+            value.add(text[:start])
+            seen = [start] if value.is_string else []
+            for at in range(start, len(text)):
+                value.add(text[at])
+                seen += [at + 1] if value.is_string else []
+            self.assertEqual([*range(len(certain), len(text) + 1)], seen, text)
+        value = Value(kind(schema))
+        value.add(text)
+        self.assertTrue(value.is_string)
+        self.assertEqual(text, json.loads(value.written()))
+
+    def assert_open(self, schema: Any, *texts: str) -> None:
+        """Assert that each text may still be something else than a string."""
+        for text in texts:
+            for step in (1, 7, len(text) + 1):
+                value = Value(kind(schema))
+                for at in range(0, len(text), step):
+                    value.add(text[at : at + step])
+                    self.assertFalse(value.is_string, text)
+
+    def test_words(self) -> None:
+        for schema in (
+            {"type": ["string", "null"]},
+            {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            {"type": "string", "nullable": True},
+            {"enum": ["a", None]},
+        ):
+            self.assert_certain(schema, "x", "yz")
+            self.assert_certain(schema, " \n5")
+            self.assert_certain(schema, "Nor", "th")
+            self.assert_certain(schema, "None o", "f it")
+            self.assert_certain(schema, "{")
+            self.assert_open(schema, "", " " * 100, "null", "\n None \n", "nul")
+        self.assert_certain({"type": "boolean"}, "null"[:1])
+        self.assert_open({"type": "boolean"}, "true", "False ", " f")
+
+    def test_numbers(self) -> None:
+        for schema in ({"type": ["string", "integer"]}, {"enum": [1, "x"]}, {"const": 2.5}):
+            self.assert_certain(schema, "x")
+            self.assert_certain(schema, "12 k", "m")
+            self.assert_certain(schema, "-x")
+            self.assert_certain(schema, "5,")
+            self.assert_open(schema, "-", "+5 ", "0x1F", "1.5e+7", "9" * 5000 + " ", ".5", "1_000")
+
+    def test_brackets(self) -> None:
+        self.assert_certain({"type": "array"}, "{", "}")
+        self.assert_certain({"type": ["object", "null"]}, "[")
+        self.assert_open({"type": "array"}, "[1", "(1,", " [" + "1, " * 5000, "[x", "[1] x")
+        self.assert_open({"type": "object"}, "{", "{'a': 1}" + " " * 5000)
+        self.assert_open({"enum": [[1], {"a": 1}]}, "[", "{")
+
+    def test_what_is_no_json_and_too_long_for_python(self) -> None:
+        long = "x y" + "x" * (MAX_LITERAL - 3)
+        self.assert_certain({"type": "array"}, "[" + long, "]")
+        self.assert_certain({"type": "array"}, " (" + long)
+        self.assert_certain({"type": "array"}, "[1] " + long[3:], "y")
+        self.assert_certain({"type": "array"}, "[1]" + " " * 2 * MAX_LITERAL + "x")
+        self.assert_certain({"type": "array"}, r'["\x' + long[3:], '"]')
+
+
 class DeclarationTests(SchemaCase):
     """What a schema allows, however it says so."""
 
@@ -221,6 +289,10 @@ class DeclarationTests(SchemaCase):
     def test_const(self) -> None:
         self.assert_written({"const": 3}, {"3": "3", "4": '"4"'})
         self.assertTrue(kind({"const": "3"}).is_string)
+
+    def test_scalars_of_python_stand_alone(self) -> None:
+        self.assert_stay_strings({"type": "integer"}, "5 # c", "# c\n5", "- 5", "5\\\n", "(5)")
+        self.assert_written({"type": "array"}, {"[5, # c\n 6]": "[5, 6]"})
 
     def test_implied(self) -> None:
         for schema, text in (

@@ -9,6 +9,9 @@ The text is read as JSON (with what `JsonValue` mends), then as a Python literal
 is taken if the schema allows it and it is no string; otherwise the text itself is the value, a
 string. Numbers keep their spelling, but a whole number in an integer's place loses its empty
 fraction.
+
+A value may be long, and a string may stream: as soon as nothing that the schema allows can begin
+like the text that came, it is certain to be a string.
 """
 
 from __future__ import annotations
@@ -32,11 +35,26 @@ MAX_LITERAL = 1_024
 MAX_EXPONENT_DIGITS = 2
 """Digits of an exponent with which a number is still written out as an integer."""
 
+_LOOK = 64
+"""Characters at the beginning of a value that tell what it may be."""
+
 _MAX_REFERENCES = 64
 _UNIONS = ("anyOf", "oneOf", "allOf")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
 _EXPONENT = re.compile(r"[eE][+-]?([0-9]+)")
+_PYTHON_SCALAR = re.compile(r"[-+]?[0-9.][\w.+-]*|True|False|None")
+_NUMBER_BEGUN = re.compile(r"[-+]?(?:[0-9.][\w.+-]*)?\s*")
+_WORDS = {"boolean": ("true", "false", "True", "False"), "null": ("null", "None")}
+_OPENED = {"{": "object", "[": "array", "(": "array"}
+_NAMES: dict[type, str] = {
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    list: "array",
+    dict: "object",
+    type(None): "null",
+}
 _BRACKETS: dict[type, str] = {list: "[", tuple: "(", dict: "{"}
 _BY_FIRST = {
     "{": "object",
@@ -101,6 +119,16 @@ class Kind:
         """Whether it can only be a string, which needs no reading."""
         return not self.values and self.types <= {"string"}
 
+    def may_begin(self, head: str) -> bool:
+        """Whether a value that begins with `head` may be anything but a string."""
+        allowed = {*self.types, *(_NAMES[type(value)] for value in self.values)}
+        if head[0] in _OPENED:
+            return _OPENED[head[0]] in allowed
+        if allowed & {"integer", "number"} and _NUMBER_BEGUN.fullmatch(head):
+            return True
+        word = head.rstrip()
+        return any(each.startswith(word) for name in allowed for each in _WORDS.get(name, ()))
+
     def written(self, text: str) -> str:
         """Return the JSON of the value that `text` means."""
         value = Value(self)
@@ -138,18 +166,48 @@ class Value:
         self._pieces: list[str] = []
         self._json = JsonValue()
         self._written: list[str] = []
-        self._behind: list[str] = []
+        # Whether more than white space stands behind the JSON.
+        self._more = False
+        self._head = ""
+        # From the first character that is no white space to the last one.
+        self._solid = 0
+        self._blanks = 0
         self.length = 0
 
     def add(self, piece: str) -> None:
         """Take the next piece of the text."""
         self._pieces.append(piece)
         self.length += len(piece)
+        self._measure(piece)
         end = 0
         if self._json.standing is Standing.OPEN:
             end = self._json.feed(piece, 0, self._written)
-        if end < len(piece):
-            self._behind.append(piece[end:])
+        self._more = self._more or bool(piece[end:].strip())
+
+    def _measure(self, piece: str) -> None:
+        if len(self._head) < _LOOK:
+            self._head = (self._head + piece).lstrip()[:_LOOK]
+        if not self._solid:
+            piece = piece.lstrip()
+        solid = len(piece.rstrip())
+        if solid:
+            self._solid += self._blanks + solid
+            self._blanks = 0
+        self._blanks += len(piece) - solid
+
+    @property
+    def is_string(self) -> bool:
+        """Whether it is certain to be a string, whatever may follow."""
+        if not self._head:
+            return False
+        if not self._kind.may_begin(self._head):
+            return True
+        return self._solid > MAX_LITERAL and self._head[0] in _OPENED and self._is_broken()
+
+    def _is_broken(self) -> bool:
+        """Whether the text is no JSON in brackets."""
+        brackets = self._json
+        return brackets.standing is Standing.BROKEN or brackets.flaws > 0 or self._more
 
     def text(self) -> str:
         """Return the text as it came."""
@@ -166,7 +224,7 @@ class Value:
     def _readings(self, text: str) -> Iterator[str]:
         """Yield what `text` may mean, as JSON."""
         brackets = self._json
-        if brackets.closing and not brackets.flaws and not "".join(self._behind).strip():
+        if brackets.closing and not brackets.flaws and not self._more:
             yield "".join((*self._written, brackets.closing))
         elif _SCALAR.fullmatch(text):
             yield text
@@ -225,11 +283,13 @@ def _literal(text: str) -> str:
     """Return a Python literal as JSON, and "" for what is none."""
     if not 0 < len(text) <= MAX_LITERAL:
         return ""
+    if text[0] not in _OPENED and not _PYTHON_SCALAR.fullmatch(text):
+        return ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = ast.literal_eval(text)
-        # In "1, 2" and "(1)" a reader of Python sees more than the model meant.
+        # In "(1)" and "[1], 2" a reader of Python sees more than the model meant.
         if _BRACKETS.get(type(value)) != (text[0] if text[0] in "[({" else None):
             return ""
         return _dumped(value)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+from blockops.wire.toolcalls.deltas import CallArguments
 from blockops.wire.toolcalls.formats.tagged_xml import MAX_HEAD, MAX_SPACE
 from blockops.wire.toolcalls.offer import Offer
+from blockops.wire.toolcalls.parser import ToolCallParser
 from blockops.wire.toolcalls.rules import Rules
-from tests.toolcalls.reading import OFFER, Call, ReadCase, say
+from tests.toolcalls.reading import OFFER, Call, Joined, ReadCase, say
 
 TEMPLATE = "<tool_call>\n<function=weather>\n{}</function>\n</tool_call>"
 
@@ -327,7 +329,19 @@ class CutOffTests(ReadCase):
                         continue
                     self.assertFalse(joined.calls[0].ended)
                     self.assertRaises(ValueError, json.loads, joined.calls[0].arguments)
-                    self.assertTrue(arguments.startswith(joined.calls[0].arguments))
+                    # A value that was not whole is shown as the text that came.
+                    shown = joined.calls[0].arguments.replace('"days": "', '"days": ')
+                    self.assertTrue(arguments.startswith(shown))
+
+    def test_cut_off_in_a_value_that_is_kept(self) -> None:
+        tail = "5</parameter></tool_call>Here is a long answer."
+        text = "<tool_call><function=weather><parameter=days>" + tail
+        for reason in ("length", None):
+            joined = self.read(text, reason=reason)
+            self.assertEqual([Call("weather", '{"days": "' + tail)], joined.calls)
+        for tail in ("[1, 2", " ", "null", "['a"):
+            joined = self.read(f"<function=weather>\n<parameter=tags>\n{tail}", reason="length")
+            self.assertEqual([Call("weather", '{"tags": "' + tail)], joined.calls)
 
     def test_empty_call_in_a_tag(self) -> None:
         joined = self.read("<tool_call><function=now></function>\n", reason="length")
@@ -376,9 +390,35 @@ class StreamingTests(ReadCase):
                 say([head + end], reason=None)[0].calls,
             )
 
+    def test_what_can_only_be_a_string_streams(self) -> None:
+        head = "<tool_call><function=weather>\n<parameter={}>\n"
+        for key, text in (
+            ("either", "so far"),
+            ("unit", "Not"),
+            ("days", "3 days"),
+            ("tags", "a, b"),
+        ):
+            for end in ("", " and on", " and on </parameter"):
+                joined = self.read(head.format(key) + text + end, reason=None)
+                shown = text + end.removesuffix("</parameter")
+                self.assertEqual([Call("weather", f'{{"{key}": "{shown}')], joined.calls)
+            joined = self.read(f"{head.format(key)}{text}\n</parameter>\n</function>\n</tool_call>")
+            self.assertEqual([{key: text}], [call.meant for call in joined.calls])
+
+    def test_certain_at_the_limit_of_what_may_be_held(self) -> None:
+        for size in range(8, 14):
+            text = (
+                f"<tool_call><function=now></function><function=weather><parameter=days>{'1' * 10}x"
+            )
+            self.read(text, rules=Rules(max_hold=size), reason=None)
+            self.read(text + "y</parameter></function>", rules=Rules(max_hold=size))
+
     def test_other_values_wait(self) -> None:
-        head = "<tool_call><function=weather>\n<parameter=days>\n12"
-        self.assertEqual([Call("weather", '{"days": ')], say([head], reason=None)[0].calls)
+        parser = ToolCallParser(OFFER)
+        said = parser.feed("<tool_call><function=weather>\n<parameter=days>\n12")
+        self.assertEqual([Call("weather", '{"days": ')], Joined.of(said).calls)
+        self.assertEqual([], parser.feed("3"))
+        self.assertEqual([CallArguments('"123')], parser.finish(None))
 
     def test_in_code_the_name_must_be_offered(self) -> None:
         rules = Rules(fenced_calls=True)

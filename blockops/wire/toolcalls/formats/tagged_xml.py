@@ -18,8 +18,9 @@ around `=`. White space between tags is at most `MAX_SPACE` characters.
 - Where the model forgot `</parameter>`, the VALUE ends at a parameter's head at the start of a
   line, of a name that is declared and did not come yet, or at `</function>` with `</tool_call>`
   behind it.
-- A value that can only be a string goes out as it comes. Any other is kept until it is whole, and
-  written as `schema.Kind` says; if it outgrows `max_hold`, it is a string.
+- A value that can only be a string goes out as it comes. Any other is kept until it is whole or
+  certain to be a string, and written as `schema.Kind` says; if it outgrows `max_hold`, it is a
+  string. Where it is cut off, what was kept is shown as a string without an end.
 - The model may end by itself anywhere in or behind a value: the call is complete, with what stands
   there. Closing tags that have begun are no part of the value.
 """
@@ -168,6 +169,8 @@ class TaggedXmlReader:
             verdict = self._end("")
         elif whole and self._state in (self._value_first, self._value):
             verdict = self._finish_value()
+        if isinstance(verdict, LeftOpen) and not self._kind.is_string and self._kept.length:
+            self._stream("")
         self._give_out()
         if isinstance(verdict, Ended):
             out.append(CallEnded())
@@ -321,11 +324,18 @@ class TaggedXmlReader:
         if self._kind.is_string:
             self._pieces.append(encode_basestring(piece)[1:-1])
             return
-        self._kept.add(piece)
-        if self._kept.length > self._opening.max_hold:
+        room = self._opening.max_hold + 1 - self._kept.length
+        self._kept.add(piece[:room])
+        if self._kept.is_string:
+            self._stream(piece[room:])
+        elif self._kept.length > self._opening.max_hold:
             self._opening.tally["gave_up"] += 1
-            self._kind = _STRING
-            self._pieces.append(encode_basestring(self._kept.text())[:-1])
+            self._stream(piece[room:])
+
+    def _stream(self, rest: str) -> None:
+        """Give out what was kept of a value that turned out to be a string, and `rest`."""
+        self._kind = _STRING
+        self._pieces.append(encode_basestring(self._kept.text() + rest)[:-1])
 
     def _end_value(self) -> None:
         written = '"' if self._kind.is_string else self._kept.written()
