@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from blockops.wire.toolcalls.deltas import CallArguments
+from blockops.wire.toolcalls.deltas import CallArguments, Text
 from blockops.wire.toolcalls.formats.tagged_xml import MAX_HEAD, MAX_SPACE
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.parser import ToolCallParser
@@ -235,6 +235,17 @@ class ForgottenTests(ReadCase):
             '{"days": 3}',
         )
 
+    def test_closing_tool_call_between_two_calls(self) -> None:
+        one = "<tool_call>\n<function=weather>\n" + parameter("city", "{}") + "</function>\n"
+        for text in (
+            one.format("A") + one.format("B"),
+            (one.format("A") + one.format("B")) + "</tool_call>",
+        ):
+            self.assert_calls(text, ("weather", '{"city": "A"}'), ("weather", '{"city": "B"}'))
+        value = "</parameter></function>\n<tool_call> <function>"
+        joined = self.read(f"<tool_call><function=weather><parameter=city>{value}</parameter>")
+        self.assertEqual([{"city": value}], [call.meant for call in joined.calls])
+
     def test_tool_call_and_what_lies_behind(self) -> None:
         joined = self.read("<tool_call><function=now></function>\nDone </tool_call>")
         self.assertEqual("Done </tool_call>", joined.content)
@@ -293,6 +304,44 @@ class NoCallTests(ReadCase):
         for end, ended in ((len(text), True), (len(text) - 1, False)):
             for pieces in ([text[:end]], [*text[:end]]):
                 self.assertIs(ended, say(pieces, reason="length")[0].calls[0].ended)
+
+    def test_a_head_is_waited_for_only_as_long_as_it_may_be_one(self) -> None:
+        for head, wrong in (
+            ("<function ", "f"),
+            ("<function na", "n"),
+            ("<function name ", "o"),
+            ("<function = now ", "t"),
+            ("<function name='now' ", "'"),
+            ('<function="', '"'),
+        ):
+            parser = ToolCallParser(OFFER)
+            self.assertEqual([], parser.feed(head))
+            self.assertEqual([Text(head + wrong)], parser.feed(wrong), head)
+        parser = ToolCallParser(OFFER)
+        parser.feed("<function=weather><parameter=city>")
+        self.assertEqual([], parser.feed("\n<parameter "))
+        self.assertEqual([CallArguments("<parameter foo")], parser.feed("foo")[-1:])
+
+    def test_heads_of_all_kinds(self) -> None:
+        for head in (
+            "<function \n name \n = \n 'now' \n >",
+            '<function= "now">',
+            "<function =now >",
+            "<function name=now\n>",
+        ):
+            self.assert_call(head + "</function>", "now", "{}")
+        for head in (
+            "<parameter \n name \n = \n 'a b' \n >",
+            '<parameter= "a b">',
+            "<parameter =a b >",
+            "<parameter name=a b\n>",
+        ):
+            self.assert_call(f"<function=now>{head}1</parameter></function>", "now", '{"a b": "1"}')
+        self.assert_call("<function=now><parameter=name=x>1</parameter>", "now", '{"name=x": "1"}')
+
+    def test_white_space_in_front_of_what_is_no_function(self) -> None:
+        joined = self.read("hello <tool_call><function=now></function>\n\n<function foo> bar")
+        self.assertEqual("hello\n\n<function foo> bar", joined.content)
 
     def test_second_function_that_is_no_call(self) -> None:
         joined = self.read("<tool_call><function=now></function><function=now> x</tool_call>")
@@ -371,8 +420,26 @@ class CutOffTests(ReadCase):
             '{"city": "A"}',
         )
 
+    def test_stop_in_a_closing_tag(self) -> None:
+        for value, meant in (("A", "A"), ("\r\nA\r\n", "A"), ("\nA\n", "A"), ("\nA", "A")):
+            for tag in ("</parameter", "</par", "</p", "</function", "</f"):
+                for outer in ("<tool_call>", ""):
+                    joined = self.read(f"{outer}<function=weather><parameter=city>{value}{tag}")
+                    self.assertEqual([{"city": meant}], [call.meant for call in joined.calls])
+        for tail, meant in (("A<", "A<"), ("A</", "A</"), ("\nA\n<", "A"), ("\nA\n</", "A")):
+            joined = self.read("<function=weather><parameter=city>" + tail)
+            self.assertEqual([{"city": meant}], [call.meant for call in joined.calls])
+        joined = self.read("<tool_call><function=weather><parameter=days>\n5\n</par")
+        self.assertEqual([{"days": 5}], [call.meant for call in joined.calls])
+
+    def test_stop_in_the_last_tag(self) -> None:
+        for tail, content in (("</t", ""), ("\n</tool_call", ""), ("</", "</"), ("\n<", "<")):
+            for call in ("<function=now></function>", '<tool_call>{"name": "now"}'):
+                joined = self.read(call + tail)
+                self.assertEqual((content, 1), (joined.content, len(joined.calls)))
+
     def test_stop_in_a_value(self) -> None:
-        for tail, value in (("\r", "\r"), ("\r\nA\r", "A\r"), ("A\n", "A\n"), ("A</par", "A</par")):
+        for tail, value in (("\r", "\r"), ("\r\nA\r", "A\r"), ("A\n", "A\n"), ("A</par", "A")):
             joined = self.read("<function=weather><parameter=city>" + tail)
             self.assertEqual([{"city": value}], [call.meant for call in joined.calls])
 

@@ -13,8 +13,9 @@ around `=`. White space between tags is at most `MAX_SPACE` characters.
 - A VALUE is verbatim. If it starts with a line end, LF or CRLF, then that one is framing, and so is
   one of its kind in front of the closing tag.
 - A VALUE ends at `</parameter>` with a parameter's head or `</function>` behind it; in a
-  `<tool_call>` that `</function>` must have `</tool_call>` or `<function` behind it, or the end of
-  the text. So these tags may stand in a value, where nothing else looks like its end.
+  `<tool_call>` that `</function>` must have `</tool_call>` or `<function` behind it (or, where
+  `</tool_call>` was forgotten, `<tool_call>` and `<function`), or the end of the text. So these
+  tags may stand in a value, where nothing else looks like its end.
 - Where the model forgot `</parameter>`, the VALUE ends at a parameter's head at the start of a
   line, of a name that is declared and did not come yet, or at `</function>` with `</tool_call>`
   behind it.
@@ -22,7 +23,8 @@ around `=`. White space between tags is at most `MAX_SPACE` characters.
   certain to be a string, and written as `schema.Kind` says; if it outgrows `max_hold`, it is a
   string. Where it is cut off, what was kept is shown as a string without an end.
 - The model may end by itself anywhere in or behind a value: the call is complete, with what stands
-  there. Closing tags that have begun are no part of the value.
+  there. A closing tag that has begun is no part of the value: `</p` or `</f` and what follows of
+  it; behind framing, `<` will do.
 """
 
 from __future__ import annotations
@@ -49,6 +51,9 @@ MAX_SPACE = 1_024
 MAX_HEAD = 1_024
 """Characters of a `<function=NAME>` or `<parameter=KEY>` tag behind its first word."""
 
+MIN_BEGUN = len("</x")
+"""Characters of a closing tag, cut off by the end, that are no text any more."""
+
 TAG = "<tool_call>"
 END = "</tool_call>"
 FUNCTION = "<function"
@@ -74,32 +79,41 @@ def _begun(*parts: str) -> str:
     return pattern
 
 
-def _head_begun(word: str) -> str:
-    return _begun(*f"<{word}", r"[ \t\r\n=]") + rf"(?:\Z|[^<>]{{0,{MAX_HEAD}}}\Z)"
+def _head_begun(word: str, bare: str) -> str:
+    """Return a pattern for what such a tag begins with; `bare` for what its name begins with."""
+    quoted = rf"\"(?:\Z|[^\"<>\n]+(?:\Z|\"{_S}\Z))|'(?:\Z|[^'<>\n]+(?:\Z|'{_S}\Z))"
+    value = rf"{_S}(?:\Z|{quoted}|{bare}{_S}\Z)"
+    named = rf"{_begun(*'name')}{_S}{_begun('=')}"
+    return (
+        rf"{_begun(*f'<{word}')}(?:\Z|(?=[ \t\r\n=][^<>]{{0,{MAX_HEAD}}}\Z)"
+        rf"{_S}(?:\Z|{named}{value}|={value}))"
+    )
 
 
 _FUNCTION = re.compile(_head("function", r"[^\s<>\"'=]+"))
 _PARAMETER_HEAD = _head("parameter", r"[^<>\n\"' \t\r=](?:[^<>\n]*[^<>\n \t\r])?")
 _PARAMETER = re.compile(_PARAMETER_HEAD)
-_FUNCTION_BEGUN = re.compile(_head_begun("function"))
-_PARAMETER_BEGUN = re.compile(_head_begun("parameter"))
+_FUNCTION_BEGUN = re.compile(_head_begun("function", r"[^\s<>\"'=]+"))
+_PARAMETER_HEAD_BEGUN = _head_begun("parameter", r"[^<>\n\"' \t\r=][^<>\n]*")
+_PARAMETER_BEGUN = re.compile(_PARAMETER_HEAD_BEGUN)
 
 _IN_TAG = re.compile(
-    rf"</parameter>{_S}(?:{_PARAMETER_HEAD}|</function>{_S}(?:({END})|(?=<function[ \t\r\n=])))"
+    rf"</parameter>{_S}(?:{_PARAMETER_HEAD}"
+    rf"|</function>{_S}(?:({END})|(?=(?:{TAG}{_S})?<function[ \t\r\n=])))"
 )
 _IN_TAG_BEGUN = re.compile(
-    rf"{_begun(*'</parameter>')}{_S}(?:{_head_begun('parameter')}|{_begun(*'</function>')}{_S}"
-    rf"(?:{_begun(*END)}|{_begun(*FUNCTION)}\Z))"
+    rf"{_begun(*'</parameter>')}{_S}(?:{_PARAMETER_HEAD_BEGUN}|{_begun(*'</function>')}{_S}"
+    rf"(?:{_begun(*END)}|{_begun(*FUNCTION)}\Z|{_begun(*TAG)}{_S}{_begun(*FUNCTION)}\Z))"
 )
 _BARE = re.compile(rf"</parameter>{_S}(?:{_PARAMETER_HEAD}|</function>)")
 _BARE_BEGUN = re.compile(
-    rf"{_begun(*'</parameter>')}{_S}(?:{_head_begun('parameter')}|{_begun(*'</function>')}\Z)"
+    rf"{_begun(*'</parameter>')}{_S}(?:{_PARAMETER_HEAD_BEGUN}|{_begun(*'</function>')}\Z)"
 )
 _FORGOTTEN = re.compile(rf"</function>{_S}{END}")
 _FORGOTTEN_BEGUN = re.compile(rf"{_begun(*'</function>')}{_S}{_begun(*END)}\Z")
 _BODY = re.compile(rf"{_S}(?:{_PARAMETER_HEAD}|(</function>)|({END}))")
 _BODY_BEGUN = re.compile(
-    rf"{_S}(?:{_head_begun('parameter')}|{_begun(*'</function>')}\Z|{_begun(*END)}\Z)"
+    rf"{_S}(?:{_PARAMETER_HEAD_BEGUN}|{_begun(*'</function>')}\Z|{_begun(*END)}\Z)"
 )
 _CANDIDATE = re.compile(r"<(?:/(?:[pf]|\Z)|p|\Z)")
 # What is left behind a value when the model has ended by itself: closing tags, then anything.
@@ -365,10 +379,19 @@ class TaggedXmlReader:
                 self._say(self._seen, 0, len(self._seen))
                 return LeftOpen()
             rest = "" if rest.startswith("</") else rest
-        elif tail:
+        elif not self._tag_has_begun(tail):
             self._say(self._seen, 0, len(self._seen))
         self._end_value()
         return self._end(rest)
+
+    def _tag_has_begun(self, tail: str) -> bool:
+        """Whether `tail`, behind which nothing comes, is nothing or the beginning of an end."""
+        if not tail:
+            return len(self._seen) == len(self._framing)
+        framed = len(tail) < len(self._seen)
+        return (framed or len(tail) >= MIN_BEGUN) and any(
+            tag.startswith(tail) for tag in ("</parameter>", "</function>")
+        )
 
 
 class AfterFunction:
@@ -380,21 +403,24 @@ class AfterFunction:
 
     def __init__(self, opening: Opening | None = None) -> None:
         self._next = TaggedXmlReader(opening, in_tag=True) if opening else None
+        self._space = ""
         self._seen = ""
 
     def feed(self, text: str, out: list[Delta]) -> Verdict:
         """Read on; see `CallReader`."""
         if not self._seen:
-            text = text.lstrip(" \t\r\n")
+            here = SPACE.match(text).end()  # type: ignore[union-attr]
+            self._space += text[:here]
+            text = text[here:]
         self._seen = seen = self._seen + text
         if seen.startswith(END):
             return Ended(seen[len(END) :])
         if END.startswith(seen):
             return None
         if self._next and (FUNCTION.startswith(seen) or seen.startswith(FUNCTION)):
-            return None if len(seen) < len(FUNCTION) else Ended(seen, self._next)
+            return None if len(seen) < len(FUNCTION) else Ended(self._space + seen, self._next)
         return Refused()
 
     def finish(self, *, whole: bool, out: list[Delta]) -> Refused | Ended | LeftOpen:
         """Decide at the end of the text; see `CallReader`."""
-        return Ended("") if self._seen[:2] == END[:2] else Refused()
+        return Ended("") if self._seen.startswith(END[:MIN_BEGUN]) else Refused()
