@@ -148,7 +148,7 @@ class CodeTests(ReadCase):
             (f"`{CALL}`", "``"),
             (f"~~~\nx {CALL} y\n~~~", "~~~\nx y\n~~~"),
             (f"```\n```x {CALL}", "```\n```x"),
-            (f"```\n{CALL[:-12]}}}</tool_call>\n```\n`", "```}\n```\n`"),
+            (f"```\n{CALL[:-12]}}}</tool_call>\n```\n`", "```\n}\n```\n`"),
         ):
             joined = self.read(text, rules=rules)
             self.assertEqual((content, 1), (joined.content, len(joined.calls)), text)

@@ -8,6 +8,16 @@ from tests.toolcalls.reading import Call, ReadCase, cuts, say
 CALL = '{"name": "now", "arguments": {"a": 1}}'
 
 
+class SpareTests(ReadCase):
+    def test_white_space_and_commas_in_front_of_spare_marks(self) -> None:
+        for spare in ("\n]", ",}", " , ]", "]", "\n\n}}"):
+            joined = self.read(f'q <tool_call>{{"name": "now"}}{spare}</tool_call>y')
+            self.assertEqual((f"q{spare}y", 1), (joined.content, len(joined.calls)))
+        for gap in ("", "\n", ",", " " * 100):
+            joined = self.read(f'q <tool_call>{{"name": "now"}}{gap}</tool_call>y')
+            self.assertEqual(("qy", 1), (joined.content, len(joined.calls)))
+
+
 class TaggedJsonTests(ReadCase):
     """Calls as the templates write them, and as white space may vary."""
 

@@ -37,6 +37,9 @@ from blockops.wire.toolcalls.jsontext import MAX_GAP, SPACE
 TAG = "<tool_call>"
 END = "</tool_call>"
 
+MIN_BEGUN = len("</x")
+"""Characters of a closing tag, cut off by the end, that are no text any more."""
+
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 _SPARE_MARKS = re.compile(r"[\]})>,;.\"'` \t\r\n]{1,64}")
 _SPARE_TEXT = re.compile(r"[^<]{1,1024}")
@@ -122,6 +125,8 @@ class AfterObject:
         self._state: Callable[[str, list[Delta]], Verdict] = (
             self._between if spare is _SPARE_MARKS else self._in_front_of_end
         )
+        # White space and commas in front of what may be the closing tag.
+        self._gap = ""
         self._seen = ""
 
     def feed(self, text: str, out: list[Delta]) -> Verdict:
@@ -132,12 +137,13 @@ class AfterObject:
         """Decide at the end of the text; see `CallReader`."""
         if self._state == self._in_next:
             return self._next.finish(whole=whole, out=out)
-        if self._seen[:2] == END[:2] and END.startswith(self._seen):
+        if len(self._seen) >= MIN_BEGUN and END.startswith(self._seen):
             return Ended("")
         return Refused()
 
     def _between(self, text: str, out: list[Delta]) -> Verdict:
         pos = _BETWEEN.match(text).end()  # type: ignore[union-attr]
+        self._gap += text[:pos]
         if pos == len(text):
             return None
         if text[pos] == "{":
@@ -157,5 +163,7 @@ class AfterObject:
         spare = self._spare.match(self._seen)
         end = spare.end() if spare else 0
         if self._seen.startswith(END, end):
-            return Ended(self._seen[end + len(END) :], spare=self._seen[:end].rstrip())
+            marks = self._seen[:end].rstrip()
+            rest = self._seen[end + len(END) :]
+            return Ended(rest, spare=self._gap + marks if marks else "")
         return None if END.startswith(self._seen[end:]) else Refused()
