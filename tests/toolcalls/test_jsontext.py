@@ -156,6 +156,16 @@ class FlawedTests(JsonCase):
         )
 
 
+class ControlTests(JsonCase):
+    def test_raw_control_character_behind_a_backslash(self) -> None:
+        for char in "\n\t\x00\r\x1f":
+            for quote in "\"'":
+                standing, written, behind, flaws = self.follow(f"{quote}a\\{char}b{char}{quote} ")
+                self.assertEqual((Standing.WHOLE, " ", 1), (standing, behind, flaws))
+                self.assertEqual(f'"a\\{char}b' + json.dumps(char)[1:], written)
+                self.assertRaises(ValueError, json.loads, written)
+
+
 class BrokenTests(JsonCase):
     """Anything else stops in front of it."""
 

@@ -13,8 +13,9 @@ are written as JSON:
 
 Everything else passes as it was written: white space, key order, the spelling of numbers and of
 escapes. An escape that JSON does not know passes too, and is remembered as a flaw: the string
-around it can still be followed, so a quote or a tag in it is still data. At anything else that JSON
-does not allow the follower stops, broken, in front of it.
+around it can still be followed, so a quote or a tag in it is still data. So does a raw control
+character behind a backslash: its own escape there would say something else. At anything else that
+JSON does not allow the follower stops, broken, in front of it.
 
 A state is a method: it reads from a position as far as its kind of text goes, sets the next state
 and returns the position reached. Nothing but the current token is remembered.
@@ -442,7 +443,7 @@ class JsonValue(JsonStates):
             end = pos + 2 - begun
         else:
             self.flaws += 1
-            written = escape[: max(begun, 1)]
+            written = escape[: 2 if escape[1] < " " else max(begun, 1)]
             end = pos + len(written) - begun
         self.held = ""
         self._state = self._in_string
