@@ -13,6 +13,7 @@ from blockops.wire.toolcalls.formats.protocol import (
     Refused,
 )
 from blockops.wire.toolcalls.formats.registry import BUILT_IN
+from blockops.wire.toolcalls.jsontext import MAX_WORD
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.parser import MAX_PIECE, ToolCallParser
 from blockops.wire.toolcalls.rules import Rules
@@ -244,6 +245,19 @@ class Listens:
     def finish(self, *, whole: bool, out: list[Delta]) -> Refused:
         self.heard.append(0)
         return Refused()
+
+
+class LongKeyTests(ReadCase):
+    def test_are_not_kept(self) -> None:
+        parser = ToolCallParser(OFFER)
+        parser.feed('<tool_call>{"name": "now", "arguments": {}, "')
+        for _ in range(100):
+            parser.feed("a" * 1000)
+        kept = parser._reader._object._skipped  # type: ignore[attr-defined]
+        self.assertLessEqual(sum(map(len, kept)), MAX_WORD + 1)
+        text = f'<tool_call>{{"name": "now", "{"a" * 10_000}": 1, "args": {{"b": 1}}}}</tool_call>'
+        for pieces in ([text], [*text]):
+            self.assertEqual([Call("now", '{"b": 1}', ended=True)], say(pieces)[0].calls)
 
 
 class CommentTests(ReadCase):

@@ -26,6 +26,7 @@ from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, CallEnded, 
 from blockops.wire.toolcalls.formats.protocol import Opening
 from blockops.wire.toolcalls.jsontext import (
     KEY,
+    MAX_WORD,
     SPACE,
     Follower,
     JsonStates,
@@ -191,6 +192,8 @@ class CallObject(JsonStates):
 
     def _in_key(self, text: str, pos: int) -> int:
         pos = self._value.feed(text, pos, self._skipped)
+        # A key that is too long means nothing, and cut short it is no string.
+        self._skipped[:] = ["".join(self._skipped)[: MAX_WORD + 1]]
         if self._value.standing is not Standing.WHOLE:
             return self._still(pos)
         return self._colon_behind(_string("".join(self._skipped)), pos)
