@@ -241,6 +241,12 @@ class DeclarationTests(SchemaCase):
                 schema, {"7": "7", "null": "null", '"7"': '"\\"7\\""', "x": '"x"', "7.0": "7"}
             )
 
+    def test_unions_of_many(self) -> None:
+        many = {"oneOf": [{"const": number} for number in range(100)]}
+        self.assert_written(many, {"80": "80", "100": '"100"'})
+        steps = {f"d{at}": {"$ref": f"#/$defs/d{at + 1}"} for at in range(100)}
+        self.assert_written({"$ref": "#/$defs/d0"}, {"5": "5"}, **steps, d100={"type": "integer"})
+
     def test_references(self) -> None:
         defs = {
             "size": {"type": "integer"},
@@ -271,7 +277,8 @@ class DeclarationTests(SchemaCase):
             {"enum": [1, 2.5, "auto", None, True, [1], {"a": 1}]},
             {
                 "1": "1",
-                "1.0": '"1.0"',
+                "1.0": "1.0",
+                "2.50": "2.50",
                 "2.5": "2.5",
                 "auto": '"auto"',
                 "None": "null",
@@ -282,12 +289,13 @@ class DeclarationTests(SchemaCase):
                 "False": '"False"',
             },
         )
-        self.assert_written({"enum": [True]}, {"1": '"1"'})
+        self.assert_written({"enum": [True, 0]}, {"1": '"1"', "False": '"False"', "-0.0": "-0.0"})
+        self.assert_written({"enum": [1, 2.0]}, {"2": "2", "2.0": "2.0"})
         self.assertTrue(kind({"enum": ["1", "2"]}).is_string)
         self.assert_written({"enum": [10]}, {"9" * 6000: f'"{"9" * 6000}"'})
 
     def test_const(self) -> None:
-        self.assert_written({"const": 3}, {"3": "3", "4": '"4"'})
+        self.assert_written({"const": 3}, {"3": "3", "3.0": "3.0", "4": '"4"'})
         self.assertTrue(kind({"const": "3"}).is_string)
 
     def test_scalars_of_python_stand_alone(self) -> None:

@@ -20,6 +20,7 @@ import ast
 import json
 import re
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -38,7 +39,6 @@ MAX_EXPONENT_DIGITS = 2
 _LOOK = 64
 """Characters at the beginning of a value that tell what it may be."""
 
-_MAX_REFERENCES = 64
 _UNIONS = ("anyOf", "oneOf", "allOf")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
@@ -234,13 +234,13 @@ class Value:
 
 def _parts(schema: Any, root: Any) -> Iterator[dict[str, Any]]:
     """Go through a schema, and all that it refers to and is made of."""
-    waiting = [schema]
-    seen = 0
-    while waiting and seen < _MAX_REFERENCES:
-        part = waiting.pop(0)
-        if not isinstance(part, dict):
+    waiting = deque([schema])
+    seen: set[int] = set()
+    while waiting:
+        part = waiting.popleft()
+        if not isinstance(part, dict) or id(part) in seen:
             continue
-        seen += 1
+        seen.add(id(part))
         yield part
         waiting.append(_referred(part.get("$ref"), root))
         for union in _UNIONS:
@@ -325,9 +325,10 @@ def _integer(candidate: str) -> str | None:
 
 
 def _is_among(candidate: str, values: tuple[Any, ...]) -> bool:
-    """Whether a JSON text means one of `values`; true is not 1."""
+    """Whether a JSON text means one of `values`; 1.0 is 1, true is not."""
     try:
         meant = json.loads(candidate)
     except ValueError:
         return False
-    return any(meant == value and type(meant) is type(value) for value in values)
+    name = _NAMES[type(meant)]
+    return any(meant == value and name == _NAMES.get(type(value)) for value in values)
