@@ -26,6 +26,7 @@ from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, CallEnded, 
 from blockops.wire.toolcalls.formats.protocol import Opening
 from blockops.wire.toolcalls.jsontext import (
     KEY,
+    MAX_COMMENTS,
     MAX_WORD,
     SPACE,
     Follower,
@@ -49,6 +50,7 @@ class CallObject(JsonStates):
     Broken before the call began means that it is no call.
 
     :param opening: where it stands
+    :param stop: text that ends comments and breaks the object: the closing tag
     :ivar began: whether `CallBegan` was given
     :ivar settled: where in the text fed last the last member ended that is whole; -1 if none did
     """
@@ -67,8 +69,8 @@ class CallObject(JsonStates):
         "settled",
     )
 
-    def __init__(self, opening: Opening) -> None:
-        super().__init__(self._before, Room(MAX_LOOSE_COMMENTS))
+    def __init__(self, opening: Opening, stop: str = "") -> None:
+        super().__init__(self._before, Room(MAX_LOOSE_COMMENTS, stop))
         self._opening = opening
         self._not_a_key = opening.literal.removesuffix(":")
         self.began = False
@@ -128,6 +130,11 @@ class CallObject(JsonStates):
             self._pieces.append(self._arguments.closing)
         self._give_out()
         out.append(CallEnded())
+
+    @property
+    def stopped(self) -> str:
+        """What a comment has swallowed of the text that breaks it."""
+        return self._room.begun
 
     def raw(self) -> str:
         """Return what was read of arguments that broke, and not given out."""
@@ -263,9 +270,10 @@ class CallObject(JsonStates):
             if text[pos] != "{":
                 self._value = WrappedObject()
                 return pos
-            self._arguments = self._value = (
-                JsonValue() if self._name else JsonValue(self._room, self._not_a_key)
-            )
+            if self._name:
+                self._room.left = MAX_COMMENTS
+                self._value = JsonValue(self._room)
+            self._arguments = self._value
             if self._name:
                 self._begin_call()
         elif text[pos] == "[":

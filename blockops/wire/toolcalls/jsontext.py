@@ -29,6 +29,8 @@ from enum import Enum
 from json.encoder import encode_basestring
 from typing import Protocol
 
+from blockops.wire.toolcalls.overlap import begun_at_the_end
+
 MAX_DEPTH = 512
 """Brackets within brackets: json.loads of a client gives up at about twice that."""
 
@@ -77,13 +79,30 @@ class Room:
 
     Text that is read again behind each of its openers needs this bound: a comment hides openers.
 
+    :param stop: text that is no part of any comment: where it stands in one, the value is broken
     :ivar left: characters that may still come
+    :ivar begun: as much of `stop` as the comments' last characters are
     """
 
-    __slots__ = ("left",)
+    __slots__ = ("begun", "left", "stop")
 
-    def __init__(self, left: int = MAX_COMMENTS) -> None:
+    def __init__(self, left: int = MAX_COMMENTS, stop: str = "") -> None:
         self.left = left
+        self.stop = stop
+        self.begun = ""
+
+    def find_stop(self, text: str, pos: int, end: int) -> int:
+        """Return where in `text` the comment from `pos` to `end` stops; -1 if it does not."""
+        end = min(end, pos + self.left)
+        before = len(self.begun)
+        seen = self.begun + text[pos:end]
+        at = seen.find(self.stop)
+        if at >= 0:
+            self.begun = seen[at:before]
+            return pos + max(at - before, 0)
+        goes_on = end == len(text)
+        self.begun = seen[begun_at_the_end(seen, self.stop) :] if goes_on else ""
+        return -1
 
 
 class Follower(Protocol):
@@ -188,12 +207,16 @@ class JsonStates:
 
     def _line_comment(self, text: str, pos: int) -> int:
         end = text.find("\n", pos)
+        if self._stops(text, pos, end):
+            return self._mark
         if end >= 0:
             self._state = self._back
         return self._skip(pos, end if end >= 0 else len(text))
 
     def _block_comment(self, text: str, pos: int) -> int:
         end = text.find("*/", pos)
+        if self._stops(text, pos, end):
+            return self._mark
         if end >= 0:
             self._state = self._back
             return self._skip(pos, end + 2)
@@ -208,6 +231,17 @@ class JsonStates:
             return pos
         self._state = self._back
         return self._skip(pos, pos + 1)
+
+    def _stops(self, text: str, pos: int, end: int) -> bool:
+        """Break where the room's `stop` stands in the comment that leads to `end`."""
+        if not self._room.stop:
+            return False
+        stop = self._room.find_stop(text, pos, end if end >= 0 else len(text))
+        if stop < 0:
+            return False
+        self._state = self._back
+        self._mark = self._break(stop)
+        return True
 
     def _skip(self, pos: int, end: int) -> int:
         """Leave out a part of a comment; break where there is no more room for it."""

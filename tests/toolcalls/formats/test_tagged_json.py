@@ -2,10 +2,59 @@
 
 from __future__ import annotations
 
-from blockops.wire.toolcalls.jsontext import MAX_GAP
+from blockops.wire.toolcalls.formats.objects import MAX_LOOSE
+from blockops.wire.toolcalls.jsontext import MAX_COMMENTS, MAX_GAP
 from tests.toolcalls.reading import Call, ReadCase, cuts, say
 
 CALL = '{"name": "now", "arguments": {"a": 1}}'
+
+
+class CommentTests(ReadCase):
+    """A comment does not swallow the closing tag, and what follows it."""
+
+    def test_behind_the_arguments(self) -> None:
+        for comment in ("// note ", "/* note ", "// note </tool_ ", "/* n **", "//", "//<<</tool"):
+            for brackets, arguments in (
+                ("}", '{"a": "x"}'),
+                ("", '{"a": "x"}'),
+                ("},", '{"a": "x"}'),
+            ):
+                joined = self.read(
+                    f'<tool_call>{{"name": "now", "arguments": {{"a": "x"{brackets}{comment}'
+                    "</tool_call> Hello */ user\nB"
+                )
+                self.assertEqual("Hello */ user\nB", joined.content)
+                self.assertEqual([Call("now", arguments, ended=True)], joined.calls)
+
+    def test_behind_a_comma(self) -> None:
+        self.assert_call(
+            '<tool_call>{"name": "now", "arguments": {"a": [1, // one\n2, // two</tool_call>',
+            "now",
+            '{"a": [1, \n2 ]}',
+        )
+
+    def test_where_more_than_brackets_is_missing(self) -> None:
+        for comment in ("// c ", "/* c ", "/* " + "c" * (MAX_LOOSE - 10), "/* " + "c" * MAX_LOOSE):
+            text = f'<tool_call>{{"name": "now", "args": {{}}, "k" {comment}</tool_call> B'
+            whole = say([text])
+            self.assertEqual(whole, say([*text]))
+            self.assertEqual("B", whole[0].content[-1])
+        joined = self.read('<tool_call>{"name": "now", "args": {}, "k" // c </tool_call> B')
+        self.assertEqual(', "k" // c B', joined.content)
+        joined = self.read('<tool_call>{"name": "now", "args": {"k" // c </tool_call> B')
+        self.assertEqual([Call("now", '{"k" ', ended=True)], joined.calls)
+        self.assertEqual("B", joined.content)
+
+    def test_in_front_of_the_call(self) -> None:
+        text = '<tool_call>{"args": {}, // c </tool_call> B\n"name": "now"}'
+        self.assert_text(text)
+        self.assert_text('<tool_call>{ // c </tool_call> B\n"name": "now"}')
+
+    def test_room_that_ends_in_the_tag(self) -> None:
+        for size in range(MAX_COMMENTS - 15, MAX_COMMENTS + 2):
+            text = '<tool_call>{"name": "now", "arguments": {"a": 1} //' + "c" * size
+            text += "</tool_call>B"
+            self.assertEqual(say([text]), say([*text]))
 
 
 class SpareTests(ReadCase):

@@ -14,6 +14,9 @@ from blockops.wire.toolcalls.overlap import begun_at_the_end
 MAX_LOOSE = 1_024
 """Characters behind complete arguments that are kept, to be shown if they are no JSON."""
 
+_MAX_KEPT = MAX_LOOSE + 16
+"""One more, and what a comment may have swallowed of a closing tag."""
+
 Verdict = Refused | Ended | None
 
 
@@ -21,15 +24,16 @@ class ObjectReader(ABC):
     """
     Reads one JSON object and, where its arguments break, raw text up to `end_of_raw`.
 
-    A subclass says what stands in front of the object, what happens behind a whole one, and where
-    arguments end that broke.
+    A subclass says what stands in front of the object, what happens behind a whole one, where
+    arguments end that broke, and what no comment may swallow.
     """
 
     end_of_raw = ""
+    end_of_comment = ""
 
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
-        self._object = CallObject(opening)
+        self._object = CallObject(opening, self.end_of_comment)
         self._state: Callable[[str, list[Delta]], Verdict] = self._first
         # What was read and is not decided on.
         self._seen = ""
@@ -100,14 +104,17 @@ class ObjectReader(ABC):
             return self._whole_at(text[pos:], out)
         if call.has_arguments:
             self._keep(text[:pos])
-        return None if call.standing is Standing.OPEN else self._broken_at(text[pos:], out)
+        if call.standing is Standing.OPEN:
+            return None
+        self._loose = self._loose.removesuffix(call.stopped)
+        return self._broken_at(call.stopped + text[pos:], out)
 
     def _keep(self, text: str) -> None:
         settled = self._object.settled
         if settled >= 0:
-            self._loose = text[settled:][: MAX_LOOSE + 1]
+            self._loose = text[settled:][:_MAX_KEPT]
         else:
-            self._loose += text[: MAX_LOOSE + 1 - len(self._loose)]
+            self._loose += text[: _MAX_KEPT - len(self._loose)]
 
     def _in_raw(self, text: str, out: list[Delta]) -> Verdict:
         """Pass broken arguments as they are, up to where they end."""

@@ -9,7 +9,7 @@ An object is read by `CallObject`; each is a call of its own, all of them share 
 - What follows the tag behind white space decides: a brace or a bracket, else it is no call.
 - An object's last brace is given out when something behind it shows that the model went on, or when
   the model has ended by itself: a call that was cut off never looks whole.
-- `</tool_call>` in front of the last brackets ends the call, and completes it.
+- `</tool_call>` in front of the last brackets ends the call, and completes it; in a comment too.
 - At other broken JSON in the arguments the text passes raw up to `</tool_call>`. Where the
   arguments were complete, the call ends there, and what follows up to `</tool_call>` is text; so
   are brackets and other marks too many between an object and `</tool_call>`. The tag is swallowed
@@ -64,6 +64,7 @@ class TaggedJsonReader(ObjectReader):
     """
 
     end_of_raw = END
+    end_of_comment = END
 
     def __init__(self, opening: Opening, *, in_list: bool = False) -> None:
         super().__init__(opening)
