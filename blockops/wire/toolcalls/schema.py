@@ -169,6 +169,7 @@ class Value:
         # Whether more than white space stands behind the JSON.
         self._more = False
         self._head = ""
+        self._looking = True
         # From the first character that is no white space to the last one.
         self._solid = 0
         self._blanks = 0
@@ -178,11 +179,13 @@ class Value:
         """Take the next piece of the text."""
         self._pieces.append(piece)
         self.length += len(piece)
-        self._measure(piece)
+        if self._solid <= MAX_LITERAL:
+            self._measure(piece)
         end = 0
         if self._json.standing is Standing.OPEN:
             end = self._json.feed(piece, 0, self._written)
-        self._more = self._more or bool(piece[end:].strip())
+        if end < len(piece) and piece[end:].strip():
+            self._more = True
 
     def _measure(self, piece: str) -> None:
         if len(self._head) < _LOOK:
@@ -198,10 +201,12 @@ class Value:
     @property
     def is_string(self) -> bool:
         """Whether it is certain to be a string, whatever may follow."""
-        if not self._head:
-            return False
-        if not self._kind.may_begin(self._head):
-            return True
+        if self._looking:
+            if not self._head:
+                return False
+            if not self._kind.may_begin(self._head):
+                return True
+            self._looking = len(self._head) < _LOOK
         return self._solid > MAX_LITERAL and self._head[0] in _OPENED and self._is_broken()
 
     def _is_broken(self) -> bool:
