@@ -59,7 +59,6 @@ _BRACKETS: dict[type, str] = {list: "[", tuple: "(", dict: "{"}
 _BY_FIRST = {
     "{": "object",
     "[": "array",
-    '"': "string",
     "t": "boolean",
     "f": "boolean",
     "n": "null",
@@ -136,10 +135,8 @@ class Kind:
         return value.written()
 
     def fitting(self, candidate: str) -> str | None:
-        """Return a JSON text as it may be written here, None if it may not."""
+        """Return a JSON text that is no string as it may be written here, None if it may not."""
         name = _type_of(candidate)
-        if name == "string":
-            return None
         if name in self.types or (name == "number" and "integer" in self.types):
             if name == "number" and "number" not in self.types:
                 return _integer(candidate)
