@@ -80,6 +80,7 @@ class Answering:
         if turn.asks_nothing:
             self._say(exchange, asked, turn.banner())
             return
+        self._backend.check()
         try:
             if asked.stream:
                 await self._stream_turn(exchange, asked, turn)
@@ -96,6 +97,7 @@ class Answering:
             again = turn.prompt_again(refused)
             if again is None:
                 raise
+            exchange.ask_again()
             await self._stream(exchange, asked, form, succeed(again), turn.aside)
 
     async def completion(self, exchange: Exchange) -> None:
@@ -144,14 +146,27 @@ class Answering:
         form = exchange.form = WholeJson(white_space=self._settings.heartbeat_json)
         body = await prompt
         # A backend that streams notices when its client leaves; others may go on to the end.
-        as_stream = streamed(body) if self._settings.whole_as_stream else None
-        async with self._backend.admitted(exchange, as_stream or body) as response:
-            if as_stream is not None and media_type(response.headers) == "text/event-stream":
-                out = await self._joined(exchange, response, asked, aside)
-            else:
-                said = await self._backend.collected(exchange, response)
-                out, exchange.report = transcode.whole(said, asked, self._rules, aside=aside)
+        wished = self._settings.whole_as_stream and self._turns.asks_usage
+        as_stream = streamed(body) if wished else None
+        try:
+            out = await self._taken_whole(exchange, asked, as_stream or body, aside)
+        except Refused as refused:
+            if as_stream is None or not self._turns.refuses_usage(refused):
+                raise
+            exchange.ask_again()
+            out = await self._taken_whole(exchange, asked, body, aside)
         form.end(exchange.client, out)
+
+    async def _taken_whole(
+        self, exchange: Exchange, asked: Request, body: bytes, aside: Aside | None
+    ) -> bytes:
+        """Return the backend's answer to `body` as a whole one, be it a stream or not."""
+        async with self._backend.admitted(exchange, body) as response:
+            if media_type(response.headers) == "text/event-stream":
+                return await self._joined(exchange, response, asked, aside)
+            said = await self._backend.collected(exchange, response)
+        out, exchange.report = transcode.whole(said, asked, self._rules, aside=aside)
+        return out
 
     async def _joined(
         self, exchange: Exchange, response: IResponse, asked: Request, aside: Aside | None

@@ -71,12 +71,20 @@ class Backend:
         self._purge = purge
         self._max_answer = max_answer
 
+    def check(self) -> None:
+        """
+        Turn a request away before anything is done for it, if memory is too tight.
+
+        :raises ApiError: 503
+        """
+        self._gate.check()
+
     @asynccontextmanager
     async def admitted(
         self, exchange: Exchange, body: bytes | IBodyProducer | None
     ) -> AsyncIterator[IResponse]:
         """Wait for a place, ask the backend, and hold the place until its answer is through."""
-        self._gate.check()
+        self.check()
         async with self._admission.place(), self._purge.working():
             yield await self.granted(exchange, body)
 

@@ -23,8 +23,8 @@ from blockops.relay import TooLarge, collect
 from blockops.upstream import Upstream
 from blockops.wire.errors import ApiError
 
-#: Seconds that one question may take.
-PATIENCE = 5.0
+#: Seconds that one question may take: less than a purge may, so that its failure is known there.
+PATIENCE = 4.0
 #: Seconds after which a backend that was out of reach is asked again.
 AGAIN = 60.0
 #: Bytes of an answer that are read: the tokens of a long message, as a list of numbers.
@@ -211,7 +211,7 @@ class Forgetting:
     async def _find_out(self) -> list[str] | None:
         """Return the calls of the backend's kind; None if it does not answer now."""
         answer = await self._asking.ask("GET /v1/models")
-        if answer is None:
+        if answer is None or answer.broken:
             self.failed += 1
             self._log.warn("The backend did not answer: its prompt cache stays")
             return None

@@ -119,6 +119,11 @@ class Exchange:
             raise RuntimeError(f"{self.request!r} was left without an answer")
         await self.client.delivered()
 
+    def ask_again(self) -> None:
+        """Forget what the backend said: it is going to be asked another way."""
+        self.asked = None
+        self.heard = Heard(self._clock, self._settings.log_body)
+
     def end(self, error: ApiError) -> None:
         """Stop the work, wherever it is, and tell the client `error`."""
         if self._verdict is None:

@@ -61,6 +61,8 @@ class Turns:
     :ivar asks_usage: backends are asked for usage; until one refuses the wish
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         clock: IReactorTime,
@@ -93,6 +95,15 @@ class Turns:
             "prompts_cut": self.cut,
             "token_estimate_error_percent": None if error is None else round(100 * error, 1),
         }
+
+    def refuses_usage(self, refused: ApiError) -> bool:
+        """Say whether a backend refused the wish for usage, which is then not sent any more."""
+        if not any(word in refused.message for word in _USAGE):
+            return False
+        if self.asks_usage:
+            self.asks_usage = False
+            self._log.info("The backend does not tell what prompts have: it refuses include_usage")
+        return True
 
     def begin(self, asked: ChatRequest, request: IncomingRequest) -> Turn:
         """Return the turn that `asked` is."""
@@ -147,8 +158,6 @@ class Turn:
     :ivar aside: what is said in its answer; None for an answer that has no room for it
     """
 
-    _log = Logger()
-
     def __init__(
         self,
         turns: Turns,
@@ -174,6 +183,7 @@ class Turn:
         self._due: dict[Kind, Told] = {}
         self._texts: list[str] = []
         self._changes: dict[str, Any] = {}
+        self._wished = False
         self._weight = 0.0
         self._counted = 0
         self.aside = self._make_aside()
@@ -206,10 +216,10 @@ class Turn:
 
     def banner(self) -> str:
         """Return the answer to a turn that asks nothing."""
+        self._turns.purge.later(self.session.name)
         if self._asked.wants_json:
             return "{}"
         self.session.say("banner")
-        self._turns.purge.later(self.session.name)
         return notices.opening([notices.session_banner(self._turns.settings.model_name)])
 
     async def prompt(self, tell: Callable[[str], bool]) -> bytes:
@@ -230,15 +240,13 @@ class Turn:
         if self._asked.stream and not self._asked.include_usage and self._turns.asks_usage:
             options = self._asked.field("stream_options") or {}
             usage = {"stream_options": {**options, "include_usage": True}}
+            self._wished = True
         return self._asked.body({**self._changes, **usage})
 
     def prompt_again(self, refused: ApiError) -> bytes | None:
         """Return the body without the wish for usage; None if `refused` is not about that."""
-        about = any(word in refused.message for word in _USAGE)
-        if not about or self._asked.include_usage or not self._turns.asks_usage:
+        if not self._wished or not self._turns.refuses_usage(refused):
             return None
-        self._turns.asks_usage = False
-        self._log.info("The backend does not tell what prompts have: it refuses include_usage")
         return self._asked.body(self._changes)
 
     async def _fitted(self) -> list[Line]:
@@ -287,7 +295,11 @@ class Turn:
     async def _count_one(self, facts: Facts, raw: dict[bytes, bytes]) -> bool:
         """Say whether the backend has counted a message."""
         is_message = facts.digest in raw
-        text = text_in(raw[facts.digest]) if is_message else self._asked.tools().decode()
+        text = (
+            text_in(raw[facts.digest])
+            if is_message
+            else self._asked.tools().decode("utf-8", "replace")
+        )
         counted = await self._turns.tokenizer.count(text, self._asked.model)
         if counted is not None:
             self._tally.note(facts, counted)

@@ -211,6 +211,15 @@ class Forgettings(SynchronousTestCase):
             self.forget(forgetting)
             self.assertEqual((len(asked.calls), forgetting.failed), (2, 2))
 
+    def test_a_backend_that_is_still_loading_has_not_said_what_it_is(self) -> None:
+        asked = Told(calls={MODELS: (503, b"loading")})
+        forgetting = Forgetting(asked, "auto")
+        self.forget(forgetting)
+        self.assertEqual((asked.calls, forgetting.failed), ([MODELS], 1))
+        asked.answers = {MODELS: owned_by("vllm"), "POST /reset_prefix_cache": (200, b"")}
+        self.forget(forgetting)
+        self.assertEqual(forgetting.done, 1)
+
     def test_out_of_reach(self) -> None:
         asked = Told()
         forgetting = Forgetting(asked, "auto")

@@ -53,7 +53,9 @@ class Identity(msgspec.Struct, frozen=True):
                 short = len(said) <= LONGEST_NAME and said.isprintable()
                 return f"{source}:{said if short else _digest([said.encode('utf-8', 'replace')])}"
         texts = (self.address, self.key, self.model)
-        return "client:" + _digest([*(text.encode() for text in texts), self.first_user])
+        return "client:" + _digest(
+            [*(text.encode("utf-8", "surrogatepass") for text in texts), self.first_user]
+        )
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -121,7 +121,7 @@ class ChatRequest:
         """Whether the answer has to be of a form that leaves no room for anything else."""
         form = self._fields.value("response_format")
         kind = form.get("type") if isinstance(form, dict) else None
-        if kind not in {None, "text"}:
+        if kind is not None and kind != "text":
             return True
         return any(self._fields.value(name) is not None for name in _CONSTRAINTS)
 
