@@ -12,9 +12,12 @@ newest step always stays. A marker tells the model how many are missing.
     system  user  | marker                        11 12  ... until the threshold is reached again
 
 Between two cuts each prompt begins with the whole prompt before it, so the backend's prefix cache
-keeps hitting. Where the cut lies is found by walking over the steps in the order in which they
-came: it depends on the history and on the counts of its messages alone, not on which requests were
-seen. So a lost `Cut` (a restart, a session that expired) is found again where it was.
+keeps hitting. A cut holds for every history that begins with what it drops, whatever stands behind
+that: clients edit their last message, ask something else beside, move marks along with the end.
+
+Where the cut lies is found by walking over the steps in the order in which they came: it depends on
+the history and on the counts of its messages alone, not on which requests were seen. So a lost
+`Cut` (a restart, a session that expired) is found again where it was.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class Cut:
 
     :param dropped: steps that are left out, from the first one on
     :param walked: steps that this was decided from
-    :param behind: stands for those steps, so that another history is told from this one
+    :param behind: stands for those that are left out, so that another history is told from this one
     :param shortened: digests of the results that were shortened
     """
 
@@ -130,11 +133,19 @@ class Guard:
         """
         sizes = [count(line.facts) for line in lines]
         before = beside + sum(sizes)
-        if before <= self.limits.hard and not cut.dropped and not cut.shortened:
+        fits = before <= self.limits.hard
+        if fits and cut == Cut():
             return Fitted(lines, cut, before, before)
         history = _History(lines, sizes)
+        known = history.goes_on_from(cut)
+        if fits and not known:
+            # Something short beside the history that was cut, which will come again.
+            return Fitted(lines, cut, before, before)
+        if fits and 2 * (len(history.steps) - cut.dropped) < cut.walked - cut.dropped:
+            # It was taken back, far behind its end, to where nothing has to be left out yet.
+            return Fitted(lines, Cut(), before, before)
         walk = _Walk(history, self.limits, beside, self._short, count)
-        walk.go_on_from(cut)
+        walk.go_on_from(cut if known else Cut())
         if walk.total > self.limits.hard:
             raise _too_long(walk.total, self.limits.hard)
         if not walk.dropped and not walk.short:
@@ -186,12 +197,18 @@ class _History:
             for step, size in zip(self.steps, of_steps, strict=True)
         ]
 
-    def behind(self, walked: int) -> bytes:
-        """Return what stands for the first message of a user and the first `walked` steps."""
+    def behind(self, dropped: int) -> bytes:
+        """Return what stands for the first message of a user and the first `dropped` steps."""
         digests = [
-            self.lines[place].facts.digest for step in self.steps[:walked] for place in step.places
+            self.lines[place].facts.digest for step in self.steps[:dropped] for place in step.places
         ]
         return digest(b"".join([first_user(self.lines), *digests]))
+
+    def goes_on_from(self, cut: Cut) -> bool:
+        """Tell whether this history begins with what `cut` leaves out, and has more than that."""
+        if cut.dropped >= len(self.steps) or not (cut.dropped or cut.shortened):
+            return False
+        return self.behind(cut.dropped) == cut.behind
 
     def results_in(self, at: int) -> list[Line]:
         return [self.lines[place] for place in self.steps[at].places]
@@ -223,18 +240,17 @@ class _Walk:
 
     @property
     def cut(self) -> Cut:
-        walked = len(self.history.steps)
-        return Cut(self.dropped, walked, self.history.behind(walked), frozenset(self.short))
+        history = self.history
+        behind = history.behind(self.dropped)
+        return Cut(self.dropped, len(history.steps), behind, frozenset(self.short))
 
     def go_on_from(self, cut: Cut) -> None:
-        """Walk to the end, from where `cut` was made if this history goes on from there."""
+        """Walk to the end, from where `cut` was made; from the beginning if it is none."""
         history = self.history
-        known = cut.walked <= len(history.steps) and history.behind(cut.walked) == cut.behind
-        start = cut.walked if known else 0
-        if known:
-            self.dropped = cut.dropped
-            for at in range(cut.dropped, start):
-                self._keep(at, cut.shortened)
+        start = min(cut.walked, len(history.steps))
+        self.dropped = cut.dropped
+        for at in range(cut.dropped, start):
+            self._keep(at, cut.shortened)
         for at in range(start, len(history.steps)):
             self._keep(at, frozenset())
             self._bring_below(at)

@@ -271,6 +271,65 @@ class Staying(SynchronousTestCase):
             [line.raw for line in fitted.lines], [line.raw for line in Talk().fit(messages).lines]
         )
 
+    def test_a_side_request_does_not_move_the_cut(self) -> None:
+        """A client asks something else at the end of the same history; what is missed differs."""
+        talk = Talk()
+        before = [line.raw for line in talk.fit(agent(40), beside=500).lines]
+        side = talk.fit([*agent(40), user("Who speaks next?")])
+        self.assertEqual([line.raw for line in side.lines[:-1]], before)
+        again = talk.fit([*agent(40), *step(40)])
+        self.assertEqual([line.raw for line in again.lines[:-2]], before)
+
+    def test_an_edited_end_does_not_move_the_cut(self) -> None:
+        talk = Talk()
+        before = [line.raw for line in talk.fit([*agent(40), user("one")], beside=500).lines]
+        for end in (
+            [user("two")],
+            [user("two"), assistant("well"), user("three")],
+            [user("a fourth, which is longer")],
+        ):
+            fitted = talk.fit([*agent(40), *end])
+            self.assertEqual([line.raw for line in fitted.lines[: -len(end)]], before[:-1])
+
+    def test_marks_that_move_along_with_the_end_do_not_move_the_cut(self) -> None:
+        """Clients put cache_control on the two newest messages of the user, and only on these."""
+        talk = Talk(hard=4_000)
+        prompts = []
+        for turns in range(1, 90):
+            messages = [user("task")]
+            for number in range(turns):
+                messages += [assistant(f"a{number} " * 10), user(f"b{number} " * 40)]
+            for message in messages[-3::2]:
+                message["cache_control"] = {"type": "ephemeral"}
+            # What is missed goes up and down from turn to turn.
+            fitted = talk.fit(messages, beside=150 * (turns % 3))
+            prompts.append(
+                [(each["role"], each["content"]) for each in said(fitted.lines)],
+            )
+        moved = sum(now[: len(before)] != before for before, now in pairwise(prompts))
+        self.assertGreater(moved, 0)
+        self.assertLess(moved, 6)
+
+    def test_a_short_side_track_does_not_move_the_cut(self) -> None:
+        talk = Talk()
+        before = [line.raw for line in talk.fit(agent(40), beside=500).lines]
+        self.assertEqual([line.raw for line in talk.fit(agent(3)).lines], raw(*agent(3)))
+        again = talk.fit([*agent(40), *step(40)])
+        self.assertEqual([line.raw for line in again.lines[:-2]], before)
+
+    def test_an_end_that_is_taken_back_a_little_does_not_move_the_cut(self) -> None:
+        talk = Talk()
+        before = [line.raw for line in talk.fit(agent(17), beside=500).lines]
+        again = [line.raw for line in talk.fit(agent(15)).lines]
+        self.assertEqual(again, before[: len(again)])
+        self.assertIn(b"left out here", again[2])
+
+    def test_a_history_that_is_taken_back_to_where_it_fits_is_whole(self) -> None:
+        talk = Talk()
+        dropped = talk.fit(agent(17)).dropped
+        fitting = agent(dropped + 1)
+        self.assertEqual([line.raw for line in talk.fit(fitting).lines], raw(*fitting))
+
     def test_a_short_history_after_a_long_one_is_whole(self) -> None:
         talk = Talk()
         talk.fit(agent(40))
