@@ -21,6 +21,9 @@ from blockops.wire.mend import UNREADABLE
 #: Messages of which the facts are kept, twice: a hundred long sessions, some 20 MB.
 MAX_KNOWN = 40_000
 
+#: Characters of a call's id that are kept; of a longer one, a digest is.
+LONGEST_ID = 64
+
 #: What begins a session anew, if nothing else is set.
 RESET_PATTERN = re.compile(r"/(?:new|reset)(?!\S)")
 
@@ -78,7 +81,8 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
 
     :param digest: of its JSON text
     :param role: "result" is a tool's, "other" one that no role of the API says
-    :param calls: the ids of the calls that an assistant makes; "" where it gave none
+    :param calls: the ids of the calls that an assistant makes; "" where it gave none, and a digest
+        for one that is longer than `LONGEST_ID`
     :param answers: the id of the call that a result belongs to; "" if it does not say
     :param weight: its tokens, as a guess that no model has corrected yet
     :param size: bytes of its text: no tokenizer makes more tokens of it
@@ -196,7 +200,7 @@ def facts_of(raw: bytes, key: bytes, reset_pattern: re.Pattern[str] | None) -> F
         digest=key,
         role=role,
         calls=_calls_of(message) if role == "assistant" else (),
-        answers=message.tool_call_id or "",
+        answers=_short_id(message.tool_call_id),
         weight=weigh(text),
         size=len(text.encode("utf-8", "surrogatepass")),
         images=_images_in(message.content),
@@ -263,8 +267,15 @@ def _functions_of(message: _Message) -> list[_Function]:
 
 def _calls_of(message: _Message) -> tuple[str, ...]:
     if message.tool_calls:
-        return tuple(call.id or "" for call in message.tool_calls)
+        return tuple(_short_id(call.id) for call in message.tool_calls)
     return ("",) if message.function_call is not None else ()
+
+
+def _short_id(said: str | None) -> str:
+    """Return what a call is known by."""
+    if not said or len(said) <= LONGEST_ID:
+        return said or ""
+    return digest(said.encode("utf-8", "surrogatepass")).hex()
 
 
 def _images_in(content: str | list[_Part] | None) -> int:

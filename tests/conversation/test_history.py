@@ -9,6 +9,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.conversation.history import (
+    LONGEST_ID,
     Facts,
     Reader,
     Recent,
@@ -17,7 +18,7 @@ from blockops.conversation.history import (
     weigh,
     without_marker,
 )
-from blockops.conversation.notices import opening
+from blockops.conversation.notices import opening, session_banner
 from tests.conversation.histories import assistant, raw, result, said, system, user
 
 
@@ -44,6 +45,14 @@ class Finding(SynchronousTestCase):
         self.assertEqual(facts({"role": "assistant", "function_call": {"name": "f"}}).calls, ("",))
         self.assertEqual(facts({"role": "user", "tool_calls": [{"id": "a"}]}).calls, ())
         self.assertEqual(facts(result("a")).answers, "a")
+
+    def test_long_ids_are_not_kept_whole(self) -> None:
+        for long in ("c" * (LONGEST_ID + 1), "c" * 2_000_000, "\ud83d" * 100):
+            call, answer = facts(assistant(None, long, "b")), facts(result(long))
+            self.assertEqual(call.calls, (answer.answers, "b"))
+            self.assertLessEqual(len(answer.answers), LONGEST_ID)
+            self.assertNotEqual(facts(result(long + "d")).answers, answer.answers)
+        self.assertEqual(facts(result("c" * LONGEST_ID)).answers, "c" * LONGEST_ID)
 
     def test_all_that_a_template_writes_counts(self) -> None:
         function = {"name": "read_file", "arguments": '{"path": "setup.cfg"}'}
@@ -89,7 +98,7 @@ class Finding(SynchronousTestCase):
         self.assertEqual(Reader().read([odd])[0].raw, odd)
 
     def test_a_message_of_notices_alone_is_gone(self) -> None:
-        lines = Reader().read(raw(user(), assistant(opening(["Hi."])), user("more")))
+        lines = Reader().read(raw(user(), assistant(opening([session_banner("Q")])), user("more")))
         self.assertEqual(said(lines), [user(), user("more")])
 
     def test_the_first_user(self) -> None:
@@ -164,7 +173,7 @@ class Resets(SynchronousTestCase):
             user("old"),
             assistant(),
             user("/new"),
-            assistant(opening(["New."])),
+            assistant(opening([session_banner("")])),
             user("hi"),
             assistant("hello"),
             user("more"),
