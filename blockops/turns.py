@@ -184,7 +184,7 @@ class Turn:
         self._texts: list[str] = []
         self._changes: dict[str, Any] = {}
         self._wished = False
-        self._weight = 0.0
+        self._sent: list[Facts] = []
         self._counted = 0
         self.aside = self._make_aside()
 
@@ -252,30 +252,35 @@ class Turn:
     async def _fitted(self) -> list[Line]:
         """Return what of the history is sent on, and note what it has."""
         guard, thread = self._turns.guard, self._thread
-        lines, sent = self._lines, [line.facts for line in self._lines]
-        before = 0
-        most = most_of([*sent, self._tools]) + thread.missed
+        lines, asked = self._lines, [*(line.facts for line in self._lines), self._tools]
+        before, self._sent = 0, asked
+        most = most_of(asked) + thread.missed(asked, self._tally)
         if most > min(guard.limits.warn, guard.limits.hard) or thread.cut.dropped:
-            await self._count([*sent, self._tools])
-            beside = self._tally.count(self._tools) + thread.missed
+            await self._count(asked)
+            beside = self._tally.count(self._tools) + thread.missed(asked, self._tally)
             fitted = guard.fit(lines, thread.cut, self._tally.count, beside=beside)
             thread.cut, lines, before = fitted.cut, fitted.lines, fitted.before
-            sent = [line.facts for line in lines]
+            self._sent = [*(line.facts for line in lines), self._tools]
             if fitted.dropped or fitted.shortened:
                 self._turns.cut += 1
-        self._weight = weight_of([*sent, self._tools])
-        self._counted = sum(self._tally.guess(facts) for facts in [*sent, self._tools])
+        self._counted = sum(map(self._tally.guess, self._sent))
         self._note_length(before)
         return lines
 
     def _note_length(self, tokens: int) -> None:
-        """Let a notice be due when the history as it came has `tokens` tokens."""
+        """
+        Let a notice be due when the history as it came has `tokens` tokens.
+
+        It is the session that is told, once, and again when one of its long histories has become
+        shorter. That others are short, such as the question for a title, changes nothing.
+        """
         limits = self._turns.guard.limits
-        if tokens < limits.warn:
-            self._thread.unsay("context")
-        else:
+        before, self._thread.length = self._thread.length, tokens
+        if tokens >= limits.warn:
             notice = notices.context_notice(tokens, limits.warn, limits.hard)
-            self._be_due(self._thread, "context", notice)
+            self._be_due(self.session, "context", notice)
+        elif before >= limits.warn:
+            self.session.unsay("context")
 
     async def _count(self, messages: Sequence[Facts]) -> None:
         """Let the backend count what was never counted, as far as it can."""
@@ -334,6 +339,6 @@ class Turn:
                 told.unsay(kind)
         usage = report.usage if report is not None else None
         reported = usage.get("prompt_tokens") if usage else None
-        if isinstance(reported, int) and self._weight:
-            self._turns.tokens.learn(self._asked.model, self._weight, reported)
-            self._thread.learn(self._counted, reported)
+        if isinstance(reported, int) and self._sent:
+            self._turns.tokens.learn(self._asked.model, weight_of(self._sent), reported)
+            self._thread.learn(self._sent, self._tally, reported)

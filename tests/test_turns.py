@@ -219,6 +219,17 @@ class Cutting(SynchronousTestCase):
         talk.turn(*messages, assistant("well " * 30), user("and? " * 30))
         self.assertIn("left out here", json.dumps(talk.asked))
 
+    def test_other_sessions_do_not_make_it_smaller(self) -> None:
+        """What was only guessed when its session was reported stays what was reported of it."""
+        talk = self.talk()
+        talk.turn(user("word " * 380 + "b"), reported=1_800, user="B")
+        messages = [user("word " * 20), assistant("word " * 340)]
+        talk.turn(*messages, reported=1_800, user="A")
+        for number in range(8):
+            talk.turn(user("word " * 380 + f"{number}"), reported=500, user=f"{number}")
+        talk.turn(*messages, user("more " * 150), user="A")
+        self.assertIn("left out here", json.dumps(talk.asked))
+
 
 class Counting(SynchronousTestCase):
     """The backend's own tokenizer, where it has one."""
@@ -551,6 +562,30 @@ class Notices(SynchronousTestCase):
         self.assertIn("This conversation is long", content(client))
         self.assertEqual(talk.turn(user("a sub-agent's question")), "Hello")
         self.assertEqual(talk.turn(long, assistant("Hello"), user("more")), "Hello")
+
+    def test_two_long_histories_of_a_session_are_told_of_once(self) -> None:
+        talk = Talk(token_warn_threshold=1_000)
+        talk.headers["X_Session_Id"] = "s"
+        one, other = user("word " * 2_000), user("other " * 2_000)
+        client = talk.ask(one)
+        talk.world.backend().answer({}, "404 Not Found")
+        talk.reply(chunk("Hello"))
+        self.assertIn("This conversation is long", content(client))
+        for _ in range(3):
+            self.assertEqual(talk.turn(other), "Hello")
+            self.assertEqual(talk.turn(user("a title, please")), "Hello")
+            self.assertEqual(talk.turn(one), "Hello")
+        talk.headers["X_Session_Id"] = "t"
+        self.assertIn("This conversation is long", talk.turn(other))
+
+    def test_an_answer_that_failed_has_not_told_of_a_long_history(self) -> None:
+        talk = Talk(token_warn_threshold=1_000)
+        talk.headers["X_Session_Id"] = "s"
+        long = user("word " * 2_000)
+        talk.ask(long)
+        talk.world.backend().answer({}, "404 Not Found")
+        talk.world.backend().answer({}, "500 Oops")
+        self.assertIn("This conversation is long", talk.turn(long))
 
     def test_a_history_is_measured_as_it_came(self) -> None:
         talk = Talk(token_warn_threshold=1_500, token_hard_threshold=1_000)

@@ -38,6 +38,9 @@ _ROLES: dict[str, Role] = {
     "function": "result",
 }
 
+#: Bytes of what stands for a message.
+DIGEST_SIZE = 16
+
 _DIGITS = b"0123456789"
 
 Key = TypeVar("Key")
@@ -143,8 +146,8 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def digest(data: bytes) -> bytes:
-    """Return 16 bytes that stand for `data`."""
-    return blake2b(data, digest_size=16).digest()
+    """Return `DIGEST_SIZE` bytes that stand for `data`."""
+    return blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
 class Reader:

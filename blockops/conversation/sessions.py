@@ -7,17 +7,21 @@ histories where it is cut and by how much it was undercounted. No text is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 import msgspec
 
 from blockops.conversation.context import Cut
-from blockops.conversation.history import Recent
+from blockops.conversation.history import DIGEST_SIZE, Facts, Recent
 from blockops.conversation.notices import Kind
+from blockops.conversation.tokens import Tally
 
 #: Histories of one session that are told apart, twice: an agent has sub-agents.
 MAX_THREADS = 8
+#: Messages of a prompt whose guessed tokens are remembered; what is guessed of more is their count.
+MAX_GUESSED = 500
 #: Characters of a name that a client gives its session; what is longer is told apart by a digest.
 LONGEST_NAME = 64
 
@@ -83,28 +87,54 @@ class Told:
         self._said.discard(kind)
 
 
-class Thread(Told):
+class Thread:
     """
     One history of a session, as it grows.
 
     :ivar cut: where it was cut last
-    :ivar missed: tokens that the backend reported for the last prompt beyond those counted: what is
-        known to be larger is not undercounted again
+    :ivar length: tokens of it as it came last
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.cut = Cut()
-        self.missed = 0
+        self.length = 0
+        #: What the backend reported for the last prompt, less what was counted of it for good.
+        self._beyond = 0
+        #: The digests of its other messages, and what was guessed of each of these.
+        self._guessed = b""
+        self._guesses = array("Q")
 
-    def learn(self, counted: int, reported: int) -> None:
+    def learn(self, sent: Sequence[Facts], tally: Tally, reported: int) -> None:
         """
         Take the backend's word for the last prompt.
 
-        :param counted: what was counted of it
+        :param sent: its messages, and its tools
         :param reported: its `usage.prompt_tokens`
         """
-        self.missed = max(0, reported - counted)
+        unsure = {facts.digest for facts in tally.unknown(sent)}
+        guessed = [facts for facts in sent if facts.digest in unsure]
+        for facts in guessed[MAX_GUESSED:]:
+            tally.count(facts)
+        del guessed[MAX_GUESSED:]
+        self._guessed = b"".join(facts.digest for facts in guessed)
+        self._guesses = array("Q", map(tally.guess, guessed))
+        self._beyond = reported - sum(map(tally.guess, sent)) + sum(self._guesses)
+
+    def missed(self, messages: Iterable[Facts], tally: Tally) -> int:
+        """
+        Return how many tokens the last prompt had beyond those that are counted of it now.
+
+        What is known to be larger is not undercounted again, even if it was never counted and
+        other sessions have made guesses smaller since then.
+
+        :param messages: those that have come, and the tools
+        """
+        came = {facts.digest: facts for facts in messages}
+        counted = 0
+        for at, then in enumerate(self._guesses):
+            facts = came.get(self._guessed[DIGEST_SIZE * at : DIGEST_SIZE * (at + 1)])
+            counted += then if facts is None else tally.guess(facts)
+        return max(0, self._beyond - counted)
 
 
 class Session(Told):

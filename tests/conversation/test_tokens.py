@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.conversation.history import Facts, Reader
-from blockops.conversation.sessions import Thread
+from blockops.conversation.sessions import MAX_GUESSED, Thread
 from blockops.conversation.tokens import (
     IMAGE_TOKENS,
     MAX_MODELS,
@@ -123,16 +123,51 @@ class Learning(SynchronousTestCase):
     def test_a_session_is_never_counted_below_what_is_known_of_it(
         self, turns: list[tuple[int, int]]
     ) -> None:
-        """Each turn adds a message; the backend reports what it likes."""
-        tally, thread = Tally(), Thread()
+        """
+        Each turn adds a message; the backend reports what it likes, of other sessions too.
+
+        Whether a message was counted, or only guessed, when the report came makes no difference.
+        """
+        tokens, thread = Tokens(), Thread()
+        tally = tokens.of("m")
         messages: list[Facts] = []
         known = 0
         for number, (length, reported) in enumerate(turns):
             messages += facts(user(f"{number}: " + "word " * length))
-            counted = sum(map(tally.count, messages))
-            self.assertGreaterEqual(counted + thread.missed, known)
-            thread.learn(counted, reported)
+            missed = thread.missed(messages, tally)
+            look = tally.count if number % 3 == 2 else tally.guess
+            self.assertGreaterEqual(sum(map(look, messages)) + missed, known)
+            thread.learn(messages, tally, reported)
             known = reported
+            tokens.learn("m", 1_000, 500 + 37 * length % 3_000)
+
+    def test_what_the_backend_counts_later_is_taken_off(self) -> None:
+        tally, thread = Tally(), Thread()
+        messages = facts(user("word " * 400), user("word " * 400), user("more"))
+        thread.learn(messages, tally, 2_000)
+        self.assertEqual(thread.missed(messages, tally), 2_000 - sum(map(tally.guess, messages)))
+        # The same text twice: its count is taken off for both.
+        tally.note(messages[0], 700)
+        self.assertEqual(thread.missed(messages, tally), 2_000 - sum(map(tally.guess, messages)))
+
+    def test_messages_that_are_gone_were_what_they_were(self) -> None:
+        """A client that made its history shorter is not charged for what it took out."""
+        tokens, thread = Tokens(), Thread()
+        tally = tokens.of("m")
+        messages = facts(user("task"), user("word " * 4_000), user("more " * 400))
+        counted = sum(map(tally.guess, messages))
+        thread.learn(messages, tally, counted + 30)
+        self.assertEqual(thread.missed(messages[:1], tally), 30)
+
+    def test_how_many_guesses_are_remembered_is_bounded(self) -> None:
+        tokens, thread = Tokens(), Thread()
+        tally = tokens.of("m")
+        messages = facts(*(user(f"{number} " * 9) for number in range(MAX_GUESSED + 50)))
+        thread.learn(messages, tally, 100_000)
+        self.assertEqual(len(tally.unknown(messages)), MAX_GUESSED)
+        tokens.learn("m", 1_000, 500)
+        counted = sum(map(tally.count, messages))
+        self.assertEqual(counted + thread.missed(messages, tally), 100_000)
 
     def test_weights_add_up(self) -> None:
         messages = facts(PROSE, user("x"))
