@@ -194,6 +194,8 @@ class TakingOut(SynchronousTestCase):
     def test_a_message_with_other_thoughts_stays(self) -> None:
         thoughts = [{"type": "reasoning.text", "text": "hm"}]
         self.assertEqual(cleaned(opening([HI]), reasoning_details=thoughts), "")
+        self.assertEqual(cleaned(opening([HI]), refusal="No."), "")
+        self.assertEqual(cleaned(opening([HI]), audio={"id": "a"}), "")
 
 
 in_json_of_hm = in_json("<think>hm</think>\nHello")
@@ -270,6 +272,10 @@ class WhatIsNotOurs(SynchronousTestCase):
     def test_the_lines_behind_ours(self) -> None:
         self.assertEqual(cleaned(f"{OPENS}\n{HI}\nHi.\n\nHello"), "Hi.\n\nHello")
         self.stays(f"Hello\n\n{CLOSES}\n{HI}\nHi.\n\n")
+
+    def test_more_lines_than_a_turn_may_say(self) -> None:
+        self.assertEqual(cleaned(opening([HI] * 9)), f"{HI}\n\n")
+        self.stays(f"Hello{closing([HI] * 9)}")
 
     @given(texts)
     def test_only_sentences_go(self, text: str) -> None:
