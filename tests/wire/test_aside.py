@@ -312,6 +312,11 @@ class Remarks(SynchronousTestCase):
             stream.feed(*events)
             self.assertEqual(stream.transcoder.remark("wait"), b"", events)
 
+    def test_what_is_of_an_odd_shape_is_no_silence(self) -> None:
+        stream = Stream("opens")
+        stream.feed(b'data: {"choices": [{"index": 0, "delta": "H"}]}\n\n')
+        self.assertEqual(stream.transcoder.remark("wait"), b"")
+
 
 class Blocks(SynchronousTestCase):
     @given(st.text(alphabet="<>/think \n", max_size=40), st.lists(st.integers(0, 40), max_size=6))
