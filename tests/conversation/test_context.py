@@ -326,7 +326,8 @@ class Staying(SynchronousTestCase):
 
     def test_a_history_that_is_taken_back_to_where_it_fits_is_whole(self) -> None:
         talk = Talk()
-        dropped = talk.fit(agent(17)).dropped
+        dropped = talk.fit(agent(20)).dropped
+        self.assertGreater(dropped, 5)
         fitting = agent(dropped + 1)
         self.assertEqual([line.raw for line in talk.fit(fitting).lines], raw(*fitting))
 
