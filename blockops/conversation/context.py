@@ -23,6 +23,7 @@ the history and on the counts of its messages alone, not on which requests were 
 from __future__ import annotations
 
 import json
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,8 +190,13 @@ class _History:
         self.lines = lines
         self.steps = steps_of([line.facts for line in lines])
         of_steps = [sum(sizes[place] for place in step.places) for step in self.steps]
-        #: Tokens of the messages that are in no step.
-        self.fixed = sum(sizes) - sum(of_steps)
+        #: Tokens of the messages that are in no step: before each step, and behind the last one.
+        self.fixed = [0] * (len(self.steps) + 1)
+        within = {place for step in self.steps for place in step.places}
+        begins = [step.places[0] for step in self.steps]
+        for place, size in enumerate(sizes):
+            if place not in within:
+                self.fixed[bisect(begins, place)] += size
         #: Tokens of each step. A torn one may have to give way to a marker, which has its own.
         self.sizes = [
             size if step.sound else max(size, MARKER_TOKENS)
@@ -232,11 +238,12 @@ class _Walk:
     dropped: int = 0
     short: dict[bytes, Line] = field(default_factory=dict)
     kept: int = 0
+    fixed: int = 0
 
     @property
     def total(self) -> int:
         marker = MARKER_TOKENS if self.dropped else 0
-        return self.history.fixed + self.beside + self.kept + marker
+        return self.fixed + self.beside + self.kept + marker
 
     @property
     def cut(self) -> Cut:
@@ -249,11 +256,16 @@ class _Walk:
         history = self.history
         start = min(cut.walked, len(history.steps))
         self.dropped = cut.dropped
+        self.fixed = sum(history.fixed[:start])
         for at in range(cut.dropped, start):
             self._keep(at, cut.shortened)
         for at in range(start, len(history.steps)):
+            self.fixed += history.fixed[at]
+            if at:
+                self._bring_below(at - 1)
             self._keep(at, frozenset())
             self._bring_below(at)
+        self.fixed += history.fixed[-1]
         # A prompt may have grown elsewhere: its tools, its system prompt, what the backend reports.
         if history.steps:
             self._bring_below(len(history.steps) - 1)

@@ -337,6 +337,18 @@ class Staying(SynchronousTestCase):
         messages = agent(3)
         self.assertEqual([line.raw for line in talk.fit(messages).lines], raw(*messages))
 
+    def test_a_cut_is_found_again_where_a_system_message_came_late(self) -> None:
+        """It counts from where it stands on, not from the beginning."""
+        for tokens in range(100, 900, 50):
+            seen = Talk()
+            messages = agent(2)
+            for number in range(2, 30):
+                messages += step(number)
+                if number == 24:
+                    messages.append(system(words(tokens)))
+                fitted = seen.fit(messages)
+            self.assertEqual(Talk().fit(messages).dropped, fitted.dropped)
+
     @given(sound())
     @settings(max_examples=150, deadline=None)
     def test_a_lost_cut_is_found_again(self, history: list[list[dict[str, Any]]]) -> None:
