@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -1002,6 +1002,8 @@ class AnyStreamTests(SynchronousTestCase):
 
     @given(st.binary(max_size=60), st.sampled_from([b'"content":"%s"', b'"x":"%s"', b'"%s":1']))
     def test_any_string(self, data: bytes, place: bytes) -> None:
+        # Calls of another type pass as untouched as any field of another type does.
+        assume(data != b"tool_calls")
         chunk = b'{"choices":[{"index":0,"delta":{%s}}]}' % (place % data)
         read(transcode(ROLE + b"data: " + chunk + b"\n\n" + STOP + DONE))
 
