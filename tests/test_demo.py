@@ -18,6 +18,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import ResponseNeverReceived
+from twisted.web.server import Request
 
 from blockops.demo import DemoBackend, hint
 from blockops.demo_script import FORMATS, Call, arguments, hermes, line, qwen_xml, reply, tokens
@@ -430,11 +431,18 @@ class Listening(TestCase):
         return Deferred.fromCoroutine(self.check_stopping())
 
     async def check_stopping(self) -> None:
+        arrived: Deferred[None] = Deferred()
+        chat = demo._Api._chat
+
+        def told(api: demo._Api, request: Request) -> int:
+            arrived.callback(None)
+            return chat(api, request)
+
+        self.patch(demo._Api, "_chat", told)
         backend = DemoBackend(reactor, prefill=0, pace=3600)
         backend.startService()
         answer = Deferred.fromCoroutine(self.answer_of(backend))
-        # Once this is answered, the question before it has arrived too.
-        await treq.get(f"{backend.url}/v1/models", persistent=False)
+        await arrived
         await backend.stopService()
         with self.assertRaises(ResponseNeverReceived):
             await answer
