@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import ResponseNeverReceived
 from twisted.web.server import Request
 
+from blockops import demo
 from blockops.demo import DemoBackend, hint
 from blockops.demo_script import FORMATS, Call, arguments, hermes, line, qwen_xml, reply, tokens
 
