@@ -76,7 +76,13 @@ class Answering:
         """`POST /v1/chat/completions`."""
         asked = self._parsed(exchange, ChatRequest)
         turn = self._turns.begin(asked, exchange.request)
-        self._came(exchange, asked, session=turn.session.name, messages=turn.messages)
+        self._came(
+            exchange,
+            asked,
+            session=turn.session.name,
+            messages=turn.messages,
+            tools=len(asked.field("tools") or ()),
+        )
         if turn.asks_nothing:
             self._say(exchange, asked, turn.banner())
             return

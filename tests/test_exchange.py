@@ -40,6 +40,7 @@ class Records(SynchronousTestCase):
         self.assertEqual((request.method, request.client), ("POST", "192.0.2.1"))
         self.assertEqual(request.path, "/v1/chat/completions?x=1")
         self.assertEqual((request.model, request.stream), ("tiny", True))
+        self.assertEqual((request.messages, request.tools), (1, 1))
         self.assertEqual((request.size, request.body), (len(body), body))
         self.assertEqual(request.headers["user-agent"], "me")
         refused, response = world.traffic.responses()
