@@ -110,7 +110,9 @@ _EOL = rb"(?P<eol>(?:\\r)?\\n)"
 _BLANK = rb"(?:[ ]|\\t)*+"
 _SPACE = rb"(?:[ ]|\\[nrtf])*+"
 _LINE = rb"(?:" + b"|".join(_SENTENCES) + rb")" + _BLANK + rb"(?=(?P=eol)|\Z)"
-_LINES = _BLANK + _EOL + _LINE + rb"(?:(?P=eol)" + _LINE + rb"){0,7}+"
+# Not possessive: before Python 3.11.5 that fails with what may itself be tried in several ways
+# (python/cpython#106052). Nothing is tried twice all the same: behind a line there is an end.
+_LINES = _BLANK + _EOL + _LINE + rb"(?:(?P=eol)" + _LINE + rb"){0,7}"
 # Behind the last line: the blank line, or what is left of it.
 _END = rb"(?:(?P=eol)" + _BLANK + rb"(?P=eol)|(?P=eol)|\Z)"
 _OPENING = re.compile(_SPACE + rb"(?P<notice>" + re.escape(OPENS.encode()) + _LINES + _END + rb")")
