@@ -28,6 +28,7 @@ class LogFile(RotatingFileHandler):
 
     def __init__(self, path: Path, *, rotate_at: int, keep: int) -> None:
         super().__init__(path, maxBytes=rotate_at, backupCount=keep, encoding="utf-8", delay=True)
+        self._full = False
 
     def ready(self) -> None:
         """
@@ -55,8 +56,24 @@ class LogFile(RotatingFileHandler):
             raise
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
-        """Say whether to rotate; pipes and devices are never (Python 3.13.0 fails at them)."""
-        return Path(self.baseFilename).is_file() and bool(super().shouldRollover(record))
+        """
+        Say whether to rotate; pipes and devices are never (Python 3.13.0 fails at them).
+
+        What was full stays so until it is rotated: where that cannot be, shorter lines would find
+        room and longer ones not, and the log would be told to break and to work with each of them.
+        """
+        if not self._full:
+            self._full = Path(self.baseFilename).is_file() and bool(super().shouldRollover(record))
+        return self._full
+
+    def doRollover(self) -> None:
+        """
+        Rotate.
+
+        :raises OSError: that is not possible; the next line tries again
+        """
+        super().doRollover()
+        self._full = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise what went wrong: it is told of elsewhere."""

@@ -240,6 +240,22 @@ class LogFileTests(SynchronousTestCase):
         self.assertEqual([int(each) for lines_ in kept for each in lines_], [4, 5, 6, 7, 8, 9])
         self.assertFalse(self.path.with_name("proxy.log.3").exists())
 
+    def test_what_cannot_be_rotated_takes_no_shorter_lines_either(self):
+        """Else it would be told to break and to work again with each of them."""
+        file = self.open(rotate_at=100, keep=1)
+        file.write("x" * 80)
+        in_the_way = self.path.with_name("proxy.log.1")
+        (in_the_way / "full").mkdir(parents=True)
+        self.assertRaises(OSError, file.write, "y" * 80)
+        self.assertRaises(OSError, file.write, "z")
+        self.assertEqual(self.path.read_text(), "x" * 80 + "\n")
+        (in_the_way / "full").rmdir()
+        in_the_way.rmdir()
+        file.write("z")
+        file.write("z")
+        self.assertEqual(self.path.read_text(), "z\nz\n")
+        self.assertEqual(in_the_way.read_text(), "x" * 80 + "\n")
+
     def test_a_torn_line_does_not_tear_the_next(self):
         self.path.parent.mkdir()
         self.path.write_text('{"whole": 1}\n{"to')

@@ -17,7 +17,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import psutil
@@ -35,6 +35,8 @@ CHAT = "/v1/chat/completions"
 #: Where `tests/live/run` put its installs; empty under the plain test command.
 INSTALLS = os.environ.get("BLOCKOPS_LIVE", "")
 LONG = None if INSTALLS else "takes long: `bash tests/live/run` runs it"
+
+TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
 
 _ESTABLISHED = ("BACKEND_URL", "PORT", "MODEL_NAME", "MAX_CONCURRENT", "MAX_QUEUE", "QUEUE_TIMEOUT")
 
@@ -125,7 +127,10 @@ class Daemon(Program):
 
     :param options: the command line behind `blockops`
     :param folder: where it runs, and where HOME is
+    :cvar twistd: the command line before `blockops`
     """
+
+    twistd: ClassVar[tuple[str, ...]] = (*TWISTD, "-n", "--pidfile=")
 
     def __init__(self, folder: Path, *options: str, environ: dict[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +138,7 @@ class Daemon(Program):
         self.url = f"http://127.0.0.1:{self.port}"
         if not any(one.startswith("--listen") for one in options):
             options = (*options, "--port", str(self.port))
-        command = [*TWISTD, "-n", "--pidfile=", "blockops", *options]
+        command = [*self.twistd, "blockops", *options]
         super().__init__(command, folder / "twistd.log", clean_environ(folder) | (environ or {}))
 
     def listens(self) -> bool:
@@ -148,9 +153,6 @@ class Daemon(Program):
         port = urlsplit(backend_url).port
         held = psutil.Process(self.process.pid).net_connections("tcp")
         return sum(1 for one in held if one.raddr and one.raddr.port == port)
-
-
-TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
 
 
 def clean_environ(home: Path) -> dict[str, str]:
@@ -168,13 +170,15 @@ def start_daemon(
     *options: str,
     environ: dict[str, str] | None = None,
     listening: tuple[str, int] | str | None = None,
+    kind: type[Daemon] = Daemon,
 ) -> Daemon:
     """
     Start blockops for `test`, and when the test is over stop it and check that it went in peace.
 
     :param listening: where it listens, if `options` say so themselves
+    :param kind: how it is started
     """
-    daemon = Daemon(Path(test.mktemp()).resolve(), *options, environ=environ)
+    daemon = kind(Path(test.mktemp()).resolve(), *options, environ=environ)
     test.addCleanup(check_peace, test, daemon)
     daemon.wait_for_port(listening or ("127.0.0.1", daemon.port))
     return daemon
