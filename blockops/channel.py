@@ -58,6 +58,9 @@ class House(Protocol):
     closing: bool
     unread: set[Channel]
 
+    def screen(self, request: Any, /) -> Any:
+        """Return what answers `request`, whose headers are here, in place of its route, or None."""
+
     def streams_up(self, target: bytes, /) -> bool:
         """Say whether to render a request for `target` before its body is here."""
 

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from io import BytesIO
+from typing import Any
 
 from twisted.web.iweb import INonQueuedRequestFactory
 from twisted.web.server import Request
@@ -16,14 +17,20 @@ from blockops.channel import Channel
 from blockops.limits import LINGER, too_large
 from blockops.upload import Upload, discard
 
+#: What answers a request in place of its route: given the exchange that the request has become.
+Instead = Callable[[Any], Coroutine[Any, Any, None]]
+
 
 @provider(INonQueuedRequestFactory)
 class IncomingRequest(Request):
     """
     A request whose body is bounded, and may still be on its way when the request is rendered.
 
-    :ivar upload: the body of a request that `Site.streams_up`; None for others, whose body
-        `take_body` returns
+    :ivar upload: the body of a request that `Site.streams_up`, or that is turned away; None for
+        others, whose body `take_body` returns
+    :ivar caller: the name of the API key that it came with; empty if it came without
+    :ivar instead: what answers it without a byte of its body being read, as `Site.screen` decided
+        when its headers were here; None for the usual route
     """
 
     channel: Channel
@@ -33,6 +40,8 @@ class IncomingRequest(Request):
         super().__init__(channel, parsePOSTFormSubmission=False)
         self.method = self.uri = b""
         self.upload: Upload | None = None
+        self.caller = ""
+        self.instead: Instead | None = None
         self._pieces: list[bytes] = []
         self._size = 0
         self._take: Callable[[bytes], object] = discard
@@ -50,9 +59,13 @@ class IncomingRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         self.content = BytesIO()
+        site = self.channel.site
+        self.instead = site.screen(self)
         if length == 0:
             return
-        site = self.channel.site
+        if self.instead is not None:
+            self._turn_away(length)
+            return
         if length is not None and length > site.max_body:
             self._refuse(site.max_body)
             return
@@ -109,6 +122,14 @@ class IncomingRequest(Request):
         self.upload.drop()
         self._when_received = super().finish
         self.channel.wait(LINGER)
+
+    def _turn_away(self, length: int | None) -> None:
+        """Answer now, and let the client send its body into the void."""
+        self._take = discard
+        # Whoever waits for leave to send a body does not get it.
+        self.requestHeaders.removeHeader(b"Expect")
+        self.upload = Upload(length, self.channel.reading)
+        super().requestReceived(self.method, origin_form(self.uri), self.clientproto)
 
     def _refuse(self, limit: int) -> None:
         """Say at once that the body is too large; then let the client send it into the void."""

@@ -5,6 +5,7 @@ twisted.web reads a request's whole body, however large, before anybody is asked
 bare or HTML; and a client that sends a byte now and then is never timed out. What is different:
 
 - A body over the bound is refused as soon as that is known, be it from its declared length.
+- Who may ask is decided when a request's headers are here, before anything of its body (`screen`).
 - A request that need not be understood to be relayed (`streams_up`) is rendered when its headers
   are here. Its body follows through an `Upload`, at the speed of who takes it.
 - Headers have to be whole within `header_timeout`; the next piece of a body within that, and all
@@ -32,7 +33,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site as TwistedSite
 
 from blockops.channel import Channel
-from blockops.incoming import IncomingRequest
+from blockops.incoming import IncomingRequest, Instead
 from blockops.wire.errors import ApiError
 
 
@@ -43,6 +44,8 @@ class Site(TwistedSite):
     :param max_body: bytes that a request's body may have
     :param header_timeout: seconds that a request's headers may take
     :param streams_up: given a request's target, says whether to render it before its body is here
+    :param screen: given a request whose headers are here, says what answers it in place of its
+        route; None lets it through
     :param refused: is told of each channel that refuses what never became a request, and why
     :ivar channels: those that are open
     :ivar unread: those of them that nothing is read from, because nobody takes their upload
@@ -60,12 +63,14 @@ class Site(TwistedSite):
         header_timeout: float,
         streams_up: Callable[[bytes], bool],
         refused: Callable[[Channel, ApiError], object],
+        screen: Callable[[IncomingRequest], Instead | None] = lambda _: None,
     ) -> None:
         super().__init__(resource, IncomingRequest, reactor=reactor)
         self.max_body = max_body
         self.header_timeout = header_timeout
         self.streams_up = streams_up
         self.refused = refused
+        self.screen = screen
         self.channels: set[Channel] = set()
         self.unread: set[Channel] = set()
         self.closing = False

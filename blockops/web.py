@@ -49,11 +49,15 @@ class Route(Resource):
 
     def render(self, request: Request) -> int:
         request.setHeader("Server", SERVER)
+        incoming = cast("IncomingRequest", request)
+        if incoming.instead is not None:
+            self._gateway.serve(incoming, incoming.instead)
+            return NOT_DONE_YET
         method = request.method.decode("latin-1")
         if method in self.methods:
             render: Callable[[Request], int] = getattr(self, f"render_{method}")
             return render(request)
-        self._gateway.refuse(cast("IncomingRequest", request), self.refusal(request, method))
+        self._gateway.refuse(incoming, self.refusal(request, method))
         return NOT_DONE_YET
 
     def refusal(self, request: Request, method: str) -> ApiError:
