@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
+from twisted.web.http_headers import Headers
 from twisted.web.server import Request
 from zope.interface import implementer
 
 from blockops import __version__
+from blockops.eager import Outlet, outlet
 from blockops.limits import (
     KEEP_ALIVE,
     LINGER,
@@ -90,10 +93,14 @@ class Channel(HTTPChannel):
         self._paused_since: float | None = None
         # More waits for the client than the transport likes to hold.
         self._full = False
+        # Status and headers that wait for the body's first piece, to be sent with it.
+        self._head = b""
         self.reading = _Reading(self)
 
     def connectionMade(self) -> None:
         super().connectionMade()
+        cast("IConsumer", self.transport).unregisterProducer()
+        self._out: Outlet = outlet(self.transport, self)
         self.site.opened(self)
         self.wait(self.site.header_timeout)
 
@@ -188,6 +195,27 @@ class Channel(HTTPChannel):
 
     # What goes to the client.
 
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        lines = [b"%s %s %s\r\n" % (version, code, reason)]
+        lines += [
+            b"%s: %s\r\n" % (name, value)
+            for name, values in headers.getAllRawHeaders()
+            for value in values
+        ]
+        self._head = b"".join([*lines, b"\r\n"])
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            self._out.write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        self.write(b"".join(iovec))
+
+    def _send100Continue(self) -> None:
+        self._out.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:  # noqa: FBT001
         super().registerProducer(producer, streaming)
         if self._full:
@@ -227,7 +255,11 @@ class Channel(HTTPChannel):
             self._manner = _Manner.LEAVING
             # A client that does not read, or does not take its leave of TLS, would stay for ever.
             self.wait(LINGER)
-            super().loseConnection()
+            self._out.close()
+
+    def abort(self) -> None:
+        """Break the connection."""
+        self._out.abort()
 
     def wait(self, seconds: float | None) -> None:
         """Give the client `seconds` for what it has to do now; None: all the time it wants."""
@@ -243,7 +275,7 @@ class Channel(HTTPChannel):
             self.refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
             self.loseConnection()
         else:
-            cast("ITCPTransport", self.transport).abortConnection()
+            self.abort()
 
     def refuse(self, error: ApiError) -> None:
         """Answer with `error` what never became a request, and give the client time to read it."""
@@ -251,7 +283,7 @@ class Channel(HTTPChannel):
         status = HTTPStatus(error.status)
         self._manner = _Manner.REFUSING
         self._body_due = None
-        cast("ITCPTransport", self.transport).write(
+        self._out.write(
             b"HTTP/1.1 %d %s\r\nServer: %s\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\nConnection: close\r\n\r\n%s"
             % (status, status.phrase.encode(), SERVER, len(body), body)

@@ -1,18 +1,20 @@
 """The answer to one client's request: begun once, written in order, finished once or cut."""
 
+# twisted.web.http has no annotations yet:
+# mypy: disallow-untyped-calls=False
+
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, IReactorTime, ITCPTransport
-from twisted.web.server import Request
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
+from blockops.incoming import IncomingRequest
 from blockops.wire.errors import ApiError
 
 Header = tuple[bytes, bytes]
@@ -55,7 +57,7 @@ class Downstream:
     :ivar status: of the answer, once it has begun; 0 before
     """
 
-    def __init__(self, request: Request, clock: IReactorTime) -> None:
+    def __init__(self, request: IncomingRequest, clock: IReactorTime) -> None:
         self._request = request
         self._clock = clock
         self._source: IPushProducer | None = None
@@ -85,13 +87,17 @@ class Downstream:
 
     def begin(self, status: int, headers: Iterable[Header]) -> None:
         """Send status and headers."""
+        self._begin(status, headers)
+        if not self.over:
+            self._request.write(b"")
+
+    def _begin(self, status: int, headers: Iterable[Header]) -> None:
         self.status = status
         if self.over:
             return
         self._request.setResponseCode(status, PHRASES.get(status, b""))
         for name, value in headers:
             self._request.responseHeaders.addRawHeader(name, value)
-        self._request.write(b"")
         self._request.registerProducer(self, streaming=True)
 
     def write(self, data: bytes) -> None:
@@ -124,8 +130,8 @@ class Downstream:
         return delivered
 
     def answer(self, status: int, body: bytes, headers: Iterable[Header] = JSON_HEADERS) -> None:
-        """Begin and finish in one."""
-        self.begin(status, [*headers, (b"Content-Length", b"%d" % len(body))])
+        """Begin and finish in one, so that head and body leave together."""
+        self._begin(status, [*headers, (b"Content-Length", b"%d" % len(body))])
         self.finish(body)
 
     def refuse(self, error: ApiError) -> None:
@@ -135,7 +141,7 @@ class Downstream:
     def cut(self) -> None:
         """End so that no client can take the answer for a whole one: the connection breaks."""
         if self._state in {_State.OPEN, _State.FINISHED}:
-            cast("ITCPTransport", self._request.transport).abortConnection()
+            self._request.cut()
             self.lost()
 
     def lost(self) -> None:

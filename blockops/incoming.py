@@ -112,6 +112,8 @@ class IncomingRequest(Request):
             if not self.channel.persistent:
                 self.setHeader(b"Connection", b"close")
         super().write(data)
+        # The head alone, if nothing followed it.
+        self.channel.write(b"")
 
     def finish(self) -> None:
         if self.upload is None or self.upload.complete:
@@ -130,6 +132,10 @@ class IncomingRequest(Request):
         self.requestHeaders.removeHeader(b"Expect")
         self.upload = Upload(length, self.channel.reading)
         super().requestReceived(self.method, origin_form(self.uri), self.clientproto)
+
+    def cut(self) -> None:
+        """Break the connection."""
+        self.channel.abort()
 
     def _refuse(self, limit: int) -> None:
         """Say at once that the body is too large; then let the client send it into the void."""

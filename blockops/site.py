@@ -27,7 +27,7 @@ from socket import socket
 from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime, ISystemHandle, ITCPTransport
+from twisted.internet.interfaces import IAddress, IReactorTime, ISystemHandle
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.web.resource import IResource
 from twisted.web.server import Site as TwistedSite
@@ -114,13 +114,13 @@ class Site(TwistedSite):
 
     def _abort(self) -> None:
         for channel in list(self.channels):
-            cast("ITCPTransport", channel.transport).abortConnection()
+            channel.abort()
 
     def beat(self, now: float) -> None:
         """Find those who have left while nothing was read from them: a transport does not tell."""
         for channel in list(self.unread):
             if departed(channel.transport):
-                cast("ITCPTransport", channel.transport).abortConnection()
+                channel.abort()
 
     def opened(self, channel: Channel) -> None:
         self.channels.add(channel)

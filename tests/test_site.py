@@ -441,10 +441,11 @@ class Departures(TestCase):
 
 
 class PrivateNames(SynchronousTestCase):
-    def test_twisted_still_has_the_one_that_is_overridden(self) -> None:
+    def test_twisted_still_has_those_that_are_overridden(self) -> None:
         from twisted.web.http import HTTPChannel  # noqa: PLC0415
 
-        self.assertTrue(hasattr(HTTPChannel, "_respondToBadRequestAndDisconnect"))
+        for name in ("_respondToBadRequestAndDisconnect", "_send100Continue"):
+            self.assertTrue(hasattr(HTTPChannel, name))
         client = World().client()
         client.send("nonsense\r\n")
         self.assertIn("error", json.loads(client.body()))
