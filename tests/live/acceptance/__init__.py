@@ -1,0 +1,1 @@
+"""The acceptance matrix: every client with every backend, with blockops in between."""
