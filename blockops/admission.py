@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
@@ -37,6 +37,7 @@ class Admission:
         self._max_queue = max_queue
         self._queue_timeout = queue_timeout
         self._seconds_held = 1.0
+        self._verdict: Callable[[], ApiError] | None = None
         self.refused = 0
 
     @property
@@ -56,7 +57,7 @@ class Admission:
 
         Cancelling the wait leaves the queue; every way out of the block gives the place back.
 
-        :raises ApiError: 429, the queue is full or the wait was too long
+        :raises ApiError: 429, the queue is full or the wait was too long; what `dismiss` says
         """
         await self._acquire()
         try:
@@ -69,6 +70,13 @@ class Admission:
         finally:
             self._places.release()
 
+    def dismiss(self, verdict: Callable[[], ApiError]) -> None:
+        """Let all who wait fail with what `verdict` returns: there is nothing to wait for."""
+        self._verdict = verdict
+        for waiting in list(self._places.waiting):
+            waiting.cancel()
+        self._verdict = None
+
     def _acquire(self) -> defer.Deferred[defer.DeferredSemaphore]:
         if self.waiting >= self._max_queue and not self._places.tokens:
             raise self._refusal(f"{self.running} requests are running and {self.waiting} waiting")
@@ -76,9 +84,11 @@ class Admission:
         if acquired.called:
             return acquired
         acquired.addTimeout(self._queue_timeout, self._clock)
-        return acquired.addErrback(self._out_of_patience)
+        return acquired.addErrback(self._out_of_the_queue)
 
-    def _out_of_patience(self, failure: Failure) -> NoReturn:
+    def _out_of_the_queue(self, failure: Failure) -> NoReturn:
+        if self._verdict is not None:
+            raise self._verdict()
         failure.trap(defer.TimeoutError)
         raise self._refusal(f"no place came free in {self._queue_timeout:g} seconds")
 

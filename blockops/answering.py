@@ -253,6 +253,7 @@ class Answering:
             code="backend_unreachable",
         )
         exchange.logged = Logged.NEVER
+        self._backend.check_reach()
         late = self._clock.callLater(READY_WITHIN, exchange.end, unready)
         try:
             response = await self._backend.fetch("/v1/models")

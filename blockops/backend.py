@@ -5,25 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.web.iweb import IBodyProducer, IResponse
 
 from blockops.admission import Admission
+from blockops.circuit import Circuit
 from blockops.exchange import Exchange
 from blockops.headers import media_type, of_refusal, to_backend
 from blockops.memory import MemoryGate
 from blockops.purge import Purge
 from blockops.relay import TooLarge, collect
-from blockops.upstream import Upstream
+from blockops.upstream import Unreached, Upstream
 from blockops.wire import errors
 from blockops.wire.errors import ApiError
 
 #: Bytes of an error's body that are read: a page of HTML, not a model's answer.
 MAX_ERROR = 1024 * 1024
+#: Seconds before connecting is tried again, the first time; then twice as long each time, up to:
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 4.0
 
 
 class Refused(ApiError):
@@ -50,6 +54,8 @@ class Backend:
     Asks on behalf of exchanges.
 
     :param gate: turns requests away before they wait
+    :param circuit: does so while the backend cannot be reached
+    :param retries: how often connecting is tried again when it failed at once
     :param purge: is held off while a request is at the backend
     :param max_answer: bytes that an answer may have that is taken whole
     """
@@ -61,6 +67,8 @@ class Backend:
         admission: Admission,
         *,
         gate: MemoryGate,
+        circuit: Circuit,
+        retries: int,
         purge: Purge,
         max_answer: int,
     ) -> None:
@@ -68,16 +76,27 @@ class Backend:
         self._upstream = upstream
         self._admission = admission
         self._gate = gate
+        self._circuit = circuit
+        self._retries = retries
         self._purge = purge
         self._max_answer = max_answer
 
     def check(self) -> None:
         """
-        Turn a request away before anything is done for it, if memory is too tight.
+        Turn a request away before anything is done for it.
 
-        :raises ApiError: 503
+        :raises ApiError: 503, memory is too tight, or the backend is known to be out of reach
         """
         self._gate.check()
+        self._circuit.check()
+
+    def check_reach(self) -> None:
+        """
+        Tell whether the backend was found out of reach a moment ago, without asking it.
+
+        :raises ApiError: 503, it was; the message says since when
+        """
+        self._circuit.check()
 
     @asynccontextmanager
     async def admitted(
@@ -94,21 +113,43 @@ class Backend:
 
         :raises Refused: it is one
         """
-        request = exchange.request
         exchange.asked = self._clock.seconds()
-        response = await self._upstream.request(
+        response = exchange.response = await self._reached(exchange, body)
+        if response.code >= HTTPStatus.BAD_REQUEST:
+            raise await self.refused(exchange, response, response.code)
+        return response
+
+    async def _reached(self, exchange: Exchange, body: bytes | IBodyProducer | None) -> IResponse:
+        """
+        Return the backend's answer, whatever it is; try again while it refuses connections.
+
+        So a backend that is being restarted fails no request. Nothing is asked twice: what failed
+        was to connect.
+        """
+        for pause in pauses(self._retries):
+            try:
+                with self._circuit.attempt():
+                    return await self._once(exchange, body)
+            except Unreached as failure:
+                # One that did not accept in time was given time enough.
+                if failure.status == HTTPStatus.GATEWAY_TIMEOUT:
+                    raise
+            self._circuit.check()
+            await deferLater(self._clock, pause)
+        with self._circuit.attempt():
+            return await self._once(exchange, body)
+
+    async def _once(self, exchange: Exchange, body: bytes | IBodyProducer | None) -> IResponse:
+        request = exchange.request
+        return await self._upstream.request(
             request.method.decode("ascii"),
             request.uri.decode("ascii"),
             to_backend(request.requestHeaders),
             body,
         )
-        exchange.response = response
-        if response.code >= HTTPStatus.BAD_REQUEST:
-            raise await self.refused(exchange, response, response.code)
-        return response
 
     async def fetch(self, target: str) -> IResponse:
-        """Ask for something that only blockops wants to know."""
+        """Ask for something that only blockops wants to know; it says nothing to the circuit."""
         return await self._upstream.request("GET", target)
 
     async def collected(self, exchange: Exchange, response: IResponse) -> bytes:
@@ -134,6 +175,14 @@ class Backend:
             body = b""
         told, said = errors.from_backend(status, body, media_type(response.headers))
         return Refused(told, said, of_refusal(response.headers))
+
+
+def pauses(retries: int) -> Iterator[float]:
+    """Yield the seconds to wait before each of so many attempts more."""
+    pause = FIRST_PAUSE
+    for _ in range(retries):
+        yield pause
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def broken_off() -> ApiError:

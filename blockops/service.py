@@ -18,6 +18,7 @@ from blockops.admission import Admission
 from blockops.answering import Answering
 from blockops.backend import Backend
 from blockops.capabilities import Asking, Forgetting, Tokenizer
+from blockops.circuit import Circuit
 from blockops.demo import DemoBackend, hint
 from blockops.gateway import Gateway
 from blockops.memory import MemoryGate, MemoryGauge
@@ -64,18 +65,25 @@ class Daemon(MultiService):
         self._demo = DemoBackend(reactor) if settings.backend == DEMO else None
         self._memory = MemoryGauge()
         self._pulse = Pulse(reactor, min(settings.heartbeat / 4, LONGEST_BEAT))
+        self._admission = Admission(
+            reactor,
+            places=settings.max_concurrent,
+            max_queue=settings.max_queue,
+            queue_timeout=settings.queue_timeout,
+        )
+        self._circuit = Circuit(
+            reactor,
+            after=settings.circuit_after,
+            pause=settings.circuit_pause,
+            dismiss=self._admission.dismiss,
+        )
         self._upstream = Upstream(
             reactor,
             settings.backend,
             key=settings.backend_key,
             ca=settings.backend_ca,
             connect_timeout=settings.connect_timeout,
-        )
-        self._admission = Admission(
-            reactor,
-            places=settings.max_concurrent,
-            max_queue=settings.max_queue,
-            queue_timeout=settings.queue_timeout,
+            on_connected=self._circuit.connected,
         )
         asking = Asking(reactor, self._upstream)
         self._forgetting = Forgetting(asking, settings.cache_reset)
@@ -87,6 +95,8 @@ class Daemon(MultiService):
             gate=MemoryGate(
                 self._memory, closes=settings.memory_gate, retry_after=settings.memory_poll
             ),
+            circuit=self._circuit,
+            retries=settings.connect_retries,
             purge=self._purge,
             max_answer=settings.max_answer,
         )
@@ -122,6 +132,7 @@ class Daemon(MultiService):
         return {
             "running": self._admission.running,
             "waiting": self._admission.waiting,
+            **self._circuit.vitals(),
             "memory_available_percent": round(self._memory.percent, 1),
             "log_lines_lost": self._traffic.lost,
             **self._turns.vitals(),

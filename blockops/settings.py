@@ -136,6 +136,26 @@ class Settings:
     connect_timeout: float = _setting(
         "Backend", 5.0, kinds.duration(), "How long connecting to the backend may take."
     )
+    connect_retries: int = _setting(
+        "Backend",
+        2,
+        kinds.whole(0, 100),
+        "How often connecting is tried again when it fails, after half a second, a second and so"
+        " on, for backends that are being restarted.",
+    )
+    circuit_after: int = _setting(
+        "Backend",
+        5,
+        kinds.whole(0, 1_000_000),
+        "After how many failures to connect in a row requests get a 503 at once; 0 for never.",
+    )
+    circuit_pause: float = _setting(
+        "Backend",
+        5.0,
+        kinds.duration(),
+        "How long until one of them is let through to try again; the first that connects opens the"
+        " way for all.",
+    )
     first_byte_timeout: float = _setting(
         "Backend",
         1800.0,

@@ -9,13 +9,14 @@ request has a connection of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, cast
 
 import treq
 from hyperlink import EncodedURL
 from twisted.internet import error
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
     IConsumer,
@@ -53,6 +54,10 @@ from blockops.wire.errors import ApiError
 #: Seconds that the next address of a name waits for the one before it: with `::1` first and a
 #: server on 127.0.0.1 only, Twisted's default costs 0.3 s a connection (twisted#9345).
 ATTEMPT_DELAY = 0.02
+
+
+class Unreached(ApiError):
+    """There was no connection to the backend: not a byte of the request has left."""
 
 
 @implementer(IBodyProducer)
@@ -114,24 +119,29 @@ def _took_too_long(_: object, seconds: float) -> NoReturn:
     raise error.TimeoutError(f"{seconds:g} seconds")
 
 
-def _wrapped(protocol: IProtocol) -> IProtocol:
-    return cast("ProtocolWrapper", protocol).wrappedProtocol
-
-
 @implementer(IStreamClientEndpoint)
 class _AbruptEndpoint:
     def __init__(
-        self, reactor: IReactorTime, endpoint: IStreamClientEndpoint, timeout: float
+        self,
+        reactor: IReactorTime,
+        endpoint: IStreamClientEndpoint,
+        timeout: float,
+        connected: Callable[[], object],
     ) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
         self._timeout = timeout
+        self._connected = connected
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         connecting = self._endpoint.connect(_AbruptFactory(protocolFactory))
         # The endpoint bounds each attempt, but not how long a name takes to become an address.
         connecting.addTimeout(self._timeout, self._reactor, _took_too_long)
-        return connecting.addCallback(_wrapped)
+        return connecting.addCallback(self._made)
+
+    def _made(self, protocol: IProtocol) -> IProtocol:
+        self._connected()
+        return cast("ProtocolWrapper", protocol).wrappedProtocol
 
 
 @implementer(IAgentEndpointFactory)
@@ -139,11 +149,16 @@ class _Endpoints:
     """Where Agent connects to: quick about names, bounded in time, abrupt at the end."""
 
     def __init__(
-        self, reactor: IReactorTime, policy: IPolicyForHTTPS, connect_timeout: float
+        self,
+        reactor: IReactorTime,
+        policy: IPolicyForHTTPS,
+        connect_timeout: float,
+        connected: Callable[[], object],
     ) -> None:
         self._reactor = reactor
         self._policy = policy
         self._connect_timeout = connect_timeout
+        self._connected = connected
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         endpoint: IStreamClientEndpoint = HostnameEndpoint(
@@ -156,7 +171,7 @@ class _Endpoints:
         if uri.scheme == b"https":
             context = self._policy.creatorForNetloc(uri.host.strip(b"[]"), uri.port)
             endpoint = wrapClientTLS(context, endpoint)
-        return _AbruptEndpoint(self._reactor, endpoint, self._connect_timeout)
+        return _AbruptEndpoint(self._reactor, endpoint, self._connect_timeout, self._connected)
 
 
 def trust(ca: Path | None) -> BrowserLikePolicyForHTTPS:
@@ -176,6 +191,10 @@ def trust(ca: Path | None) -> BrowserLikePolicyForHTTPS:
     return BrowserLikePolicyForHTTPS(trustRootFromCertificates(roots))
 
 
+def _nobody_asks() -> None:
+    """Tell nobody."""
+
+
 class Upstream:
     """
     One backend.
@@ -183,6 +202,7 @@ class Upstream:
     :param url: `http://host:port` and the path above its `/v1`, if any, without `/` at the end
     :param key: sent as bearer token with each request
     :param connect_timeout: seconds that connecting may take
+    :param on_connected: called when a connection is made, before anything is sent on it
     """
 
     def __init__(
@@ -193,13 +213,14 @@ class Upstream:
         key: str | None = None,
         ca: Path | None = None,
         connect_timeout: float = 5.0,
+        on_connected: Callable[[], object] = _nobody_asks,
     ) -> None:
         self.url = url
         self._key = key
         self._connect_timeout = connect_timeout
         self._agent = Agent.usingEndpointFactory(
             reactor,
-            _Endpoints(reactor, trust(ca), connect_timeout),
+            _Endpoints(reactor, trust(ca), connect_timeout, on_connected),
             pool=HTTPConnectionPool(reactor, persistent=False),
         )
 
@@ -217,6 +238,7 @@ class Upstream:
 
         :param target: path and query as the client wrote them, from `/v1` on
         :raises ApiError: 502 or 504, no answer came; the message says which part failed
+        :raises Unreached: the same, and not a byte of the request has left
         """
         sent = headers.copy() if headers is not None else Headers()
         if self._key is not None:
@@ -233,7 +255,9 @@ class Upstream:
             allow_redirects=False,
         )
         try:
-            return cast("IResponse", await asked)
+            return await _cancelled_plainly(cast("Deferred[IResponse]", asked))
+        except CancelledError:
+            raise
         except Exception as failure:
             raise self._explain(failure) from failure
 
@@ -242,22 +266,43 @@ class Upstream:
         reason = _root(failure)
         if isinstance(reason, ApiError):
             return reason  # the client's body was at fault
+        kind: type[ApiError] = Unreached
         if isinstance(reason, error.TimeoutError):
             status = 504
-            what = f"did not accept a connection within {self._connect_timeout:g} seconds"
+            what = f"did not accept a connection within {self._connect_timeout:g} seconds."
         elif isinstance(reason, error.ConnectError | error.DNSLookupError):
             status, what = (
                 502,
                 f"cannot be reached ({reason}). Is it running, and is --backend right?",
             )
         else:
-            status, what = 502, f"closed the connection before it answered ({_describe(reason)})"
-        return ApiError(
+            kind, status = ApiError, 502
+            what = f"closed the connection before it answered ({_describe(reason)})"
+        return kind(
             status,
             f"The backend at {self.url} {what}",
             type="api_error",
             code="backend_unreachable",
         )
+
+
+def _cancelled_plainly(asked: Deferred[IResponse]) -> Deferred[IResponse]:
+    """
+    Return what `asked` fires with, but CancelledError when it is cancelled.
+
+    What twisted.web fails with then depends on how far it was: DNSLookupError is among it.
+    """
+
+    def cancel(outcome: Deferred[IResponse]) -> None:
+        outcome.errback(CancelledError())
+        asked.cancel()
+
+    outcome: Deferred[IResponse] = Deferred(cancel)
+    asked.addCallbacks(
+        lambda response: None if outcome.called else outcome.callback(response),
+        lambda failure: None if outcome.called else outcome.errback(failure),
+    )
+    return outcome
 
 
 def _root(failure: Exception) -> Exception:

@@ -18,7 +18,12 @@ from ipaddress import ip_address
 from typing import Any, ClassVar, cast
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.error import (
+    ConnectionAborted,
+    ConnectionDone,
+    ConnectionLost,
+    ConnectionRefusedError,  # noqa: A004
+)
 from twisted.internet.interfaces import (
     IHostnameResolver,
     IHostResolution,
@@ -34,6 +39,7 @@ from blockops.records import Record, RequestRecord, ResponseRecord
 from blockops.service import Daemon
 from blockops.settings import Settings
 from blockops.trafficlog import NoTrafficLog
+from blockops.upstream import ATTEMPT_DELAY
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 WEATHER = {
@@ -337,6 +343,14 @@ class World:
         backend = Backend(self.reactor, protocol)
         self.reactor.advance(0)
         return backend
+
+    def refuse(self, which: int = -1, reason: Exception | None = None) -> None:
+        """Refuse a connection of blockops to its backend: the last one that it began."""
+        factory = self.reactor.tcpClients[which][2]
+        failure = Failure(reason or ConnectionRefusedError())
+        factory.clientConnectionFailed(self.reactor.connectors[which], failure)
+        # Only then does the endpoint know that the name has no further address.
+        self.reactor.advance(ATTEMPT_DELAY)
 
     def wanted(self) -> list[int]:
         """Return which of the connections that blockops began it still wants."""
