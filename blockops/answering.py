@@ -20,6 +20,7 @@ from blockops.exchange import Exchange, Logged
 from blockops.formats import known_formats
 from blockops.forms import ChatStream, EventStream, Untouched, WholeJson
 from blockops.headers import media_type, to_client
+from blockops.incoming import IncomingRequest
 from blockops.records import Record
 from blockops.relay import relay
 from blockops.settings import Settings
@@ -51,7 +52,7 @@ class Answering:
     """
     Answers requests: one public method for each kind.
 
-    :param vitals: what `/health` tells besides
+    :param vitals: what `/health` tells besides to whoever sent a request
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Answering:
         backend: Backend,
         turns: Turns,
         traffic: Traffic,
-        vitals: Callable[[], dict[str, object]],
+        vitals: Callable[[IncomingRequest], dict[str, object]],
     ) -> None:
         self._vitals = vitals
         self._clock = clock
@@ -241,7 +242,7 @@ class Answering:
     async def health(self, exchange: Exchange) -> None:
         """`GET /health`: blockops is alive, and how busy."""
         exchange.logged = Logged.NEVER
-        told = {"status": "ok", "version": __version__, **self._vitals()}
+        told = {"status": "ok", "version": __version__, **self._vitals(exchange.request)}
         exchange.client.answer(200, msgspec.json.encode(told))
 
     async def ready(self, exchange: Exchange) -> None:

@@ -144,6 +144,7 @@ class Exchange:
         return RequestRecord(
             id=self.id,
             client=getattr(request.getClientAddress(), "host", None),
+            key=request.caller or None,
             method=request.method.decode("latin-1"),
             path=request.uri.decode("latin-1"),
             headers={

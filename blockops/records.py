@@ -18,6 +18,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     :param id: the same as in the record of its response
     :param client: the address it came from
+    :param key: the name of the API key that it came with
     :param path: where it went; its query is not written
     :param session: whose it is
     :param headers: all there were; only harmless ones are written
@@ -29,6 +30,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     client: str | None = None
+    key: str | None = None
     method: str
     path: str
     model: str | None = None

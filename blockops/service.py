@@ -14,13 +14,16 @@ from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
+from blockops.access import Access
 from blockops.admission import Admission
 from blockops.answering import Answering
+from blockops.apikeys import KeyRing
 from blockops.backend import Backend
 from blockops.capabilities import Asking, Forgetting, Tokenizer
 from blockops.circuit import Circuit
 from blockops.demo import DemoBackend, hint
 from blockops.gateway import Gateway
+from blockops.incoming import IncomingRequest
 from blockops.memory import MemoryGate, MemoryGauge
 from blockops.pulse import Every, Pulse
 from blockops.purge import Purge
@@ -85,6 +88,8 @@ class Daemon(MultiService):
             connect_timeout=settings.connect_timeout,
             on_connected=self._circuit.connected,
         )
+        self._keys = None if settings.api_keys_file is None else KeyRing(settings.api_keys_file)
+        self._access = Access(self._keys)
         asking = Asking(reactor, self._upstream)
         self._forgetting = Forgetting(asking, settings.cache_reset)
         self._purge = Purge(reactor, self._forgetting.forget, self._forgetting.possible)
@@ -115,7 +120,7 @@ class Daemon(MultiService):
             backend=backend,
             turns=self._turns,
             traffic=self._traffic,
-            vitals=self._vitals,
+            vitals=self._told_to,
         )
         self.site = Site(
             make_root(self.gateway, answering),
@@ -123,10 +128,15 @@ class Daemon(MultiService):
             max_body=settings.max_body,
             header_timeout=settings.header_timeout,
             streams_up=streams_up,
+            screen=self._access.screen,
             refused=self.gateway.note,
         )
         for endpoint in endpoints(settings):
             strports.service(endpoint, self.site, reactor=reactor).setServiceParent(self)
+
+    def _told_to(self, request: IncomingRequest) -> dict[str, object]:
+        """Return what whoever sent `request` may know of how blockops is."""
+        return self._vitals() if self._access.trusts(request) else {}
 
     def _vitals(self) -> dict[str, object]:
         return {
@@ -171,6 +181,11 @@ class Daemon(MultiService):
                 "This is the demo: a script instead of a model. To see a call, run\n{command}",
                 command=hint(self._settings.interface, self._settings.port),
             )
+
+    def reload(self) -> None:
+        """Read the API keys again."""
+        if self._keys is not None:
+            self._keys.reload()
 
     def stopService(self) -> Deferred[None]:
         """

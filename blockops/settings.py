@@ -216,6 +216,15 @@ class Settings:
         "How long running answers may take to end when blockops is stopped.",
     )
 
+    api_keys_file: Path | None = _setting(
+        "Access",
+        None,
+        kinds.FILE,
+        "The file with the API keys that clients have to bring, one a line behind the name of who"
+        " has it (alice: KEY). It is read again on SIGHUP.",
+        shown="none is asked for",
+    )
+
     max_concurrent: int = _setting(
         "Admission",
         3,

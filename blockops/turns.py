@@ -131,7 +131,7 @@ def identify(asked: ChatRequest, request: IncomingRequest, lines: Sequence[Line]
         cache_key=_said(asked.field("prompt_cache_key")),
         user=_said(asked.field("user")),
         address=str(getattr(request.getClientAddress(), "host", "")),
-        key=_header(request, b"Authorization"),
+        key=request.caller or _header(request, b"Authorization"),
         model=asked.model or "",
         first_user=first_user(lines),
     )

@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "header_timeout": ("1.5", 1.5, "1e3"),
     "client_timeout": ("250ms", 0.25, "0"),
     "drain": ("0", 0.0, "31d"),
+    "api_keys_file": ("/etc/keys", Path("/etc/keys"), "a\0b"),
     "max_concurrent": ("8", 8, "0"),
     "max_queue": ("0", 0, "-1"),
     "queue_timeout": ("60", 60.0, "never"),
@@ -139,7 +140,7 @@ class TableTests(SynchronousTestCase):
     def test_defaults_are_of_their_own_kind(self) -> None:
         for each in TABLE:
             value = getattr(Settings(), each.name)
-            if each.name in ("backend_ca", "backend_key", "token_target"):
+            if each.name in ("backend_ca", "backend_key", "token_target", "api_keys_file"):
                 self.assertIsNone(value)
             elif each.name == "log_file":
                 self.assertEqual(each.kind.read(each.shown), value)

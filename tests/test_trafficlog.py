@@ -81,6 +81,7 @@ class RecordTests(SynchronousTestCase):
         record = RequestRecord(
             id="r1",
             client="10.0.0.7",
+            key="alice",
             method="POST",
             path="/v1/chat/completions",
             model="qwen",
@@ -99,6 +100,7 @@ class RecordTests(SynchronousTestCase):
                 "event": "request",
                 "id": "r1",
                 "client": "10.0.0.7",
+                "key": "alice",
                 "method": "POST",
                 "path": "/v1/chat/completions",
                 "model": "qwen",

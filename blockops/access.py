@@ -1,0 +1,90 @@
+"""
+Who may ask: decided when the headers of a request are here, before anything of its body.
+
+With API keys, a request has to bring one, as `Authorization: Bearer KEY` or as `x-api-key: KEY`
+(Anthropic's clients) or `api-key: KEY` (Azure's). `/health` alone is open, and then says no more
+than that blockops is alive: load balancers ask it, and have no keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from twisted.web.http_headers import Headers
+
+from blockops.apikeys import KeyRing
+from blockops.gateway import refusal
+from blockops.incoming import IncomingRequest, Instead, origin_form
+from blockops.wire.errors import ApiError
+
+#: Where no key is asked for.
+OPEN = b"/health"
+
+#: Bytes of a key that is looked at; that of a file is at most 1024 long.
+_LONGEST = 4096
+
+
+class Unauthorized(ApiError):
+    """A request came without a key, or with a wrong one."""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"WWW-Authenticate", b"Bearer")]
+
+
+class Access:
+    """
+    Decides on requests.
+
+    :param keys: what clients have to bring; None if they need no key
+    """
+
+    def __init__(self, keys: KeyRing | None = None) -> None:
+        self._keys = keys
+
+    def screen(self, request: IncomingRequest) -> Instead | None:
+        """
+        Return what answers `request` instead of its route; None lets it through.
+
+        Notes in `request.caller` whose key it has.
+        """
+        refused = self._refused(request)
+        return None if refused is None else refusal(refused)
+
+    def trusts(self, request: IncomingRequest) -> bool:
+        """Say whether whoever sent `request` may know how blockops is in detail."""
+        return self._keys is None or bool(request.caller)
+
+    def _refused(self, request: IncomingRequest) -> ApiError | None:
+        if self._keys is None:
+            return None
+        given = list(_given(request.requestHeaders))
+        for key in given:
+            request.caller = request.caller or self._keys.name_of(key)
+        if request.caller or path_of(request) == OPEN:
+            return None
+        what = "This API key is not known" if given else "This needs an API key"
+        return Unauthorized(
+            401,
+            f"{what}. Send one that blockops knows, as Authorization: Bearer KEY; who runs "
+            "blockops has them in its --api-keys-file.",
+            code="invalid_api_key",
+        )
+
+
+def path_of(request: IncomingRequest) -> bytes:
+    """Return the path of a request that is not rendered yet."""
+    return origin_form(request.uri).partition(b"?")[0]
+
+
+def _given(headers: Headers) -> Iterator[bytes]:
+    """Yield the keys that a client says it has; what it says twice it does not say."""
+    scheme, _, credentials = _only(headers, b"Authorization").partition(b" ")
+    candidates = [_only(headers, b"X-Api-Key"), _only(headers, b"Api-Key")]
+    if scheme.lower() == b"bearer":
+        candidates.insert(0, credentials.strip())
+    yield from (key for key in candidates if 0 < len(key) <= _LONGEST)
+
+
+def _only(headers: Headers, name: bytes) -> bytes:
+    values = headers.getRawHeaders(name, [])
+    return values[0].strip() if len(values) == 1 else b""

@@ -1,0 +1,148 @@
+"""Who may ask, and what the others are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.memory import NOTHING_LEFT, Client, World, chat
+
+KEY = "sk-one"
+GOOD = {"Authorization": f"Bearer {KEY}"}
+
+
+class Keys(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.path.write_text(f"alice: {KEY}\nbob: sk-two\n")
+        self.path.chmod(0o600)
+        self.world = World(api_keys_file=self.path)
+
+    def got(self, target: str, **headers: str) -> Client:
+        client = self.world.client()
+        client.get(target, **headers)
+        return client
+
+    def assert_refused(self, client: Client) -> None:
+        self.assertEqual(client.status(), 401)
+        self.assertEqual(client.headers()["www-authenticate"], "Bearer")
+        error = client.error()
+        self.assertEqual(
+            (error["code"], error["type"]), ("invalid_api_key", "invalid_request_error")
+        )
+        self.assertIn("Authorization: Bearer", error["message"])
+        self.assertEqual(self.world.connecting(), 0)
+
+    def test_without_a_key(self) -> None:
+        for target in ("/v1/models", "/v1/models/m", "/ready", "/metrics", "/", "/nowhere", "*"):
+            self.assert_refused(self.got(target))
+        for target in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/x"):
+            client = self.world.client()
+            client.send(f"POST {target} HTTP/1.1\r\nHost: b\r\nContent-Length: 9999\r\n\r\n")
+            self.assert_refused(client)
+        self.assertEqual(len(self.world.traffic.requests()), 11)
+
+    def test_wrong_ones(self) -> None:
+        for headers in (
+            {"Authorization": "Bearer sk-tw"},
+            {"Authorization": f"Bearer {KEY} {KEY}"},
+            {"Authorization": f"Basic {KEY}"},
+            {"Authorization": KEY},
+            {"Authorization": "Bearer"},
+            {"Authorization": ""},
+            {"Authorization": f"Bearer {'x' * 5000}"},
+            {"X_Api_Key": "sk-o"},
+            {"Api_Key": ""},
+            {"Cookie": f"key={KEY}"},
+            {"Proxy_Authorization": f"Bearer {KEY}"},
+        ):
+            self.assert_refused(self.got("/v1/models", **headers))
+        self.assert_refused(self.got(f"/v1/models?api_key={KEY}"))
+
+    def test_two_of_a_kind_are_none(self) -> None:
+        client = self.world.client()
+        client.send(
+            f"GET /v1/models HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer {KEY}\r\n"
+            "Authorization: Bearer sk-x\r\n\r\n"
+        )
+        self.assert_refused(client)
+
+    def test_right_ones(self) -> None:
+        for headers in (
+            GOOD,
+            {"Authorization": f"bearer   {KEY} "},
+            {"X_Api_Key": KEY},
+            {"Api_Key": KEY},
+            {"Authorization": "Bearer none", "X_Api_Key": KEY},
+        ):
+            client = self.got("/v1/models", **headers)
+            backend = self.world.backend()
+            self.assertNotIn(b"sk-one", backend.request())
+            backend.answer(b'{"data": []}')
+            self.assertEqual(client.status(), 200, headers)
+
+    def test_each_request_of_a_connection(self) -> None:
+        client = self.got("/nowhere", **GOOD)
+        self.assertEqual(client.status(), 404)
+        client.wire.clear()
+        client.get("/nowhere")
+        self.assert_refused(client)
+
+    def test_a_chat(self) -> None:
+        client = self.world.client()
+        client.post("/v1/chat/completions", chat(stream=False), **GOOD)
+        self.world.backend().answer({"choices": [{"index": 0, "message": {"content": "Hi"}}]})
+        self.assertEqual(client.status(), 200)
+        self.assertEqual(self.world.traffic.requests()[0].key, "alice")
+        self.assertNotIn(KEY, str([each.key for each in self.world.traffic.requests()]))
+
+    def test_health_is_open_and_says_little_to_strangers(self) -> None:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            client = self.got("/health", **headers)
+            self.assertEqual(client.status(), 200)
+            self.assertEqual(set(client.json()), {"status", "version"})
+        self.assertIn("running", self.got("/health?x=1", **GOOD).json())
+        self.assert_refused(self.got("/h%65alth"))
+        self.assert_refused(self.got("/health/"))
+        self.assertEqual(self.got("http://b/health").status(), 200)
+
+    def test_who_has_which_key_has_sessions_of_their_own(self) -> None:
+        names = []
+        for key in (KEY, "sk-two", KEY):
+            client = self.world.client()
+            # The same words in another header: it is the key that counts, not its spelling.
+            client.post("/v1/chat/completions", chat(), X_Api_Key=key, Authorization="Bearer x")
+            self.world.backend().answer(b"no", "500 No")
+            names.append(self.world.traffic.requests()[-1].session)
+        self.assertEqual(names[0], names[2])
+        self.assertNotEqual(names[0], names[1])
+
+    def test_the_file_is_read_again(self) -> None:
+        self.path.write_text("carol: sk-three")
+        self.world.daemon.reload()
+        self.assert_refused(self.got("/v1/models", **GOOD))
+        self.got("/v1/models", Authorization="Bearer sk-three")
+        self.assertEqual(self.world.connecting(), 1)
+
+    def test_nothing_is_left(self) -> None:
+        for _ in range(3):
+            client = self.world.client()
+            client.post("/v1/x", b"x" * 100)
+            client.leave()
+        client = self.got("/health", **GOOD)
+        told = client.json()
+        self.assertEqual((told["running"], told["waiting"]), (0, 0))
+        self.assertEqual(len(self.world.daemon.gateway), 0)
+
+
+class NoKeys(SynchronousTestCase):
+    def test_none_are_asked_for(self) -> None:
+        world = World()
+        client = world.client()
+        client.get("/health", Authorization="Bearer whatever")
+        self.assertEqual(client.status(), 200)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_reloading_is_harmless(self) -> None:
+        World().daemon.reload()
