@@ -226,7 +226,7 @@ class Answering:
         else:
             await self._pass_back(exchange, response)
             return
-        listed = await self._backend.fetch("/v1/models")
+        listed = await self._backend.fetch("/v1/models", exchange)
         if listed.code >= HTTPStatus.BAD_REQUEST:
             raise await self._backend.refused(exchange, listed, listed.code)
         found = find_model(await self._backend.collected(exchange, listed), name)

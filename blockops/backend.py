@@ -57,6 +57,7 @@ class Backend:
     :param circuit: does so while the backend cannot be reached
     :param retries: how often connecting is tried again when it failed at once
     :param purge: is held off while a request is at the backend
+    :param passes: headers of clients that go to the backend besides the usual ones
     :param max_answer: bytes that an answer may have that is taken whole
     """
 
@@ -71,6 +72,7 @@ class Backend:
         retries: int,
         purge: Purge,
         max_answer: int,
+        passes: frozenset[bytes] = frozenset(),
     ) -> None:
         self._clock = clock
         self._upstream = upstream
@@ -80,6 +82,7 @@ class Backend:
         self._retries = retries
         self._purge = purge
         self._max_answer = max_answer
+        self._passes = passes
 
     def check(self) -> None:
         """
@@ -144,13 +147,16 @@ class Backend:
         return await self._upstream.request(
             request.method.decode("ascii"),
             request.uri.decode("ascii"),
-            to_backend(request.requestHeaders),
+            to_backend(request.requestHeaders, besides=self._passes),
             body,
         )
 
-    async def fetch(self, target: str) -> IResponse:
+    async def fetch(self, target: str, on_behalf_of: Exchange | None = None) -> IResponse:
         """Ask for something that only blockops wants to know; it says nothing to the circuit."""
-        return await self._upstream.request("GET", target)
+        headers = None
+        if on_behalf_of is not None:
+            headers = to_backend(on_behalf_of.request.requestHeaders, besides=self._passes)
+        return await self._upstream.request("GET", target, headers)
 
     async def collected(self, exchange: Exchange, response: IResponse) -> bytes:
         try:

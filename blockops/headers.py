@@ -31,6 +31,22 @@ NOT_TO_BACKEND = HOP_BY_HOP | {
     b"x-api-key",
     b"api-key",
     b"cookie",
+    # Which pages may ask is decided here: a backend that has an opinion would ask for another page.
+    b"origin",
+    b"referer",
+    b"access-control-request-headers",
+    b"access-control-request-method",
+    b"access-control-request-private-network",
+    # What a client says of its own address is believed by backends that take us for a gate.
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-port",
+    b"x-forwarded-prefix",
+    b"x-forwarded-proto",
+    b"x-forwarded-scheme",
+    b"x-forwarded-server",
+    b"x-real-ip",
 }
 #: Said anew by the server's side.
 NOT_TO_CLIENT = HOP_BY_HOP | {
@@ -39,15 +55,26 @@ NOT_TO_CLIENT = HOP_BY_HOP | {
     b"date",
     b"set-cookie",
     b"x-request-id",
+    b"access-control-allow-credentials",
+    b"access-control-allow-headers",
+    b"access-control-allow-methods",
+    b"access-control-allow-origin",
+    b"access-control-allow-private-network",
+    b"access-control-expose-headers",
+    b"access-control-max-age",
 }
 #: What a client has to know of a refusal, besides its body.
 OF_REFUSALS = (b"Retry-After", b"WWW-Authenticate")
 
 
-def to_backend(headers: Headers) -> Headers:
-    """Return what of a client's request headers the backend is told."""
+def to_backend(headers: Headers, *, besides: frozenset[bytes] = frozenset()) -> Headers:
+    """
+    Return what of a client's request headers the backend is told.
+
+    :param besides: names, in small letters, of what is told although others keep it to themselves
+    """
     passed = Headers()
-    for name, values in _passing(headers, NOT_TO_BACKEND):
+    for name, values in _passing(headers, NOT_TO_BACKEND - besides):
         passed.setRawHeaders(name, values)
     return passed
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.application import strports
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import quoteStringArgument
@@ -24,6 +23,7 @@ from blockops.circuit import Circuit
 from blockops.demo import DemoBackend, hint
 from blockops.gateway import Gateway
 from blockops.incoming import IncomingRequest
+from blockops.listening import Listening, TooOpen, only_local, wherever
 from blockops.memory import MemoryGate, MemoryGauge
 from blockops.pulse import Every, Pulse
 from blockops.purge import Purge
@@ -104,6 +104,7 @@ class Daemon(MultiService):
             retries=settings.connect_retries,
             purge=self._purge,
             max_answer=settings.max_answer,
+            passes=frozenset({b"authorization"}) if settings.forward_auth else frozenset(),
         )
         self._turns = Turns(
             reactor,
@@ -131,8 +132,9 @@ class Daemon(MultiService):
             screen=self._access.screen,
             refused=self.gateway.note,
         )
+        accept = only_local if self._keys is None and not settings.insecure_public else wherever
         for endpoint in endpoints(settings):
-            strports.service(endpoint, self.site, reactor=reactor).setServiceParent(self)
+            Listening(reactor, endpoint, self.site, accept).setServiceParent(self)
 
     def _told_to(self, request: IncomingRequest) -> dict[str, object]:
         """Return what whoever sent `request` may know of how blockops is."""
@@ -157,7 +159,7 @@ class Daemon(MultiService):
             self._upstream.url = self._demo.url
         try:
             super().privilegedStartService()
-        except (CannotListenError, OSError) as error:
+        except (CannotListenError, OSError, TooOpen) as error:
             raise SystemExit(f"blockops: {error}") from None
 
     def startService(self) -> None:

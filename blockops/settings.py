@@ -133,6 +133,13 @@ class Settings:
         secret=True,
         shown="none",
     )
+    forward_auth: bool = _setting(
+        "Backend",
+        False,
+        kinds.SWITCH,
+        "Send each client's own Authorization header to the backend, as it came; without this no"
+        " key of a client goes there. Not together with a backend key.",
+    )
     connect_timeout: float = _setting(
         "Backend", 5.0, kinds.duration(), "How long connecting to the backend may take."
     )
@@ -183,8 +190,8 @@ class Settings:
         "Listening",
         "127.0.0.1",
         kinds.ADDRESS,
-        "The address that --port listens on. blockops asks nobody for a password: open it to"
-        " others only in a network that you trust.",
+        "The address that --port listens on. One that other machines reach takes --api-keys-file or"
+        " --insecure-public.",
     )
     listen: tuple[str, ...] = _setting(
         "Listening",
@@ -223,6 +230,13 @@ class Settings:
         "The file with the API keys that clients have to bring, one a line behind the name of who"
         " has it (alice: KEY). It is read again on SIGHUP.",
         shown="none is asked for",
+    )
+
+    insecure_public: bool = _setting(
+        "Access",
+        False,
+        kinds.SWITCH,
+        "Listen without API keys also where other machines reach it: all who do may ask.",
     )
 
     max_concurrent: int = _setting(
@@ -572,6 +586,11 @@ def _check_together(settings: Settings) -> None:
         raise SettingError(
             f"TOKEN_TARGET: {settings.target} is more than TOKEN_HARD_THRESHOLD, which is"
             f" {settings.token_hard_threshold}; give less"
+        )
+    if settings.forward_auth and settings.backend_key is not None:
+        raise SettingError(
+            "forward-auth: the backend takes one Authorization, the clients' or backend-key; leave"
+            " one of the two away"
         )
     ca = settings.backend_ca
     if ca is None:

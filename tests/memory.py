@@ -106,6 +106,14 @@ class Reactor(MemoryReactorClock):
         super().__init__()
         self.nameResolver = _Numbers()
 
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+        listening = super().listenTCP(port, factory, backlog, interface)
+        if ":" not in interface:
+            # The one it is made of says 0.0.0.0, whatever it was told.
+            address = IPv4Address("TCP", interface or "0.0.0.0", port)
+            listening.getHost = lambda: address
+        return listening
+
     def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
         raise NotImplementedError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -134,6 +135,76 @@ class Keys(SynchronousTestCase):
         told = client.json()
         self.assertEqual((told["running"], told["waiting"]), (0, 0))
         self.assertEqual(len(self.world.daemon.gateway), 0)
+
+
+class ToTheBackend(SynchronousTestCase):
+    """What the backend hears of who asks."""
+
+    CREDENTIALS: ClassVar = {
+        "Authorization": "Bearer  of The  client",
+        "X_Api_Key": "secret-1",
+        "Api_Key": "secret-2",
+        "Cookie": "secret-3",
+        "Proxy_Authorization": "secret-4",
+    }
+
+    def heard(self, world: World, target: str = "/v1/models") -> bytes:
+        world.client().get(target, **self.CREDENTIALS)
+        return world.backend().request()
+
+    def test_no_credentials_of_clients(self) -> None:
+        for world in (World(), World(backend_key="ours")):
+            heard = self.heard(world).lower()
+            self.assertNotIn(b"secret", heard)
+            self.assertNotIn(b"of the", heard)
+
+    def test_its_own_key(self) -> None:
+        self.assertIn(b"Authorization: Bearer ours\r\n", self.heard(World(backend_key="ours")))
+
+    def test_the_clients_own_authorization_as_it_came(self) -> None:
+        heard = self.heard(World(forward_auth=True))
+        self.assertIn(b"\r\nAuthorization: Bearer  of The  client\r\n", heard)
+        self.assertEqual(heard.lower().count(b"authorization"), 1)
+        self.assertNotIn(b"secret", heard)
+
+    def test_also_for_the_list_that_a_model_is_looked_up_in(self) -> None:
+        world = World(forward_auth=True)
+        world.client().get("/v1/models/m", **self.CREDENTIALS)
+        world.backend().answer(b"{}", "404 No")
+        self.assertIn(b"Authorization: Bearer  of The  client", world.backend().request())
+
+    def test_nobody_elses(self) -> None:
+        world = World(forward_auth=True)
+        self.heard(world)
+        world.client().get("/v1/models")
+        self.assertNotIn(b"uthorization", world.backend().request())
+
+    def test_nothing_of_who_they_say_they_are(self) -> None:
+        world = World()
+        world.client().get(
+            "/v1/models",
+            X_Forwarded_For="6.6.6.6",
+            X_Forwarded_Host="evil.example",
+            X_Forwarded_Proto="https",
+            Forwarded="for=6.6.6.6;host=evil.example",
+            X_Real_IP="6.6.6.6",
+            Origin="http://evil.example",
+            Referer="http://evil.example/",
+        )
+        heard = world.backend().request()
+        self.assertNotIn(b"6.6.6.6", heard)
+        self.assertNotIn(b"evil", heard)
+
+    def test_a_page_is_told_nothing_by_the_backend(self) -> None:
+        world = World()
+        client = world.client()
+        client.get("/v1/models")
+        world.backend().send(
+            "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 2\r\n"
+            "Access-Control-Allow-Credentials: true\r\nX-Other: 1\r\n\r\n{}"
+        )
+        self.assertIn("x-other", client.headers())
+        self.assertNotIn("access-control", str(client.headers()))
 
 
 class NoKeys(SynchronousTestCase):

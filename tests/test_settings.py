@@ -35,6 +35,8 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "client_timeout": ("250ms", 0.25, "0"),
     "drain": ("0", 0.0, "31d"),
     "api_keys_file": ("/etc/keys", Path("/etc/keys"), "a\0b"),
+    "insecure_public": ("on", True, "hm"),
+    "forward_auth": ("on", True, "hm"),
     "max_concurrent": ("8", 8, "0"),
     "max_queue": ("0", 0, "-1"),
     "queue_timeout": ("60", 60.0, "never"),
@@ -131,6 +133,13 @@ class TableTests(SynchronousTestCase):
         error = self.assertRaises(SettingError, resolve, {}, environ)
         self.assertIn("TOKEN_TARGET: 101", str(error))
         self.assertIn("100", str(error))
+
+    def test_one_authorization_for_the_backend(self) -> None:
+        environ = {"BLOCKOPS_BACKEND_KEY": "sk-1", "BLOCKOPS_FORWARD_AUTH": "on"}
+        error = self.assertRaises(SettingError, resolve, {}, environ)
+        self.assertIn("forward-auth", str(error))
+        self.assertIn("backend-key", str(error))
+        self.assertNotIn("sk-1", str(error))
 
     def test_other_environment_names_are_the_options_in_capitals(self) -> None:
         for each in TABLE:
