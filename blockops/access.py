@@ -3,7 +3,8 @@ Who may ask: decided when the headers of a request are here, before anything of 
 
 With API keys, a request has to bring one, as `Authorization: Bearer KEY` or as `x-api-key: KEY`
 (Anthropic's clients) or `api-key: KEY` (Azure's). `/health` alone is open, and then says no more
-than that blockops is alive: load balancers ask it, and have no keys.
+than that blockops is alive: load balancers ask it, and have no keys. A page that has a key may ask,
+wherever it comes from; what keeps other pages away where there are no keys is in `origins`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from twisted.web.http_headers import Headers
 from blockops.apikeys import KeyRing
 from blockops.gateway import refusal
 from blockops.incoming import IncomingRequest, Instead, origin_form
+from blockops.origins import Origins, preflight
 from blockops.wire.errors import ApiError
 
 #: Where no key is asked for.
@@ -36,10 +38,12 @@ class Access:
     Decides on requests.
 
     :param keys: what clients have to bring; None if they need no key
+    :param origins: which web pages may ask; where there are keys, which may read the answers
     """
 
-    def __init__(self, keys: KeyRing | None = None) -> None:
+    def __init__(self, keys: KeyRing | None, origins: Origins) -> None:
         self._keys = keys
+        self._origins = origins
 
     def screen(self, request: IncomingRequest) -> Instead | None:
         """
@@ -47,6 +51,9 @@ class Access:
 
         Notes in `request.caller` whose key it has.
         """
+        self._origins.mark(request)
+        if self._origins.is_preflight(request):
+            return preflight
         refused = self._refused(request)
         return None if refused is None else refusal(refused)
 
@@ -55,8 +62,10 @@ class Access:
         return self._keys is None or bool(request.caller)
 
     def _refused(self, request: IncomingRequest) -> ApiError | None:
+        if len(request.requestHeaders.getRawHeaders(b"Host", [])) > 1:
+            return ApiError(400, "A request has one Host (RFC 9112, section 3.2).")
         if self._keys is None:
-            return None
+            return self._origins.refused(request)
         given = list(_given(request.requestHeaders))
         for key in given:
             request.caller = request.caller or self._keys.name_of(key)

@@ -281,12 +281,15 @@ class Channel(HTTPChannel):
         """Answer with `error` what never became a request, and give the client time to read it."""
         body = error.body()
         status = HTTPStatus(error.status)
+        # What pages may read was said when the headers were here.
+        known = self.requests[-1].responseHeaders.getAllRawHeaders() if self.requests else ()
+        more = b"".join(b"%s: %s\r\n" % (name, value) for name, (value,) in known)
         self._manner = _Manner.REFUSING
         self._body_due = None
         self._out.write(
             b"HTTP/1.1 %d %s\r\nServer: %s\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\nConnection: close\r\n\r\n%s"
-            % (status, status.phrase.encode(), SERVER, len(body), body)
+            b"%sContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+            % (status, status.phrase.encode(), SERVER, more, len(body), body)
         )
         self.site.refused(self, error)
         self.wait(LINGER)

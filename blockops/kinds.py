@@ -23,10 +23,15 @@ _WHOLE = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,18})(?:([kmg])(?:ib)?)?", re.ASCII | re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18}) ?(ms|s|m|h|d)?", re.ASCII)
 _CALL = re.compile(r"[A-Z]{3,10} /[!-~]*", re.ASCII)
+_ORIGIN = re.compile(
+    r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?", re.ASCII
+)
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}", re.ASCII)
 _VISIBLE = re.compile(r"[!-~]+", re.ASCII)
 
 _BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_USUAL_PORTS = {"http": 80, "https": 443}
 _SWITCHES = {
     "1": True,
     "true": True,
@@ -61,6 +66,7 @@ class Kind:
     :param show: value as used -> how the help writes it
     :param words: all values there are, if they can be counted
     :param completion: what a shell may offer
+    :param many: whether it is several values, each given by an option of its own
     :param blank: whether empty text is a value of its own (else it means: not set)
     """
 
@@ -70,6 +76,7 @@ class Kind:
     show: Callable[[Any], str] = str
     words: tuple[str, ...] = ()
     completion: Completion = "nothing"
+    many: bool = False
     blank: bool = False
 
 
@@ -250,7 +257,7 @@ def _call(given: object) -> str:
     return text
 
 
-def _endpoints(given: object) -> tuple[str, ...]:
+def _several(given: object) -> tuple[str, ...]:
     if isinstance(given, str):
         given = given.split() or [""]
     if not isinstance(given, list | tuple):
@@ -259,6 +266,24 @@ def _endpoints(given: object) -> tuple[str, ...]:
     if not all(texts):
         raise Refused
     return texts
+
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers write it: https://html.spec.whatwg.org, "origin"."""
+    if text == "*":
+        return text
+    found = _ORIGIN.fullmatch(text.lower())
+    if not found:
+        raise Refused
+    scheme, host, port = found.groups()
+    usual = port is None or int(port) == _USUAL_PORTS.get(scheme)
+    return f"{scheme}://{host}" if usual else f"{scheme}://{host}:{int(port)}"
+
+
+def _host(text: str) -> str:
+    if text != "*" and not _HOST.fullmatch(text):
+        raise Refused
+    return text.lower().rstrip(".")
 
 
 SWITCH = Kind(
@@ -308,8 +333,25 @@ CALL = Kind(
 )
 
 ENDPOINTS = Kind(
-    read=_endpoints,
+    read=_several,
     accepts="Twisted endpoint strings such as tcp:8080 or unix:/run/blockops.sock",
     metavar="ENDPOINT",
     show=" ".join,
+    many=True,
+)
+
+ORIGINS = Kind(
+    read=lambda given: tuple(map(_origin, _several(given))),
+    accepts="origins as browsers send them, https://HOST or http://HOST:PORT, or *",
+    metavar="ORIGIN|*",
+    show=" ".join,
+    many=True,
+)
+
+HOSTS = Kind(
+    read=lambda given: tuple(map(_host, _several(given))),
+    accepts="names of hosts without a port, or *",
+    metavar="NAME|*",
+    show=" ".join,
+    many=True,
 )

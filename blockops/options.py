@@ -57,6 +57,16 @@ def _switch(name: str, *, on: bool) -> Callable[[Options], None]:
     return given
 
 
+def _one_more(name: str) -> Callable[[Options, str], None]:
+    def given(self: Options, value: str) -> None:
+        before = self.command_line.get(name, ())
+        assert isinstance(before, tuple)
+        self.command_line[name] = (*before, value)
+
+    given.__doc__ = next(each.help for each in TABLE if each.name == name)
+    return given
+
+
 def _action(setting: Setting) -> usage.Completer:
     if setting.kind.completion == "words":
         return usage.CompleteList(setting.kind.words)
@@ -95,12 +105,6 @@ class Options(usage.Options):
         self.command_line: dict[str, object] = {}
         self._environ = environ
         self._system_file = system_file
-
-    def opt_listen(self, endpoint: str) -> None:
-        """A Twisted endpoint to listen on, instead of --port; may be repeated."""
-        before = self.command_line.get("listen", ())
-        assert isinstance(before, tuple)
-        self.command_line["listen"] = (*before, endpoint)
 
     def opt_bash_completion(self) -> None:
         """Print a script that completes these options in bash."""
@@ -168,6 +172,8 @@ class Options(usage.Options):
 
 
 for _each in TABLE:
+    if _each.repeatable:
+        setattr(Options, f"opt_{_each.name}", _one_more(_each.name))
     if _each.flag:
         setattr(Options, f"opt_{_each.name}", _switch(_each.name, on=True))
         setattr(Options, f"opt_no_{_each.name}", _switch(_each.name, on=False))

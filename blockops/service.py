@@ -25,6 +25,7 @@ from blockops.gateway import Gateway
 from blockops.incoming import IncomingRequest
 from blockops.listening import Listening, TooOpen, only_local, wherever
 from blockops.memory import MemoryGate, MemoryGauge
+from blockops.origins import Origins
 from blockops.pulse import Every, Pulse
 from blockops.purge import Purge
 from blockops.settings import Settings
@@ -89,7 +90,7 @@ class Daemon(MultiService):
             on_connected=self._circuit.connected,
         )
         self._keys = None if settings.api_keys_file is None else KeyRing(settings.api_keys_file)
-        self._access = Access(self._keys)
+        self._access = Access(self._keys, Origins(settings.cors_origin, settings.allowed_host))
         asking = Asking(reactor, self._upstream)
         self._forgetting = Forgetting(asking, settings.cache_reset)
         self._purge = Purge(reactor, self._forgetting.forget, self._forgetting.possible)

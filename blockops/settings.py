@@ -72,7 +72,7 @@ class Setting:
     @property
     def repeatable(self) -> bool:
         """Say whether each time it stands on the command line adds to it."""
-        return self.kind is kinds.ENDPOINTS
+        return self.kind.many
 
 
 def _setting(  # a declaration names all that there is to say
@@ -237,6 +237,25 @@ class Settings:
         False,
         kinds.SWITCH,
         "Listen without API keys also where other machines reach it: all who do may ask.",
+    )
+
+    cors_origin: tuple[str, ...] = _setting(
+        "Access",
+        (),
+        kinds.ORIGINS,
+        "The origin of web pages that may ask, such as https://chat.example, or * for all pages."
+        " Give it once for each; separate several by spaces in the environment, write a list in the"
+        " file.",
+        shown="none",
+    )
+    allowed_host: tuple[str, ...] = _setting(
+        "Access",
+        (),
+        kinds.HOSTS,
+        "A name of this machine that clients may use on its loopback addresses besides localhost,"
+        " its own name and numbers, or * for any; only where there are no keys. Give it as"
+        " --cors-origin.",
+        shown="none",
     )
 
     max_concurrent: int = _setting(

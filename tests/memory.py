@@ -334,10 +334,12 @@ class World:
         self.daemon.privilegedStartService()
         self.daemon.startService()
 
-    def client(self) -> Client:
-        """Let somebody connect to blockops."""
+    def client(self, to: str = "192.0.2.9") -> Client:
+        """Let somebody connect to blockops, at its address `to`."""
         address = IPv4Address("TCP", "192.0.2.1", 50000)
-        return Client(self.reactor, self.daemon.site.buildProtocol(address))
+        client = Client(self.reactor, self.daemon.site.buildProtocol(address))
+        client.wire.hostAddr = IPv4Address("TCP", to, 8080)
+        return client
 
     def connecting(self) -> int:
         """Return how often blockops has begun to connect to the backend."""

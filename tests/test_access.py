@@ -180,7 +180,7 @@ class ToTheBackend(SynchronousTestCase):
         self.assertNotIn(b"uthorization", world.backend().request())
 
     def test_nothing_of_who_they_say_they_are(self) -> None:
-        world = World()
+        world = World(cors_origin=("*",))
         world.client().get(
             "/v1/models",
             X_Forwarded_For="6.6.6.6",

@@ -37,6 +37,12 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "api_keys_file": ("/etc/keys", Path("/etc/keys"), "a\0b"),
     "insecure_public": ("on", True, "hm"),
     "forward_auth": ("on", True, "hm"),
+    "cors_origin": (
+        "https://Chat.example:443/ http://[::1]:80 *",
+        ("https://chat.example", "http://[::1]", "*"),
+        "chat.example",
+    ),
+    "allowed_host": ("GPU.lan. b", ("gpu.lan", "b"), "gpu.lan:80"),
     "max_concurrent": ("8", 8, "0"),
     "max_queue": ("0", 0, "-1"),
     "queue_timeout": ("60", 60.0, "never"),
