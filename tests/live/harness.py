@@ -151,8 +151,12 @@ class Daemon(Program):
     def backend_connections(self, backend_url: str) -> int:
         """Return how many connections to `backend_url` the process holds."""
         port = urlsplit(backend_url).port
+        return sum(1 for one in self.connections() if one.raddr.port == port)
+
+    def connections(self) -> list[Any]:
+        """Return the TCP connections that the process holds, with clients and backends."""
         held = psutil.Process(self.process.pid).net_connections("tcp")
-        return sum(1 for one in held if one.raddr and one.raddr.port == port)
+        return [one for one in held if one.raddr]
 
 
 def clean_environ(home: Path) -> dict[str, str]:
