@@ -28,6 +28,8 @@ from blockops.wire.errors import ApiError
 MAX_ERROR = 1024 * 1024
 #: Seconds before connecting is tried again, the first time; then twice as long each time, up to:
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 4.0
+#: A status above is none (RFC 9110, section 15).
+HIGHEST = 599
 
 
 class Refused(ApiError):
@@ -118,6 +120,8 @@ class Backend:
         """
         exchange.asked = self._clock.seconds()
         response = exchange.response = await self._reached(exchange, body)
+        if not HTTPStatus.OK <= response.code <= HIGHEST:
+            raise no_status(response.code)
         if response.code >= HTTPStatus.BAD_REQUEST:
             raise await self.refused(exchange, response, response.code)
         return response
@@ -189,6 +193,17 @@ def pauses(retries: int) -> Iterator[float]:
     for _ in range(retries):
         yield pause
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def no_status(code: int) -> ApiError:
+    """Return the error of an answer whose status is none that a client could be told."""
+    return ApiError(
+        502,
+        f"The backend answered with the status {code}, which HTTP does not know. Is --backend an"
+        " HTTP server?",
+        type="api_error",
+        code="backend_garbage",
+    )
 
 
 def broken_off() -> ApiError:
