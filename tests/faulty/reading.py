@@ -80,7 +80,7 @@ def _dechunked(data: bytes) -> tuple[bytes, bool]:
             return body, False
         length = int(size, 16)
         if length == 0:
-            if data not in (b"\r\n", b""):
+            if not b"\r\n".startswith(data):
                 raise Untrue(f"behind the last chunk: {data!r}")
             return body, data == b"\r\n"
         body += data[:length]
