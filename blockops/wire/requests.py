@@ -8,7 +8,7 @@ none of them is parsed and written again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 import msgspec
@@ -96,13 +96,16 @@ class ChatRequest:
         fields.require_list("functions")
         return cls(body, fields)
 
-    def body(self, changes: Mapping[str, Any] | None = None) -> bytes:
+    def body(
+        self, changes: Mapping[str, Any] | None = None, without: Collection[str] = ()
+    ) -> bytes:
         """
         Return the body for the backend: the very bytes that came, if nothing changes.
 
         :param changes: fields that are put in the place of those that came
+        :param without: fields that are taken out
         """
-        return _changed(self._body, changes) if changes else self._body
+        return _changed(self._body, changes or {}, without) if changes or without else self._body
 
     def messages(self) -> list[bytes]:
         """Return the JSON text of each message, as it came."""
@@ -129,9 +132,22 @@ class ChatRequest:
         """Return the body changed to ask for a stream with its usage; None if it cannot be."""
         return streamed(self._body)
 
+    @property
+    def tool_mode(self) -> str:
+        """What the request says of calls: "auto", "none", "required", "function" for one of all."""
+        return self._choice()["mode"]
+
+    @property
+    def forced(self) -> str | None:
+        """The name of the one function that has to be called."""
+        return self._choice().get("name")
+
+    def _choice(self) -> dict[str, str]:
+        return _chosen(self._fields.value("tool_choice"), self._fields.value("function_call"))
+
     def offer(self, rules: Rules) -> Offer:
         """Return what this request offers to the model, and whether its text may become calls."""
-        choice = _chosen(self._fields.value("tool_choice"), self._fields.value("function_call"))
+        choice = self._choice()
         schemas = dict(_schemas(self._fields.value("tools"), self._fields.value("functions")))
         return Offer(
             schemas=schemas,
@@ -296,13 +312,15 @@ def streamed(body: bytes) -> bytes | None:
     return msgspec.json.encode(fields)
 
 
-def _changed(body: bytes, changes: Mapping[str, Any]) -> bytes:
-    """Return a request's body with some fields put in the place of those that came."""
+def _changed(body: bytes, changes: Mapping[str, Any], without: Collection[str] = ()) -> bytes:
+    """Return a request's body with some fields changed and others taken out."""
     try:
         fields: dict[str, Any] = dict(_fields.decode(body))
     except UNREADABLE:
         read = _leniently(body)
         fields = {name: msgspec.Raw(_text(value)) for name, value in read.items()}
+    for name in without:
+        fields.pop(name, None)
     return msgspec.json.encode({**fields, **changes})
 
 

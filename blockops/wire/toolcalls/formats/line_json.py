@@ -13,6 +13,7 @@ from __future__ import annotations
 from blockops.wire.toolcalls.deltas import Delta
 from blockops.wire.toolcalls.formats.objects import ObjectReader, Verdict
 from blockops.wire.toolcalls.formats.protocol import CallReader, Opener, Opening, Refused
+from blockops.wire.toolcalls.formats.wording import LineWording
 from blockops.wire.toolcalls.jsontext import SPACE
 
 
@@ -21,6 +22,7 @@ class LineJson:
 
     name = "line"
     openers = (Opener("TOOL_CALL:", line_start=True),)
+    wording = LineWording()
 
     def reader(self, opening: Opening) -> CallReader:
         """Return a reader for the text behind the colon."""

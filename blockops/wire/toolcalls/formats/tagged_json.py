@@ -32,6 +32,7 @@ from blockops.wire.toolcalls.formats.protocol import (
     Opening,
     Refused,
 )
+from blockops.wire.toolcalls.formats.wording import HermesWording
 from blockops.wire.toolcalls.jsontext import MAX_GAP, SPACE
 
 TAG = "<tool_call>"
@@ -50,6 +51,7 @@ class TaggedJson:
 
     name = "json"
     openers = (Opener(TAG),)
+    wording = HermesWording()
 
     def reader(self, opening: Opening) -> CallReader:
         """Return a reader for the text behind the tag."""

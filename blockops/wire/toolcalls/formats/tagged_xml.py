@@ -42,6 +42,7 @@ from blockops.wire.toolcalls.formats.protocol import (
     Opening,
     Refused,
 )
+from blockops.wire.toolcalls.formats.wording import CoderWording
 from blockops.wire.toolcalls.jsontext import SPACE
 from blockops.wire.toolcalls.schema import Kind, Parameters, Value
 
@@ -126,6 +127,7 @@ class TaggedXml:
 
     name = "xml"
     openers = (Opener(TAG), Opener(FUNCTION, line_start=True))
+    wording = CoderWording()
 
     def reader(self, opening: Opening) -> CallReader:
         """Return a reader for the text behind `<tool_call>`, or behind a bare `<function`."""
