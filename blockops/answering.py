@@ -41,6 +41,25 @@ NO_ROUTE = frozenset({404, 405, 501})
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
+#: A refusal -> the body to ask with instead; None if there is no other way.
+Again = Callable[[Refused], bytes | None]
+
+
+def never_again(_: Refused) -> None:
+    """Return no other way to ask."""
+
+
+def otherwise(refused: Refused, again: Again) -> bytes:
+    """
+    Return the body with which the backend is asked in another way.
+
+    :raises Refused: there is none
+    """
+    body = again(refused)
+    if body is None:
+        raise refused
+    return body
+
 
 class Traffic(Protocol):
     """Where requests and responses are written down."""
@@ -92,20 +111,17 @@ class Answering:
             if asked.stream:
                 await self._stream_turn(exchange, asked, turn)
             else:
-                await self._whole(exchange, asked, turn.prompt(exchange.tell), turn.aside)
+                prompt = turn.prompt(exchange.tell)
+                await self._whole(
+                    exchange, asked, prompt, again=turn.prompt_again, aside=turn.aside
+                )
         finally:
             turn.ended(exchange.report)
 
     async def _stream_turn(self, exchange: Exchange, asked: ChatRequest, turn: Turn) -> None:
         form = ChatStream(self._transcoder(asked, turn.aside), turn.cold_start)
-        try:
-            await self._stream(exchange, asked, form, turn.prompt(exchange.tell), turn.aside)
-        except Refused as refused:
-            again = turn.prompt_again(refused)
-            if again is None:
-                raise
-            exchange.ask_again()
-            await self._stream(exchange, asked, form, succeed(again), turn.aside)
+        prompt = turn.prompt(exchange.tell)
+        await self._stream(exchange, asked, form, prompt, again=turn.prompt_again, aside=turn.aside)
 
     async def completion(self, exchange: Exchange) -> None:
         """`POST /v1/completions`."""
@@ -123,11 +139,30 @@ class Answering:
         asked: Request,
         form: EventStream[transcode.StreamTranscoder],
         prompt: Awaitable[bytes],
+        *,
+        again: Again = never_again,
         aside: Aside | None = None,
     ) -> None:
         exchange.form = form
         exchange.report = form.transcoder.report
-        async with self._backend.admitted(exchange, await prompt) as response:
+        body = await prompt
+        while True:
+            try:
+                return await self._take_stream(exchange, asked, form, body, aside)
+            except Refused as refused:
+                body = otherwise(refused, again)
+                exchange.ask_again()
+
+    async def _take_stream(
+        self,
+        exchange: Exchange,
+        asked: Request,
+        form: EventStream[transcode.StreamTranscoder],
+        prompt: bytes,
+        aside: Aside | None,
+    ) -> None:
+        """Give the client the backend's answer to `prompt` as a stream, be it one or not."""
+        async with self._backend.admitted(exchange, prompt) as response:
             kind = media_type(response.headers)
             if kind == "application/json":
                 body = await self._backend.collected(exchange, response)
@@ -148,21 +183,31 @@ class Answering:
         exchange: Exchange,
         asked: Request,
         prompt: Awaitable[bytes],
+        *,
+        again: Again = never_again,
         aside: Aside | None = None,
     ) -> None:
         form = exchange.form = WholeJson(white_space=self._settings.heartbeat_json)
         body = await prompt
-        # A backend that streams notices when its client leaves; others may go on to the end.
-        wished = self._settings.whole_as_stream and self._turns.asks_usage
-        as_stream = streamed(body) if wished else None
-        try:
-            out = await self._taken_whole(exchange, asked, as_stream or body, aside)
-        except Refused as refused:
-            if as_stream is None or not self._turns.refuses_usage(refused):
-                raise
-            exchange.ask_again()
-            out = await self._taken_whole(exchange, asked, body, aside)
+        out: bytes | None = None
+        while out is None:
+            as_stream = self._streamed(body)
+            try:
+                out = await self._taken_whole(exchange, asked, as_stream or body, aside)
+            except Refused as refused:
+                if as_stream is None or not self._turns.refusals.of_usage(refused):
+                    body = otherwise(refused, again)
+                exchange.ask_again()
         form.end(exchange.client, out)
+
+    def _streamed(self, body: bytes) -> bytes | None:
+        """
+        Return a request for a whole answer changed to ask for a stream; None if it should not be.
+
+        A backend that streams notices when its client leaves; others may go on to the end.
+        """
+        wished = self._settings.whole_as_stream and self._turns.refusals.asks_usage
+        return streamed(body) if wished else None
 
     async def _taken_whole(
         self, exchange: Exchange, asked: Request, body: bytes, aside: Aside | None

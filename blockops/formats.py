@@ -15,6 +15,7 @@ from zope.interface import Attribute, Interface
 
 from blockops.wire.toolcalls.formats.protocol import Opener, ToolCallFormat
 from blockops.wire.toolcalls.formats.registry import BUILT_IN
+from blockops.wire.toolcalls.formats.wording import Wording
 from blockops.wire.toolcalls.scanner import MAX_LITERAL
 
 
@@ -48,3 +49,17 @@ def known_formats() -> tuple[ToolCallFormat, ...]:
                     f"{MAX_LITERAL} characters, no line end and no backtick among them"
                 )
     return formats
+
+
+def wording_of(name: str) -> Wording:
+    """
+    Return how the format `name` tells a model of its tools.
+
+    :raises ValueError: there is no such format, or it has no words for that
+    """
+    words = {each.name: getattr(each, "wording", None) for each in known_formats()}
+    wording: Wording | None = words.get(name)
+    if wording is None:
+        known = ", ".join(name for name, wording in words.items() if wording is not None)
+        raise ValueError(f"tool-format: {name!r} is no format that can tell tools; give {known}")
+    return wording

@@ -297,6 +297,8 @@ SWITCH = Kind(
 
 TEXT = Kind(read=_line, accepts="text on one line", metavar="TEXT", blank=True)
 
+WORD = Kind(read=_key, accepts="one word", metavar="NAME")
+
 FILE = Kind(read=_path, accepts="the path of a file", metavar="FILE", completion="files")
 
 FILE_OR_OFF = Kind(

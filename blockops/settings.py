@@ -316,6 +316,21 @@ class Settings:
         kinds.choice("auto", "always"),
         "Look for calls in answers to requests that offer tools, or in all answers.",
     )
+    tools: Literal["pass", "prompt", "auto"] = _setting(
+        "Translation",
+        "pass",
+        kinds.choice("pass", "prompt", "auto"),
+        "Send tools on to the backend, for models whose template knows them; write them into the"
+        " prompt; or begin with the first, and go over to the second for a model for which the"
+        " backend refuses tools.",
+    )
+    tool_format: str = _setting(
+        "Translation",
+        "json",
+        kinds.WORD,
+        "The words for tools in the prompt: json (Hermes, Qwen 2.5, Qwen 3), xml (Qwen3-Coder),"
+        " line (TOOL_CALL: lines), or a format that a plugin brings.",
+    )
     fenced_calls: bool = _setting(
         "Translation",
         False,

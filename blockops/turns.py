@@ -16,19 +16,21 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
 from blockops.capabilities import Tokenizer
 from blockops.conversation import notices
 from blockops.conversation.context import Guard, Limits
 from blockops.conversation.history import Facts, Line, Reader, first_user, text_in
 from blockops.conversation.notices import Kind
+from blockops.conversation.prompting import FIELDS, Prompting
 from blockops.conversation.sessions import Identity, Session, Sessions, Told
 from blockops.conversation.tokens import Tokens, most_of, of_tools, weight_of
+from blockops.formats import wording_of
 from blockops.forms import ColdStart
 from blockops.incoming import IncomingRequest
 from blockops.memory import MemoryGauge, Tier
 from blockops.purge import Purge
+from blockops.refusals import Refusals
 from blockops.settings import Settings
 from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError
@@ -39,9 +41,6 @@ from blockops.wire.requests import ChatRequest
 PURGE_WITHIN = 5.0
 #: Messages that are counted by the backend at once.
 COUNTED_AT_ONCE = 8
-
-#: Words by which a backend says that it does not know the wish for usage.
-_USAGE = ("stream_options", "include_usage")
 
 _TIERS: dict[Tier, Kind] = {
     Tier.NOTICE: "notice",
@@ -57,11 +56,9 @@ class Turns:
 
     :ivar tokens: counts and estimates, by model
     :ivar sessions: those that are known
+    :ivar refusals: what the backend does not take
     :ivar cut: how many prompts were sent on shorter than they came
-    :ivar asks_usage: backends are asked for usage; until one refuses the wish
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -84,8 +81,9 @@ class Turns:
             settings.token_warn_threshold, settings.token_hard_threshold, settings.target
         )
         self.guard = Guard(limits, self.reader.read)
+        self.wording = wording_of(settings.tool_format)
+        self.refusals = Refusals()
         self.cut = 0
-        self.asks_usage = True
 
     def vitals(self) -> dict[str, object]:
         """Return what `/health` tells."""
@@ -96,14 +94,10 @@ class Turns:
             "token_estimate_error_percent": None if error is None else round(100 * error, 1),
         }
 
-    def refuses_usage(self, refused: ApiError) -> bool:
-        """Say whether a backend refused the wish for usage, which is then not sent any more."""
-        if not any(word in refused.message for word in _USAGE):
-            return False
-        if self.asks_usage:
-            self.asks_usage = False
-            self._log.info("The backend does not tell what prompts have: it refuses include_usage")
-        return True
+    def writes_tools(self, asked: ChatRequest) -> bool:
+        """Say whether the tools of a request are written into its prompt."""
+        way = self.settings.tools
+        return way == "prompt" or (way == "auto" and self.refusals.takes_no_tools(asked.model))
 
     def begin(self, asked: ChatRequest, request: IncomingRequest) -> Turn:
         """Return the turn that `asked` is."""
@@ -176,14 +170,18 @@ class Turn:
         self._lines = turns.reader.since_reset(lines)
         self._marked = any(line.facts.reset for line in lines)
         self._anew = anew
-        self._tools = of_tools(asked.tools())
+        self._prompting: Prompting | None = None
+        self._tools_text = asked.tools()
+        if turns.writes_tools(asked):
+            self._write_tools()
+        self._tools = of_tools(self._tools_text)
         self._offers_tools = bool(asked.field("tools") or asked.field("functions"))
         self._tally = turns.tokens.of(asked.model)
         self._thread = session.thread(first_user(self._lines))
         self._due: dict[Kind, Told] = {}
         self._texts: list[str] = []
-        self._changes: dict[str, Any] = {}
         self._wished = False
+        self._left = lines
         self._sent: list[Facts] = []
         self._counted = 0
         self.aside = self._make_aside()
@@ -232,22 +230,54 @@ class Turn:
         self._turns.purge.never_mind(self.session.name)
         if self._anew:
             await self._turns.purge.within(PURGE_WITHIN)
-        lines = await self._fitted()
+        self._left = await self._fitted()
         self._give_notices(tell)
-        if [line.raw for line in lines] != self._came:
-            self._changes["messages"] = [msgspec.Raw(line.raw) for line in lines]
-        usage = {}
-        if self._asked.stream and not self._asked.include_usage and self._turns.asks_usage:
-            options = self._asked.field("stream_options") or {}
-            usage = {"stream_options": {**options, "include_usage": True}}
-            self._wished = True
-        return self._asked.body({**self._changes, **usage})
+        asked = self._asked
+        self._wished = asked.stream and not asked.include_usage and self._turns.refusals.asks_usage
+        return self._body()
 
     def prompt_again(self, refused: ApiError) -> bytes | None:
-        """Return the body without the wish for usage; None if `refused` is not about that."""
-        if not self._wished or not self._turns.refuses_usage(refused):
-            return None
-        return self._asked.body(self._changes)
+        """Return the body without what was refused; None if `refused` is about something else."""
+        refusals = self._turns.refusals
+        if self._wished and refusals.of_usage(refused):
+            self._wished = False
+            return self._body()
+        if self._may_write_tools and refusals.of_tools(
+            refused, self._asked.model, with_results=self._has_results
+        ):
+            self._write_tools()
+            self._tools = of_tools(self._tools_text)
+            self._sent[-1:] = [self._tools]
+            return self._body()
+        return None
+
+    @property
+    def _may_write_tools(self) -> bool:
+        """Whether there are tools that were sent as they came, and need not be."""
+        passed = self._prompting is None and self._turns.settings.tools == "auto"
+        return passed and (self._offers_tools or self._has_results)
+
+    @property
+    def _has_results(self) -> bool:
+        return any(line.facts.role == "result" for line in self._left)
+
+    def _write_tools(self) -> None:
+        """Let the tools stand in the prompt."""
+        self._prompting = Prompting(self._asked, self._turns.wording)
+        self._tools_text = self._prompting.told.encode("utf-8", "replace")
+
+    def _body(self) -> bytes:
+        """Return the body for the backend, with what of the history is sent on."""
+        prompting = self._prompting
+        raw = [line.raw for line in self._left]
+        messages = raw if prompting is None else prompting.messages(self._left)
+        changes: dict[str, Any] = {}
+        if messages != self._came:
+            changes["messages"] = [msgspec.Raw(message) for message in messages]
+        if self._wished:
+            options = self._asked.field("stream_options") or {}
+            changes["stream_options"] = {**options, "include_usage": True}
+        return self._asked.body(changes, () if prompting is None else FIELDS)
 
     async def _fitted(self) -> list[Line]:
         """Return what of the history is sent on, and note what it has."""
@@ -303,7 +333,7 @@ class Turn:
         text = (
             text_in(raw[facts.digest])
             if is_message
-            else self._asked.tools().decode("utf-8", "replace")
+            else self._tools_text.decode("utf-8", "replace")
         )
         counted = await self._turns.tokenizer.count(text, self._asked.model)
         if counted is not None:

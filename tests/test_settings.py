@@ -52,6 +52,8 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "whole_as_stream": ("on", True, "perhaps"),
     "max_event": ("16m", 16 << 20, "16 m"),
     "translate": ("always", "always", "never"),
+    "tools": ("prompt", "prompt", "none"),
+    "tool_format": ("xml", "xml", "two words"),
     "fenced_calls": ("1", True, "2"),
     "reasoning": ("split", "split", "drop"),
     "think_prefilled": ("ON", True, "ja"),

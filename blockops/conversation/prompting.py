@@ -1,5 +1,5 @@
 """
-A conversation without tools that says the same: they and all that was done with them are text in it.
+A conversation without tools that says the same: all that was done with them is text in it.
 
 For backends whose template knows no tools. The tools go into the first system message, the calls of
 the history become what the model wrote, and their results a user's text, in a format's own wording.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -53,36 +54,24 @@ class Prompting:
     def messages(self, lines: Sequence[Line]) -> list[bytes]:
         """Return the JSON of each message for the backend."""
         written: list[bytes] = []
-        results: list[bytes] = []
-        for line in lines:
-            if line.facts.role == "result":
-                results.append(line.raw)
+        asks = None  # where the last message of a user stands
+        for is_result, group in groupby(lines, lambda line: line.facts.role == "result"):
+            if is_result:
+                asks = len(written)
+                written.append(_from_results([line.raw for line in group], self._wording))
                 continue
-            self._close(results, written)
-            called = bool(line.facts.calls)
-            written.append(_with_calls(line.raw, self._wording) if called else line.raw)
-        self._close(results, written)
-        if self.told:
-            self._tell(lines, written)
-        return written
-
-    def _close(self, results: list[bytes], written: list[bytes]) -> None:
-        if results:
-            written.append(_from_results(results, self._wording))
-            results.clear()
-
-    def _tell(self, lines: Sequence[Line], written: list[bytes]) -> None:
-        """Put the tools into the system prompt, and what is forbidden behind the last question."""
-        if self._forbids:
-            for at in range(len(written) - 1, -1, -1):
-                if _role(written[at]) == "user":
-                    written[at] = _with_text(written[at], NO_CALL, role="user")
-                    break
-        if lines and lines[0].facts.role == "system":
+            for line in group:
+                asks = len(written) if line.facts.role == "user" else asks
+                called = bool(line.facts.calls)
+                written.append(_with_calls(line.raw, self._wording) if called else line.raw)
+        if self.told and self._forbids and asks is not None:
+            written[asks] = _with_text(written[asks], NO_CALL, role="user")
+        if self.told and lines and lines[0].facts.role == "system":
             # A template that knows no tools knows no "developer" either.
             written[0] = _with_text(written[0], self.told, role="system")
-        else:
+        elif self.told:
             written.insert(0, _to_json({"role": "system", "content": self.told}))
+        return written
 
 
 def _told(asked: ChatRequest, wording: Wording) -> str:
@@ -201,12 +190,8 @@ def _with_text(raw: bytes, text: str, *, role: str) -> bytes:
 def _added(content: list[Any], text: str) -> list[Any]:
     """Return the parts of a message with `text` behind its last text, or as one more."""
     if content and _is_text(content[-1]):
-        return _joined([*content, {"text": text}])
+        return [*content[:-1], {**content[-1], "text": content[-1]["text"] + text}]
     return [*content, _text(text.lstrip("\n"))]
-
-
-def _role(raw: bytes) -> Any:
-    return _value(_fields(raw).get("role"))
 
 
 def _fields(raw: bytes) -> dict[str, Any]:

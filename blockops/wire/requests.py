@@ -105,7 +105,8 @@ class ChatRequest:
         :param changes: fields that are put in the place of those that came
         :param without: fields that are taken out
         """
-        return _changed(self._body, changes or {}, without) if changes or without else self._body
+        gone = [name for name in without if self._fields.text_of(name)]
+        return _changed(self._body, changes or {}, gone) if changes or gone else self._body
 
     def messages(self) -> list[bytes]:
         """Return the JSON text of each message, as it came."""

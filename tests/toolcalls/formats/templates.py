@@ -138,11 +138,11 @@ multiple lines
 
 <IMPORTANT>
 Reminder:
-- Function calls MUST follow the specified format: an inner <function=...></function> block must be \
-nested within <tool_call></tool_call> XML tags
+- Function calls MUST follow the specified format: an inner <function=...></function> block must \
+be nested within <tool_call></tool_call> XML tags
 - Required parameters MUST be specified
-- You may provide optional reasoning for your function call in natural language BEFORE the function \
-call, but NOT after
+- You may provide optional reasoning for your function call in natural language BEFORE the \
+function call, but NOT after
 - If there is no function call available, answer the question like normal with your current \
 knowledge and do not tell the user about function calls
 </IMPORTANT>

@@ -37,7 +37,7 @@ WEATHER = {
     "type": "function",
     "function": {
         "name": "get_weather",
-        "description": "Tells the weather of <today> in a \"place\", such as Köln.\n",
+        "description": 'Tells the weather of <today> in a "place", such as Köln.\n',
         "parameters": {
             "type": "object",
             "properties": {
@@ -189,7 +189,7 @@ class Templates(SynchronousTestCase):
 class Words(SynchronousTestCase):
     def test_every_format_of_ours_has_some(self) -> None:
         for each in BUILT_IN:
-            wording = getattr(each, "wording", None)
+            wording: Any = getattr(each, "wording", None)
             self.assertIsNotNone(wording, each.name)
             self.assertTrue(wording.offer([NOW]).startswith("# Tools\n\n"), each.name)
 

@@ -148,7 +148,9 @@ class HermesWording:
 
     def call(self, name: str, arguments: dict[str, Any] | str) -> str:
         """Return the call in its tags."""
-        return f'<tool_call>\n{{"name": "{name}", "arguments": {_as_json(arguments)}}}\n</tool_call>'
+        return (
+            f'<tool_call>\n{{"name": "{name}", "arguments": {_as_json(arguments)}}}\n</tool_call>'
+        )
 
     def answer(self, text: str, calls: Sequence[str]) -> str:
         """Return text and calls on lines of their own."""
