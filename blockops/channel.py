@@ -1,49 +1,50 @@
 """One client's connection: what it may send, and how long it may take."""
 
-# twisted.web.http has no annotations yet:
-# mypy: disallow-untyped-calls=False
-
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer
+from twisted.internet.interfaces import (
+    IAddress,
+    IPushProducer,
+    ISSLTransport,
+    ITCPTransport,
+    ITransport,
+)
+from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
 from twisted.web.http_headers import Headers
-from twisted.web.server import Request
 from zope.interface import implementer
 
 from blockops import __version__
+from blockops.bodies import Body, Chunked, Sized
 from blockops.eager import Outlet, outlet
-from blockops.limits import (
-    KEEP_ALIVE,
-    LINGER,
-    MAX_DIGITS,
-    MAX_HEAD,
-    MAX_LINE,
-    SLOWEST_BODY,
-    too_large,
-)
+from blockops.head import Head, body_length, end_of_head, read_head, request_line
+from blockops.limits import KEEP_ALIVE, LINGER, MAX_HELD, SLOWEST_BODY
 from blockops.wire.errors import ApiError
 
 #: What answers say they come from.
 SERVER = f"blockops/{__version__}".encode()
 
 
-class _Manner(Enum):
-    """How a channel treats its client."""
+class _Stage(Enum):
+    """How far a channel is with its client."""
 
     #: Nothing of a request has come.
     IDLE = auto()
-    SERVING = auto()
-    #: It was told that its request is none. What it sends now is of no interest.
-    REFUSING = auto()
-    #: The connection closes when what was written is sent.
+    #: Something has.
+    HEAD = auto()
+    #: The head is here, the body is not.
+    BODY = auto()
+    #: All of a request is here. What comes now is of the next one, and waits.
+    ANSWERING = auto()
+    #: The client was told that its request is none. What there is of a body goes into the void.
+    REFUSED = auto()
+    #: The connection closes when what was written is sent. What comes now is of no interest.
     LEAVING = auto()
 
 
@@ -51,7 +52,7 @@ class House(Protocol):
     """
     Where channels belong: `blockops.site.Site`.
 
-    :ivar unread: those of them that nothing is read from, because nobody takes their upload
+    :ivar unread: those of them that nothing is read from, because nobody takes what comes
     :ivar closing: each connection closes behind the answer that is under way on it
     """
 
@@ -74,87 +75,177 @@ class House(Protocol):
     def closed(self, channel: Channel) -> None: ...
 
 
-class Channel(HTTPChannel):
-    """One client's connection, and the deadline for what it has to send next."""
+class Asked(Protocol):
+    """What a channel makes of a head: `blockops.incoming.IncomingRequest`."""
 
-    site: House
-    MAX_LENGTH = MAX_LINE
-    # Headers are counted below, where a refusal can say so.
-    totalHeadersSize = 2 * MAX_HEAD
-    maxHeaders = MAX_HEAD
+    method: bytes
+    uri: bytes
+    clientproto: bytes
+    startedWriting: int
+    responseHeaders: Headers
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._manner = _Manner.IDLE
-        self._deadline: IDelayedCall | None = None
-        self._head_size = 0
+    def gotLength(self, length: int | None, /) -> None:
+        """Take note of the length of the body; None: it comes in chunks."""
+
+    def handleContentChunk(self, data: bytes, /) -> None:
+        """Take the next piece of the body."""
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes, /) -> None:
+        """Take note that all of the request is here."""
+
+    def connectionLost(self, reason: Failure, /) -> None:
+        """Take note that there is nobody to answer any more."""
+
+
+@implementer(IPushProducer)
+class Channel(TwistedProtocol):
+    """
+    One client's connection: its requests one after the other, and the answers to them.
+
+    To its `twisted.web.server.Request` it is what `twisted.web.http.HTTPChannel` is.
+
+    :ivar request: the one that is under way; None between two of them
+    :ivar due: until when the client has to do what is next, in seconds of the reactor's clock; None
+        while it has all the time it wants
+    :ivar persistent: the connection stays when the answer that is under way has ended
+    """
+
+    def __init__(self, site: House, make: Callable[[Channel, Head], Asked]) -> None:
+        self.site = site
+        self.request: Asked | None = None
+        self.due: float | None = None
+        self.persistent = True
+        self._make = make
+        self._stage = _Stage.IDLE
+        # What has come and was not taken yet.
+        self._pending = b""
+        # Of that, what was searched for the end of a head.
+        self._searched = 0
+        self._taking = False
+        self._body: Body | None = None
         # Until when a body has to be whole; None while there is none on its way.
         self._body_due: float | None = None
         self._paused_since: float | None = None
-        # More waits for the client than the transport likes to hold.
+        self._reading = True
+        # More waits for the client than it should.
         self._full = False
+        self._producer: IPushProducer | None = None
         # Status and headers that wait for the body's first piece, to be sent with it.
         self._head = b""
-        self.reading = _Reading(self)
 
     def connectionMade(self) -> None:
-        super().connectionMade()
-        cast("IConsumer", self.transport).unregisterProducer()
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
         self._out: Outlet = outlet(self.transport, self)
         self.site.opened(self)
         self.wait(self.site.header_timeout)
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
-        self.wait(None)
-        self._body_due = None
+        self.due = self._body_due = None
+        self._stage = _Stage.LEAVING
         self.site.closed(self)
-        super().connectionLost(reason)
+        request, self.request = self.request, None
+        if request is not None:
+            request.connectionLost(reason)
 
     # What comes from the client.
 
     def dataReceived(self, data: bytes) -> None:
-        if data:
-            self._begin()
-        super().dataReceived(data)
+        self._pending = self._pending + data if self._pending else data
+        self._take_on()
 
-    def _begin(self) -> None:
-        if self._manner is _Manner.IDLE:
-            self._manner = _Manner.SERVING
-            self._head_size = 0
-            self.wait(self.site.header_timeout)
-
-    def lineReceived(self, line: bytes) -> None:
-        self._begin()
-        self._head_size += len(line) + len(self.delimiter)
-        if self._head_size > MAX_HEAD:
-            self._refuse_head("The headers of the request are together", MAX_HEAD)
+    def _take_on(self) -> None:
+        """Take of what has come as much as there is a use for now."""
+        if self._taking:
             return
-        known = len(self.requests)
-        super().lineReceived(line)
-        if len(self.requests) > known and self._manner is _Manner.SERVING:
-            if line.isascii():
-                self.requests[-1].began(line)
-            else:
-                self._respondToBadRequestAndDisconnect()
+        self._taking = True
+        try:
+            while self._pending and self._take():
+                """An answer that is given at once makes room for the next request."""
+        finally:
+            self._taking = False
+        self._regulate()
 
-    def lineLengthExceeded(self, line: bytes) -> None:
-        if self.requests:
-            self._refuse_head("A header of the request is", MAX_LINE)
-        else:
-            what = f"The request line is longer than {MAX_LINE} bytes."
-            self.refuse(ApiError(414, what, code="request_too_large"))
-            self.loseConnection()
+    def _take(self) -> bool:
+        """Take what is next; return False if it is not whole, or not wanted yet."""
+        match self._stage:
+            case _Stage.IDLE | _Stage.HEAD:
+                # Who does not read an answer is not read either, or answers would pile up.
+                return not self._full and self._take_head()
+            case _Stage.BODY | _Stage.REFUSED:
+                return self._take_body()
+            case _Stage.LEAVING:
+                self._pending = b""
+        return False
 
-    def headerReceived(self, line: bytes) -> bool:
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length" and len(value.strip()) > MAX_DIGITS:
-            self.refuse(too_large(self.site.max_body))
+    def _take_head(self) -> bool:
+        if self._stage is _Stage.IDLE:
+            self._stage = _Stage.HEAD
+            self._searched = 0
+            self.wait(self.site.header_timeout)
+        try:
+            end = end_of_head(self._pending, self._searched)
+            if not end:
+                self._searched = len(self._pending)
+                return False
+            head = read_head(self._pending[:end])
+            length = body_length(head, self.site.max_body)
+        except ApiError as error:
+            self.refuse(error)
             self.loseConnection()
             return False
-        return bool(super().headerReceived(line))
+        self._pending = self._pending[end:]
+        self._begin(head, length)
+        return True
 
-    def checkPersistence(self, request: Request, version: bytes) -> bool:
-        return bool(super().checkPersistence(request, version)) and not self.site.closing
+    def _begin(self, head: Head, length: int | None) -> None:
+        self._stage = _Stage.BODY
+        self.request = request = self._make(self, head)
+        self.persistent = not self.site.closing and stays_open(head)
+        request.gotLength(length)
+        if length == 0:
+            self._received(request)
+            return
+        take = request.handleContentChunk
+        self._body = Chunked(take) if length is None else Sized(length, take)
+        if head.version == b"HTTP/1.1" and expects_leave(head.headers):
+            self._out.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _take_body(self) -> bool:
+        data, self._pending = self._pending, b""
+        try:
+            rest = cast("Body", self._body).receive(data)
+        except ApiError as error:
+            self._broken(error)
+            return False
+        if rest is None:
+            return False
+        self._pending = rest
+        self._received(cast("Asked", self.request))
+        return True
+
+    def _received(self, request: Asked) -> None:
+        self._body = None
+        if self._stage is _Stage.BODY:
+            self._stage = _Stage.ANSWERING
+        request.requestReceived(request.method, request.uri, request.clientproto)
+
+    def _broken(self, error: ApiError) -> None:
+        """Refuse a body of which nobody knows where it ends."""
+        if self._stage is not _Stage.BODY or self._answering():
+            self.abort()
+        else:
+            self.refuse(error)
+            self.loseConnection()
+
+    def asked(self) -> tuple[bytes, bytes]:
+        """Return method and target of what the client asks, as far as they are known."""
+        if self.request is not None:
+            return self.request.method, self.request.uri
+        return request_line(self._pending)
+
+    def _answering(self) -> bool:
+        return self.request is not None and bool(self.request.startedWriting)
 
     # Bodies.
 
@@ -167,92 +258,128 @@ class Channel(HTTPChannel):
     def body_came(self) -> None:
         """Wait for the next piece of the body."""
         if self._body_due is not None and self._paused_since is None:
-            left = max(self._body_due - self.site.reactor.seconds(), 0.0)
-            self.wait(min(self.site.header_timeout, left))
+            self.wait(self.site.header_timeout)
+            self.due = min(cast("float", self.due), self._body_due)
 
     def body_ended(self) -> None:
         """Wait for nothing more."""
-        self._body_due = None
-        self.site.unread.discard(self)
+        self._body_due = self._paused_since = None
+        self._regulate()
         self.wait(None)
 
     def pause_body(self) -> None:
         """Read nothing, and let the time that passes not count."""
         if self._paused_since is None:
             self._paused_since = self.site.reactor.seconds()
-            self.site.unread.add(self)
             self.wait(None)
-            cast("IPushProducer", self.transport).pauseProducing()
+            self._regulate()
 
     def resume_body(self) -> None:
         """Read on."""
         if self._paused_since is not None and self._body_due is not None:
             self._body_due += self.site.reactor.seconds() - self._paused_since
             self._paused_since = None
-            self.site.unread.discard(self)
             self.body_came()
-            cast("IPushProducer", self.transport).resumeProducing()
+            self._regulate()
+
+    @property
+    def reading(self) -> IPushProducer:
+        """The client, as what sends a body: while it is paused, its deadlines are too."""
+        return _Reading(self)
+
+    def _regulate(self) -> None:
+        """Read from the client if there is a use for what it sends."""
+        if self._stage is _Stage.LEAVING:
+            return
+        held = self._stage is _Stage.ANSWERING and len(self._pending) > MAX_HELD
+        behind = self._full and self._stage in {_Stage.IDLE, _Stage.HEAD}
+        paused = self._paused_since is not None
+        if self._reading is (held or behind or paused):
+            self._reading = not self._reading
+            transport = cast("IPushProducer", self.transport)
+            if self._reading:
+                self.site.unread.discard(self)
+                transport.resumeProducing()
+            else:
+                if not behind:
+                    self.site.unread.add(self)
+                transport.pauseProducing()
 
     # What goes to the client.
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        lines = [b"%s %s %s\r\n" % (version, code, reason)]
-        lines += [
-            b"%s: %s\r\n" % (name, value)
-            for name, values in headers.getAllRawHeaders()
-            for value in values
-        ]
-        self._head = b"".join([*lines, b"\r\n"])
+        self._head = b"%s %s %s\r\n%s\r\n" % (version, code, reason, header_lines(headers))
 
     def write(self, data: bytes) -> None:
         if self._head:
             data, self._head = self._head + data, b""
-        if data:
+        if data and self._stage is not _Stage.LEAVING:
             self._out.write(data)
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         self.write(b"".join(iovec))
 
-    def _send100Continue(self) -> None:
-        self._out.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:  # noqa: FBT001
-        super().registerProducer(producer, streaming)
+        """Let `producer`, which pushes, pause while too much waits for the client."""
+        if self._producer is not None or not streaming:
+            raise RuntimeError(f"{producer!r} pulls, or {self._producer!r} is still there")
+        self._producer = producer
         if self._full:
-            # TLS says only once that it is full, and it may have said so to another one.
             producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
 
     def pauseProducing(self) -> None:
         self._full = True
-        super().pauseProducing()
+        if self._producer is not None:
+            self._producer.pauseProducing()
+        self._regulate()
 
     def resumeProducing(self) -> None:
         self._full = False
-        super().resumeProducing()
-        if self.paused:
-            self.paused = False
-            self.dataReceived(b"")
+        if self._producer is not None:
+            self._producer.resumeProducing()
+        self._take_on()
 
-    def requestDone(self, request: Request) -> None:
-        self._manner = _Manner.IDLE
-        self.wait(KEEP_ALIVE)
-        if self._full:
-            # Who does not read an answer is not read either, or answers would pile up.
-            self.paused = True
-            cast("IPushProducer", self.transport).pauseProducing()
-        super().requestDone(request)
+    def stopProducing(self) -> None:
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+    def requestDone(self, request: object) -> None:
+        """Go on to the next request, if there may be one."""
+        self.request = None
+        if self._stage is _Stage.LEAVING:
+            return
+        self._stage = _Stage.IDLE
+        if self.persistent:
+            self.wait(KEEP_ALIVE)
+            self._take_on()
+        else:
+            self.loseConnection()
+
+    # What requests want to know.
+
+    def getPeer(self) -> IAddress:
+        return cast("ITransport", self.transport).getPeer()
+
+    def getHost(self) -> IAddress:
+        return cast("ITransport", self.transport).getHost()
+
+    def isSecure(self) -> bool:
+        return ISSLTransport.providedBy(self.transport)
 
     # Ends.
 
     def close_when_idle(self) -> None:
-        """Close now, or when the request that is on the connection has its answer."""
+        """Close now, or when the request that has begun has its answer."""
         self.persistent = False
-        if not self.requests:
+        if self._stage is _Stage.IDLE:
             self.loseConnection()
 
     def loseConnection(self) -> None:
-        if self._manner is not _Manner.LEAVING:
-            self._manner = _Manner.LEAVING
+        if self._stage is not _Stage.LEAVING:
+            self._stage = _Stage.LEAVING
             # A client that does not read, or does not take its leave of TLS, would stay for ever.
             self.wait(LINGER)
             self._out.close()
@@ -263,15 +390,14 @@ class Channel(HTTPChannel):
 
     def wait(self, seconds: float | None) -> None:
         """Give the client `seconds` for what it has to do now; None: all the time it wants."""
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
-        self._deadline = None if seconds is None else self.callLater(seconds, self._too_late)
+        self.due = None if seconds is None else self.site.reactor.seconds() + seconds
 
-    def _too_late(self) -> None:
-        answering = bool(self.requests) and self.requests[-1].startedWriting
-        if self._manner is _Manner.IDLE:
+    def too_late(self) -> None:
+        """Do what is to be done when what is `due` has not come."""
+        self.due = None
+        if self._stage is _Stage.IDLE:
             self.loseConnection()
-        elif self._manner is _Manner.SERVING and not answering:
+        elif self._stage in {_Stage.HEAD, _Stage.BODY} and not self._answering():
             self.refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
             self.loseConnection()
         else:
@@ -282,27 +408,40 @@ class Channel(HTTPChannel):
         body = error.body()
         status = HTTPStatus(error.status)
         # What pages may read was said when the headers were here.
-        known = self.requests[-1].responseHeaders.getAllRawHeaders() if self.requests else ()
-        more = b"".join(b"%s: %s\r\n" % (name, value) for name, (value,) in known)
-        self._manner = _Manner.REFUSING
+        known = self.request.responseHeaders if self.request is not None else Headers()
+        self._stage = _Stage.REFUSED
         self._body_due = None
         self._out.write(
             b"HTTP/1.1 %d %s\r\nServer: %s\r\nContent-Type: application/json\r\n"
             b"%sContent-Length: %d\r\nConnection: close\r\n\r\n%s"
-            % (status, status.phrase.encode(), SERVER, more, len(body), body)
+            % (status, status.phrase.encode(), SERVER, header_lines(known), len(body), body)
         )
         self.site.refused(self, error)
         self.wait(LINGER)
 
-    def _refuse_head(self, what: str, limit: int) -> None:
-        self.refuse(ApiError(431, f"{what} longer than {limit} bytes.", code="request_too_large"))
-        self.loseConnection()
 
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        # Twisted's own, private name: there is no public way to say more than a bare 400.
-        if self._manner is _Manner.SERVING:
-            self.refuse(ApiError(400, "This is not a valid HTTP/1.1 request."))
-            self.loseConnection()
+def header_lines(headers: Headers) -> bytes:
+    """Return `headers` as they are sent."""
+    return b"".join(
+        [
+            b"%s: %s\r\n" % (name, value)
+            for name, values in headers.getAllRawHeaders()
+            for value in values
+        ]
+    )
+
+
+def stays_open(head: Head) -> bool:
+    """Say whether a client expects to ask more on the connection that `head` came on."""
+    said = head.headers.getRawHeaders(b"Connection", ())
+    tokens = b",".join(said).lower().replace(b",", b" ").split()
+    return head.version == b"HTTP/1.1" and b"close" not in tokens
+
+
+def expects_leave(headers: Headers) -> bool:
+    """Say whether a client waits for leave to send its body."""
+    said = headers.getRawHeaders(b"Expect", ())
+    return bool(said) and said[0].lower() == b"100-continue"
 
 
 @implementer(IPushProducer)

@@ -78,13 +78,13 @@ class Gateway:
     def note(self, channel: Channel, error: ApiError) -> None:
         """Write down that `channel` refused with `error` what never became a request."""
         number = secrets.token_hex(8)
-        head = channel.requests[-1] if channel.requests else None
+        method, target = channel.asked()
         self._traffic.write(
             RequestRecord(
                 id=number,
                 client=getattr(channel.getPeer(), "host", None),
-                method=head.method.decode("latin-1") if head else "",
-                path=head.uri.decode("latin-1") if head else "",
+                method=method.decode("latin-1"),
+                path=target.decode("latin-1"),
             )
         )
         self._traffic.write(

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine
-from io import BytesIO
-from typing import Any
+from typing import Any, cast
+from urllib.parse import unquote_to_bytes as unquote
 
-from twisted.web.iweb import INonQueuedRequestFactory
-from twisted.web.server import Request
-from zope.interface import provider
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel, datetimeToString, parse_qs
+from twisted.web.server import Request, Site
 
 from blockops.channel import Channel
+from blockops.head import Head
 from blockops.limits import LINGER, too_large
 from blockops.upload import Upload, discard
 
@@ -21,7 +23,6 @@ from blockops.upload import Upload, discard
 Instead = Callable[[Any], Coroutine[Any, Any, None]]
 
 
-@provider(INonQueuedRequestFactory)
 class IncomingRequest(Request):
     """
     A request whose body is bounded, and may still be on its way when the request is rendered.
@@ -33,12 +34,12 @@ class IncomingRequest(Request):
         when its headers were here; None for the usual route
     """
 
-    channel: Channel
+    channel: Channel  # type: ignore[assignment]  # as good as an HTTPChannel to it
     defaultContentType = None
 
-    def __init__(self, channel: Channel) -> None:
-        super().__init__(channel, parsePOSTFormSubmission=False)
-        self.method = self.uri = b""
+    def __init__(self, channel: Channel, head: Head) -> None:
+        super().__init__(cast("HTTPChannel", channel), parsePOSTFormSubmission=False)
+        self.method, self.uri, self.clientproto, self.requestHeaders = head
         self.upload: Upload | None = None
         self.caller = ""
         self.instead: Instead | None = None
@@ -47,10 +48,6 @@ class IncomingRequest(Request):
         self._take: Callable[[bytes], object] = discard
         self._when_received: Callable[[], None] | None = None
 
-    def began(self, line: bytes) -> None:
-        """Take the request line: a method, a target and a version."""
-        self.method, self.uri, self.clientproto = line.split(b" ")
-
     def take_body(self) -> bytes:
         """Return the body, and keep it no longer."""
         body = b"".join(self._pieces)
@@ -58,7 +55,6 @@ class IncomingRequest(Request):
         return body
 
     def gotLength(self, length: int | None) -> None:
-        self.content = BytesIO()
         site = self.channel.site
         self.instead = site.screen(self)
         if length == 0:
@@ -73,7 +69,7 @@ class IncomingRequest(Request):
         if site.streams_up(origin_form(self.uri)):
             self.upload = Upload(length, self.channel.reading)
             self._take = self.upload.received
-            super().requestReceived(self.method, origin_form(self.uri), self.clientproto)
+            self._render()
         else:
             self._take = self._pieces.append
 
@@ -94,23 +90,41 @@ class IncomingRequest(Request):
         if self._when_received is not None:
             self._when_received()
         elif self.upload is None:
-            super().requestReceived(command, origin_form(path), version)
+            self._render()
         else:
             self.upload.completed()
 
+    def _render(self) -> None:
+        self.uri = origin_form(self.uri)
+        self.path, _, query = self.uri.partition(b"?")
+        self.args = parse_qs(query, keep_blank_values=True) if query else {}
+        if self.requestHeaders.hasHeader(b"Cookie"):
+            self.parseCookies()
+        self.process()
+
     def process(self) -> None:
-        if self.path == b"*":
-            # Twisted would answer by itself, and not in our words.
-            self.path = b"/*"
-        super().process()
+        site = self.site = cast("Site", self.channel.site)
+        self.setHeader(b"Date", today())
+        self.prepath = []
+        self.postpath = [unquote(part) for part in self.path[1:].split(b"/")]
+        try:
+            self.render(site.getResourceFor(self))
+        except Exception:  # noqa: BLE001 - whatever a resource makes of it
+            self.processingFailed(Failure())
 
     def write(self, data: bytes) -> None:
         if not self.startedWriting:
-            early = self.upload is not None and not self.upload.complete
-            if early or self.channel.site.closing:
-                self.channel.persistent = False
-            if not self.channel.persistent:
-                self.setHeader(b"Connection", b"close")
+            self._open(data)
+        elif data and self.channel is not None:
+            self.channel.write(b"%x\r\n%s\r\n" % (len(data), data) if self.chunked else data)
+
+    def _open(self, data: bytes) -> None:
+        """Send the head, and `data` with it."""
+        early = self.upload is not None and not self.upload.complete
+        if early or self.channel.site.closing:
+            self.channel.persistent = False
+        if not self.channel.persistent:
+            self.setHeader(b"Connection", b"close")
         super().write(data)
         # The head alone, if nothing followed it.
         self.channel.write(b"")
@@ -131,7 +145,7 @@ class IncomingRequest(Request):
         # Whoever waits for leave to send a body does not get it.
         self.requestHeaders.removeHeader(b"Expect")
         self.upload = Upload(length, self.channel.reading)
-        super().requestReceived(self.method, origin_form(self.uri), self.clientproto)
+        self._render()
 
     def cut(self) -> None:
         """Break the connection."""
@@ -145,6 +159,23 @@ class IncomingRequest(Request):
         # Whoever waits for leave to send such a body does not get it.
         self.requestHeaders.removeHeader(b"Expect")
         self.channel.refuse(too_large(limit))
+
+
+class _Today:
+    """The date, as HTTP writes it: made once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._said = b""
+
+    def __call__(self) -> bytes:
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._said = second, datetimeToString(second)
+        return self._said
+
+
+today = _Today()
 
 
 def origin_form(target: bytes) -> bytes:

@@ -10,6 +10,9 @@ SLOWEST_BODY = 16 * 1024
 #: large_client_header_buffers.
 MAX_LINE = 8 * 1024
 MAX_HEAD = 4 * MAX_LINE
+#: Bytes of further requests that are read while one is answered: so much shows soon when the client
+#: leaves, and is no burden.
+MAX_HELD = 16 * 1024
 #: Digits of a body's declared length: what is longer is no length of anything.
 MAX_DIGITS = 18
 #: Seconds that a connection may be idle between two requests: nginx's keepalive_timeout.

@@ -14,6 +14,9 @@ bare or HTML; and a client that sends a byte now and then is never timed out. Wh
 - A client that does not read its answers gets no more of them, and its further requests are not
   read, until it does.
 - A client that leaves while nothing is read from it is noticed (`Site.beat`).
+
+The tree of resources and its requests are twisted.web's; what reads the connections is not
+(`blockops.channel`): it is stricter, and takes half the time.
 """
 
 # twisted.web.http has no annotations yet:
@@ -84,13 +87,7 @@ class Site(TwistedSite):
     def buildProtocol(  # type: ignore[override]
         self, addr: IAddress | None
     ) -> Channel:
-        channel = Channel()
-        channel.site = self
-        channel.requestFactory = IncomingRequest  # type: ignore[assignment]
-        channel.callLater = self.reactor.callLater  # type: ignore[assignment,method-assign]
-        # Channel.wait() is the one deadline. Twisted's moves with each byte that trickles in.
-        channel.timeOut = None
-        return channel
+        return Channel(self, IncomingRequest)
 
     def close_idle(self) -> None:
         """Close the connections that no request is on, and the others once theirs is answered."""
@@ -117,7 +114,11 @@ class Site(TwistedSite):
             channel.abort()
 
     def beat(self, now: float) -> None:
-        """Find those who have left while nothing was read from them: a transport does not tell."""
+        """End what is late; find those who left while nothing was read from them."""
+        for channel in list(self.channels):
+            if channel.due is not None and channel.due <= now:
+                channel.too_late()
+        # Of these a transport does not tell.
         for channel in list(self.unread):
             if departed(channel.transport):
                 channel.abort()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from socket import create_connection, socket
 from typing import Any, cast
 
@@ -438,14 +437,3 @@ class Departures(TestCase):
         self.assertTrue(client.wire.aborted)
         self.assertTrue(backend.wire.aborted)
         self.assertEqual(world.idle(), NOTHING_LEFT)
-
-
-class PrivateNames(SynchronousTestCase):
-    def test_twisted_still_has_those_that_are_overridden(self) -> None:
-        from twisted.web.http import HTTPChannel  # noqa: PLC0415
-
-        for name in ("_respondToBadRequestAndDisconnect", "_send100Continue"):
-            self.assertTrue(hasattr(HTTPChannel, name))
-        client = World().client()
-        client.send("nonsense\r\n")
-        self.assertIn("error", json.loads(client.body()))
