@@ -20,7 +20,16 @@ from pathlib import Path
 from twisted.python import usage
 
 from blockops import __version__, completion
-from blockops.settings import NO_FILE, TABLE, File, Setting, SettingError, read_file, resolve
+from blockops.settings import (
+    NO_FILE,
+    TABLE,
+    File,
+    Setting,
+    SettingError,
+    Settings,
+    read_file,
+    resolve,
+)
 
 #: Read if it exists and no other file is named.
 HOME_FILE = ".blockops/config.toml"
@@ -125,9 +134,17 @@ class Options(usage.Options):
             if self.get(setting.option) is not None:
                 self.command_line[setting.name] = self[setting.option]
         try:
-            self.settings = resolve(self.command_line, self._environ, self._file())
+            self.settings = self.read()
         except SettingError as error:
             raise usage.UsageError(str(error)) from None
+
+    def read(self) -> Settings:
+        """
+        Return what is set, the files being read as they are now.
+
+        :raises SettingError: something in them is wrong
+        """
+        return resolve(self.command_line, self._environ, self._file())
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService, MultiService
@@ -28,10 +29,11 @@ from blockops.memory import MemoryGate, MemoryGauge
 from blockops.origins import Origins
 from blockops.pulse import Every, Pulse
 from blockops.purge import Purge
-from blockops.settings import Settings
+from blockops.settings import SettingError, Settings
+from blockops.signals import Signals
 from blockops.site import Site
 from blockops.systemd import Supervisor
-from blockops.trafficlog import NoTrafficLog, TrafficLog, traffic_log
+from blockops.trafficlog import NoTrafficLog, TrafficLog, secrets_of, traffic_log
 from blockops.turns import Turns
 from blockops.upstream import Upstream
 from blockops.web import make_root, streams_up
@@ -48,6 +50,8 @@ class Daemon(MultiService):
     """
     blockops as a whole.
 
+    :param signals: those of the process, if they are for this daemon
+    :param read: returns the settings as the files have them now; raises `SettingError`
     :ivar site: the HTTP server
     :ivar gateway: what it serves with
     """
@@ -61,8 +65,12 @@ class Daemon(MultiService):
         *,
         supervisor: Supervisor | None = None,
         traffic: TrafficLog | NoTrafficLog | None = None,
+        signals: Signals | None = None,
+        read: Callable[[], Settings] | None = None,
     ) -> None:
         super().__init__()
+        self._signals = signals
+        self._read = read or (lambda: settings)
         self._supervisor = supervisor or Supervisor()
         self._settings = settings
         self._reactor = reactor
@@ -165,6 +173,8 @@ class Daemon(MultiService):
 
     def startService(self) -> None:
         super().startService()
+        if self._signals is not None:
+            self._signals.on_hangup(self.reload)
         self._memory.poll()
         self._traffic.start()
         self._pulse.add(self.site)
@@ -173,7 +183,7 @@ class Daemon(MultiService):
             self._pulse.add(Every(self._supervisor.watchdog / 3, self._supervisor.alive))
         self._pulse.start()
         # Not at once: before the reactor runs, it does not know what to do with a SIGTERM.
-        self._reactor.callWhenRunning(self._supervisor.ready, f"serving {self._upstream.url}")
+        self._reactor.callWhenRunning(self._ready)
         self._log.info(
             "blockops serves {backend} on {endpoints}",
             backend=self._upstream.url,
@@ -185,10 +195,27 @@ class Daemon(MultiService):
                 command=hint(self._settings.interface, self._settings.port),
             )
 
+    def _ready(self) -> None:
+        self._supervisor.ready(f"serving {self._upstream.url}")
+
     def reload(self) -> None:
-        """Read the API keys again."""
+        """
+        Read the keys again, those of clients and the backend's, and look at the traffic log's file.
+
+        What cannot be read stays as it was. All other settings take a restart.
+        """
+        self._supervisor.reloading()
         if self._keys is not None:
             self._keys.reload()
+        try:
+            settings = self._read()
+        except SettingError as error:
+            self._log.error("The backend's key stays as it was: {error}", error=error)
+        else:
+            self._upstream.key = settings.backend_key
+            self._traffic.reopen(secrets_of(settings))
+        self._log.info("Reloaded: keys and the traffic log. Other settings take a restart")
+        self._ready()
 
     def stopService(self) -> Deferred[None]:
         """
@@ -200,6 +227,8 @@ class Daemon(MultiService):
 
     async def _stop(self) -> None:
         self._supervisor.stopping("waiting for answers to end")
+        if self._signals is not None:
+            self._signals.on_stop(self._hasten)
         await super().stopService()
         self.site.close_idle()
         drained = self.gateway.drain()
@@ -216,6 +245,12 @@ class Daemon(MultiService):
         await self._traffic.close()
         if self._demo is not None:
             await self._demo.stopService()
+        if self._signals is not None:
+            self._signals.restore()
+
+    def _hasten(self) -> None:
+        self._log.info("Told to stop once more: ending the answers that are under way")
+        self.gateway.hasten()
 
 
 def endpoints(settings: Settings) -> tuple[str, ...]:
@@ -226,6 +261,16 @@ def endpoints(settings: Settings) -> tuple[str, ...]:
     return (f"{family}:{settings.port}:interface={quoteStringArgument(settings.interface)}",)
 
 
-def make_service(settings: Settings, reactor: Any) -> IService:
-    """Return the daemon that `settings` describe, on `reactor`."""
-    return Daemon(settings, reactor, supervisor=Supervisor.from_environment())
+def make_service(settings: Settings, reactor: Any, read: Callable[[], Settings]) -> IService:
+    """
+    Return the daemon that `settings` describe, on `reactor`.
+
+    :param read: returns the settings as the files have them now; raises `SettingError`
+    """
+    return Daemon(
+        settings,
+        reactor,
+        supervisor=Supervisor.from_environment(),
+        signals=Signals(reactor),
+        read=read,
+    )

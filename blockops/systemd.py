@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping, MutableMapping
 
 
@@ -50,6 +51,12 @@ class Supervisor:
     def stopping(self, status: str = "") -> None:
         """Say that the daemon has begun to stop."""
         self._send({"STOPPING": "1", "STATUS": status})
+
+    def reloading(self) -> None:
+        """Say that the daemon reads again what may have changed; `ready` says that it has."""
+        # systemd tells this from earlier ones by the clock: see sd_notify(3), MONOTONIC_USEC.
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send({"RELOADING": "1", "MONOTONIC_USEC": str(microseconds)})
 
     def status(self, status: str) -> None:
         """Say how the daemon is, for people."""

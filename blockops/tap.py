@@ -31,6 +31,6 @@ def makeService(options: Options) -> IService:
     from blockops.service import make_service  # noqa: PLC0415
 
     try:
-        return make_service(options.settings, reactor)
+        return make_service(options.settings, reactor, options.read)
     except ValueError as error:  # a plugin with a format that is none, a file that is no PEM
         raise SystemExit(f"blockops: {error}") from None

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,8 +34,8 @@ _FRAME = 1024
 #: Seconds that the end of the log may take when blockops stops.
 CLOSE_WITHIN = 5.0
 
-#: A record and when it was made, in seconds since 1970.
-Stamped = tuple[float, Record]
+#: A record and when it was made, in seconds since 1970; None for the wish to look at the file.
+Stamped = tuple[float, Record | None]
 
 _log = Logger()
 
@@ -109,6 +110,7 @@ class Writer:
     Writes the records of a backlog; lives in a thread of its own.
 
     :param tell: called with what is to be said, and the number of lines lost
+    :ivar secrets: what is hidden wherever it stands
     :ivar lost: records that could not be written
     """
 
@@ -121,7 +123,7 @@ class Writer:
     ) -> None:
         self._backlog = backlog
         self._file = file
-        self._secrets = secrets
+        self.secrets = secrets
         self._tell = tell
         self._broken = False
         self.lost = 0
@@ -130,12 +132,14 @@ class Writer:
         """Write all there is and all that comes; return when the backlog is over."""
         self._attempt(self._file.ready)
         while (stamped := self._backlog.take()) is not None:
-            if not self._attempt(lambda: self._write(*stamped)):
+            when, record = stamped
+            step = self._file.ready if record is None else partial(self._write, when, record)
+            if not self._attempt(step) and record is not None:
                 self.lost += 1
         self._file.close()
 
     def _write(self, when: float, record: Record) -> None:
-        self._file.write(line(record, when, self._secrets))
+        self._file.write(line(record, when, self.secrets))
 
     def _attempt(self, step: Callable[[], None]) -> bool:
         """Do `step` and say whether that went well; tell of the first failure and of its end."""
@@ -161,6 +165,9 @@ class NoTrafficLog:
         """Do nothing."""
 
     def write(self, record: Record) -> None:
+        """Do nothing."""
+
+    def reopen(self, secrets: tuple[str, ...]) -> None:
         """Do nothing."""
 
     def close(self) -> Deferred[None]:
@@ -238,6 +245,16 @@ class TrafficLog:
             self._behind = True
             _tell("The traffic log loses lines: the disk is too slow", self.lost)
 
+    def reopen(self, secrets: tuple[str, ...]) -> None:
+        """
+        Open the file anew if it was moved or removed, without waiting for the next line.
+
+        :param secrets: what is hidden from now on
+        """
+        self._writer.secrets = secrets
+        if self._thread is not None:
+            self._backlog.put((self._now(), None), 0)
+
     def close(self) -> Deferred[None]:
         """
         Write what waits, within `CLOSE_WITHIN` seconds, and close the file.
@@ -283,8 +300,13 @@ def traffic_log(settings: Settings, reactor: Reactor) -> TrafficLog | NoTrafficL
         keep_body=settings.log_body,
         rotate_at=settings.log_size,
         keep=settings.log_keep,
-        secrets=(settings.backend_key,) if settings.backend_key else (),
+        secrets=secrets_of(settings),
     )
+
+
+def secrets_of(settings: Settings) -> tuple[str, ...]:
+    """Return what the log hides wherever it stands."""
+    return (settings.backend_key,) if settings.backend_key else ()
 
 
 def _tell(what: str, lost: int) -> None:

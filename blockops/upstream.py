@@ -216,7 +216,7 @@ class Upstream:
         on_connected: Callable[[], object] = _nobody_asks,
     ) -> None:
         self.url = url
-        self._key = key
+        self.key = key
         self._connect_timeout = connect_timeout
         self._agent = Agent.usingEndpointFactory(
             reactor,
@@ -241,8 +241,8 @@ class Upstream:
         :raises Unreached: the same, and not a byte of the request has left
         """
         sent = headers.copy() if headers is not None else Headers()
-        if self._key is not None:
-            sent.setRawHeaders("Authorization", [f"Bearer {self._key}"])
+        if self.key is not None:
+            sent.setRawHeaders("Authorization", [f"Bearer {self.key}"])
         # treq.client.HTTPClient would keep one caller's cookies for the next one: each request
         # goes through a fresh one.
         asked = treq.request(

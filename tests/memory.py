@@ -323,6 +323,9 @@ class World:
     daemon: Daemon
 
     def __init__(self, **settings: Any) -> None:
+        """
+        Start the daemon with `settings`; `signals` and `read` among them are for the daemon itself.
+        """
         if World._now is not None:
             World._now.daemon.gateway.hasten()
             World._now.reactor.advance(0)
@@ -330,7 +333,8 @@ class World:
         self.reactor = Reactor()
         settings = {"backend": "http://127.0.0.1:8082", "log_file": None, **settings}
         self.traffic = Traffic()
-        self.daemon = Daemon(Settings(**settings), self.reactor, traffic=self.traffic)
+        parts = {name: settings.pop(name) for name in ("signals", "read") if name in settings}
+        self.daemon = Daemon(Settings(**settings), self.reactor, traffic=self.traffic, **parts)
         self.daemon.privilegedStartService()
         self.daemon.startService()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from twisted.internet.error import CannotListenError
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.service import Daemon, endpoints
-from blockops.settings import Settings
+from blockops.settings import SettingError, Settings
+from blockops.signals import Signals
 from blockops.systemd import Supervisor
 from tests.memory import DONE, NOTHING_LEFT, Reactor, World, chat, chunk
 
@@ -75,6 +77,87 @@ class Supervision(SynchronousTestCase):
         daemon = Daemon(Settings(log_file=None, listen=("unix:/nope/x.sock",)), reactor)
         stop = self.assertRaises(SystemExit, daemon.privilegedStartService)
         self.assertIn("/nope/x.sock", str(stop))
+
+
+class Reloading(SynchronousTestCase):
+    """What a SIGHUP does; `tests.test_access` tells of the clients' keys."""
+
+    def setUp(self) -> None:
+        self.settings = {"backend_key": "old"}
+        self.wrong: SettingError | None = None
+        self.reopened: list[tuple[str, ...]] = []
+        self.signals = NoSignals()
+        self.world = World(backend_key="old", signals=self.signals, read=self.read)
+        self.patch(self.world.traffic, "reopen", self.reopened.append)
+
+    def read(self) -> Settings:
+        if self.wrong is not None:
+            raise self.wrong
+        return Settings(log_file=None, backend_key=self.settings["backend_key"])
+
+    def sent(self) -> bytes:
+        self.world.client().get("/v1/models")
+        return self.world.backend().request()
+
+    def test_the_backends_key(self) -> None:
+        self.assertIn(b"Authorization: Bearer old\r\n", self.sent())
+        self.settings["backend_key"] = "new"
+        self.signals.hang_up()
+        self.assertIn(b"Authorization: Bearer new\r\n", self.sent())
+        self.assertEqual(self.reopened, [("new",)])
+
+    def test_a_file_that_has_become_bad(self) -> None:
+        self.wrong = SettingError("BLOCKOPS_BACKEND_KEY_FILE: cannot be read")
+        with capturedLogs() as logs:
+            self.signals.hang_up()
+        errors = [each for each in logs if each["log_level"] is LogLevel.error]
+        self.assertEqual(len(errors), 1)
+        self.assertIn("BACKEND_KEY_FILE: cannot be read", str(errors[0]["error"]))
+        self.assertIn(b"Authorization: Bearer old\r\n", self.sent())
+
+    def test_what_systemd_is_told(self) -> None:
+        told: list[str] = []
+
+        class Systemd(Supervisor):
+            def _send(self, message: Mapping[str, str]) -> None:
+                told.append(next(iter(message)))
+
+        daemon = Daemon(Settings(log_file=None), Reactor(), supervisor=Systemd("/run/notify"))
+        daemon.reload()
+        self.assertEqual(told, ["RELOADING", "READY"])
+
+    def test_asked_to_stop_twice(self) -> None:
+        client, backend = self.world.ask()
+        backend.begin_stream()
+        stopped = self.world.stop()
+        self.assertFalse(stopped())
+        self.assertFalse(self.signals.restored)
+        self.signals.stop_again()
+        self.world.reactor.pump([0, 0, 0])
+        self.assertEqual(json.loads(client.events()[-1])["error"]["code"], "shutting_down")
+        self.assertTrue(client.complete())
+        self.assertTrue(stopped())
+        self.assertTrue(self.signals.restored)
+
+
+class NoSignals(Signals):
+    """Signals that nobody sends but the test."""
+
+    hang_up: Callable[[], object]
+    stop_again: Callable[[], object]
+    restored = False
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def on_hangup(self, reload: Callable[[], object]) -> None:
+        self.hang_up = reload
+
+    def on_stop(self, hasten: Callable[[], object]) -> None:
+        self.stop_again = hasten
+
+    def restore(self) -> None:
+        self.restored = True
 
 
 class Draining(SynchronousTestCase):

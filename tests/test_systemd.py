@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
@@ -44,6 +45,15 @@ class SupervisorTests(SynchronousTestCase):
     def test_stopping(self):
         self.supervisor.stopping()
         self.assertEqual(self.heard(), "STOPPING=1")
+
+    def test_reloading(self):
+        before = time.monotonic_ns() // 1000
+        self.supervisor.reloading()
+        first, _, second = self.heard().partition("\n")
+        self.assertEqual(first, "RELOADING=1")
+        name, _, when = second.partition("=")
+        self.assertEqual(name, "MONOTONIC_USEC")
+        self.assertTrue(before <= int(when) <= time.monotonic_ns() // 1000)
 
     def test_status_is_one_line(self):
         self.supervisor.status("3 running,\n2 waiting ✓")

@@ -454,6 +454,28 @@ class WriterTests(SynchronousTestCase):
         writer, _, told = self.run_with(denied, denied, denied)
         self.assertEqual((writer.lost, len(told)), (2, 1))
 
+    def test_the_file_is_looked_at_between_two_lines(self):
+        # The second one looks in vain, which costs no line.
+        file = BadFile(None, None, None, OSError("gone"), None)
+        backlog = Backlog(10_000, 100)
+        for record in (request(1), None, None, request(2)):
+            backlog.put((NOON, record), 0)
+        backlog.close()
+        writer = Writer(backlog, file, (), lambda *_: None)  # type: ignore[arg-type]
+        writer.run()
+        self.assertEqual((writer.lost, len(file.written)), (0, 2))
+        self.assertEqual(file._script, [])
+
+    def test_secrets_may_change(self):
+        file = BadFile(None, None)
+        backlog = Backlog(10_000, 100)
+        backlog.put((NOON, request(body=b"it is hunter2")), 0)
+        backlog.close()
+        writer = Writer(backlog, file, (), lambda *_: None)  # type: ignore[arg-type]
+        writer.secrets = ("hunter2",)
+        writer.run()
+        self.assertIn("it is ***", file.written[0])
+
     def test_a_bug_costs_a_line_and_not_the_thread(self):
         writer, file, told = self.run_with(None, ZeroDivisionError("oh"), None)
         self.assertEqual((writer.lost, len(file.written), len(told)), (1, 1, 2))
@@ -536,6 +558,12 @@ class TrafficLogTests(SynchronousTestCase):
             self.assertLessEqual(each.stat().st_size, 4096)
             self.assertEqual(mode(each), 0o600)
         self.assertEqual(lines(self.path)[-1]["id"], "r199")
+
+    def test_reopened_before_it_was_opened(self):
+        log = self.make()
+        log.reopen(())
+        self.finish(log)
+        self.assertFalse(self.path.exists())
 
     def test_goes_on_in_the_same_file_after_a_crash(self):
         self.path.parent.mkdir()

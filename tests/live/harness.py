@@ -74,7 +74,9 @@ class Program:
     :param log: the file
     """
 
-    def __init__(self, command: list[str], log: Path, environ: dict[str, str]) -> None:
+    def __init__(
+        self, command: list[str], log: Path, environ: dict[str, str], pass_fds: tuple[int, ...] = ()
+    ) -> None:
         self.log = log
         self._told = False
         with log.open("wb") as output:
@@ -85,6 +87,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 env=environ,
                 cwd=log.parent,
+                pass_fds=pass_fds,
             )
 
     def logged(self) -> str:
@@ -188,7 +191,7 @@ def start_daemon(
     return daemon
 
 
-def check_peace(test: SynchronousTestCase, daemon: Daemon) -> None:
+def check_peace(test: SynchronousTestCase, daemon: Program) -> None:
     status = daemon.terminate()
     log = daemon.logged()
     # twistd ends by the signal itself once all is stopped; systemd takes that for a clean end.

@@ -1,0 +1,72 @@
+"""
+Signals that the daemon takes itself, besides those with which Twisted stops the reactor.
+
+SIGHUP lets it read again what may have changed. While it stops, a second SIGTERM or SIGINT is for
+those who do not want to wait; Twisted would try to stop the reactor once more and log a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+#: What a signal is answered with, as Python has it.
+_Taken = Callable[[int, FrameType | None], Any] | int | None
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Signals:
+    """
+    Calls functions in the reactor's thread when signals come.
+
+    To be used in the main thread, where Python takes signals.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._before: dict[signal.Signals, _Taken] = {}
+        self._on_terminal = _holds_terminal()
+
+    def on_hangup(self, reload: Callable[[], object]) -> None:
+        """
+        Call `reload` at each SIGHUP.
+
+        One that comes because the terminal was closed stops the reactor: whoever started the daemon
+        there is gone, and would not know that it is still running.
+        """
+
+        def hung_up() -> None:
+            if self._on_terminal and not _holds_terminal():
+                self._reactor.stop()
+            else:
+                reload()
+
+        self._take(signal.SIGHUP, hung_up)
+
+    def on_stop(self, hasten: Callable[[], object]) -> None:
+        """Call `hasten` at each further signal that asks the daemon to stop."""
+        for number in STOPPING:
+            self._take(number, hasten)
+
+    def _take(self, number: signal.Signals, call: Callable[[], object]) -> None:
+        before = signal.signal(number, lambda *_: self._reactor.callFromThread(call))
+        self._before.setdefault(number, before)
+
+    def restore(self) -> None:
+        """Let each signal do what it did before."""
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+        self._before.clear()
+
+
+def _holds_terminal() -> bool:
+    """Say whether standard input is a terminal that somebody has open."""
+    try:
+        os.tcgetpgrp(0)
+    except OSError:
+        return False
+    return True
