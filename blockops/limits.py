@@ -19,6 +19,13 @@ MAX_DIGITS = 18
 KEEP_ALIVE = 75.0
 #: Seconds that a refused client may go on sending: it reads the refusal only when it has sent all.
 LINGER = 30.0
+#: Connections beyond the bound that are given a moment to read that they are refused, and seconds
+#: that the moment has.
+MAX_TURNED_AWAY = 64
+PARTING = 2.0
+#: Seconds after which they may try again, and between two lines of the log that tell of them.
+FULL_FOR = 5
+NOTED_EVERY = 60.0
 
 
 def too_large(limit: int) -> ApiError:

@@ -21,6 +21,7 @@ from blockops.apikeys import KeyRing
 from blockops.backend import Backend
 from blockops.capabilities import Asking, Forgetting, Tokenizer
 from blockops.circuit import Circuit
+from blockops.crowd import Crowd
 from blockops.demo import DemoBackend, hint
 from blockops.gateway import Gateway
 from blockops.incoming import IncomingRequest
@@ -132,12 +133,18 @@ class Daemon(MultiService):
             traffic=self._traffic,
             vitals=self._told_to,
         )
+        self._crowd = Crowd(
+            reactor,
+            most=settings.max_connections,
+            most_per_client=settings.max_connections_per_client,
+        )
         self.site = Site(
             make_root(self.gateway, answering),
             reactor=reactor,
             max_body=settings.max_body,
             header_timeout=settings.header_timeout,
             streams_up=streams_up,
+            crowd=self._crowd,
             screen=self._access.screen,
             refused=self.gateway.note,
         )
@@ -154,6 +161,7 @@ class Daemon(MultiService):
             "running": self._admission.running,
             "waiting": self._admission.waiting,
             **self._circuit.vitals(),
+            **self._crowd.vitals(),
             "memory_available_percent": round(self._memory.percent, 1),
             "log_lines_lost": self._traffic.lost,
             **self._turns.vitals(),

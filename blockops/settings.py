@@ -204,6 +204,19 @@ class Settings:
     max_body: int = _setting(
         "Listening", 64 << 20, kinds.size(1024), "The longest request; longer ones get a 413."
     )
+    max_connections: int = _setting(
+        "Listening",
+        1024,
+        kinds.whole(1, 1_000_000),
+        "How many connections may be open at once; further ones get a 503 and are closed.",
+    )
+    max_connections_per_client: int = _setting(
+        "Listening",
+        256,
+        kinds.whole(0, 1_000_000),
+        "How many of them may come from one address, unless it is this machine's own; 0 for all."
+        " Behind a proxy on another machine all come from one.",
+    )
     header_timeout: float = _setting(
         "Listening",
         60.0,

@@ -13,6 +13,7 @@ bare or HTML; and a client that sends a byte now and then is never timed out. Wh
   `KEEP_ALIVE` between two requests.
 - A client that does not read its answers gets no more of them, and its further requests are not
   read, until it does.
+- Connections beyond a bound are told so at once, and closed.
 - A client that leaves while nothing is read from it is noticed (`Site.beat`).
 
 The tree of resources and its requests are twisted.web's; what reads the connections is not
@@ -36,6 +37,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site as TwistedSite
 
 from blockops.channel import Channel
+from blockops.crowd import Crowd, TurnedAway
 from blockops.incoming import IncomingRequest, Instead
 from blockops.wire.errors import ApiError
 
@@ -49,6 +51,7 @@ class Site(TwistedSite):
     :param streams_up: given a request's target, says whether to render it before its body is here
     :param screen: given a request whose headers are here, says what answers it in place of its
         route; None lets it through
+    :param crowd: says which connections are too many
     :param refused: is told of each channel that refuses what never became a request, and why
     :ivar channels: those that are open
     :ivar unread: those of them that nothing is read from, because nobody takes their upload
@@ -65,6 +68,7 @@ class Site(TwistedSite):
         max_body: int,
         header_timeout: float,
         streams_up: Callable[[bytes], bool],
+        crowd: Crowd,
         refused: Callable[[Channel, ApiError], object],
         screen: Callable[[IncomingRequest], Instead | None] = lambda _: None,
     ) -> None:
@@ -72,6 +76,7 @@ class Site(TwistedSite):
         self.max_body = max_body
         self.header_timeout = header_timeout
         self.streams_up = streams_up
+        self.crowd = crowd
         self.refused = refused
         self.screen = screen
         self.channels: set[Channel] = set()
@@ -86,7 +91,10 @@ class Site(TwistedSite):
 
     def buildProtocol(  # type: ignore[override]
         self, addr: IAddress | None
-    ) -> Channel:
+    ) -> Channel | TurnedAway:
+        full = self.crowd.full(addr)
+        if full is not None:
+            return self.crowd.turned_away(full)
         return Channel(self, IncomingRequest)
 
     def close_idle(self) -> None:
@@ -125,9 +133,11 @@ class Site(TwistedSite):
 
     def opened(self, channel: Channel) -> None:
         self.channels.add(channel)
+        self.crowd.enter(channel.getPeer())
 
     def closed(self, channel: Channel) -> None:
         self.channels.discard(channel)
+        self.crowd.leave(channel.getPeer())
         self.unread.discard(channel)
         if not self.channels and self._all_closed is not None:
             self._all_closed.callback(None)

@@ -71,6 +71,8 @@ def chunk(content: str | None = None, *, finish: str | None = None, **delta: Any
     return f"data: {json.dumps(body)}\n\n"
 
 
+#: Where clients come from.
+ADDRESS = "192.0.2.1"
 DONE = "data: [DONE]\n\n"
 
 
@@ -121,11 +123,12 @@ class Reactor(MemoryReactorClock):
 class Wire(StringTransport):
     """One end of a connection in memory, which tells its protocol when it is lost."""
 
-    def __init__(self, reactor: Reactor, protocol: IProtocol) -> None:
-        super().__init__(peerAddress=IPv4Address("TCP", "192.0.2.1", 50000))
+    def __init__(self, reactor: Reactor, protocol: IProtocol, host: str = ADDRESS) -> None:
+        super().__init__(peerAddress=IPv4Address("TCP", host, 50000))
         self._reactor = reactor
         self._protocol = protocol
         self.aborted = False
+        self.half_closed = False
         self.closed = False
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
@@ -134,6 +137,10 @@ class Wire(StringTransport):
     def loseConnection(self) -> None:
         super().loseConnection()
         self._reactor.callLater(0, self.lose, ConnectionDone())
+
+    def loseWriteConnection(self) -> None:
+        """Say that nothing more comes."""
+        self.half_closed = True
 
     def abortConnection(self) -> None:
         self.aborted = True
@@ -149,10 +156,10 @@ class Wire(StringTransport):
 class Peer:
     """Somebody at the other end of a connection."""
 
-    def __init__(self, reactor: Reactor, protocol: IProtocol) -> None:
+    def __init__(self, reactor: Reactor, protocol: IProtocol, host: str = ADDRESS) -> None:
         self.reactor = reactor
         self.protocol = protocol
-        self.wire = Wire(reactor, protocol)
+        self.wire = Wire(reactor, protocol, host)
         protocol.makeConnection(self.wire)
 
     def send(self, data: bytes | str) -> None:
@@ -338,10 +345,10 @@ class World:
         self.daemon.privilegedStartService()
         self.daemon.startService()
 
-    def client(self, to: str = "192.0.2.9") -> Client:
-        """Let somebody connect to blockops, at its address `to`."""
-        address = IPv4Address("TCP", "192.0.2.1", 50000)
-        client = Client(self.reactor, self.daemon.site.buildProtocol(address))
+    def client(self, host: str = ADDRESS, *, to: str = "192.0.2.9") -> Client:
+        """Let somebody at `host` connect to blockops, at its address `to`."""
+        address = IPv4Address("TCP", host, 50000)
+        client = Client(self.reactor, self.daemon.site.buildProtocol(address), host)
         client.wire.hostAddr = IPv4Address("TCP", to, 8080)
         return client
 

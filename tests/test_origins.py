@@ -230,7 +230,7 @@ class Names(Case):
 
     def got(self, host: str, to: str = "127.0.0.1", **settings: Any) -> Client:
         self.world = World(**settings)
-        client = self.world.client(to)
+        client = self.world.client(to=to)
         client.send(f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n")
         self.world.reactor.advance(0)
         return client
@@ -259,7 +259,7 @@ class Names(Case):
 
     def test_without_a_name(self) -> None:
         self.world = World()
-        client = self.world.client("127.0.0.1")
+        client = self.world.client(to="127.0.0.1")
         client.send("GET /health HTTP/1.0\r\n\r\n")
         self.assertEqual(client.status(), 200)
 
@@ -275,7 +275,7 @@ class Names(Case):
 
     def test_its_own_page_under_a_name_of_others(self) -> None:
         self.world = World()
-        client = self.world.client("127.0.0.1")
+        client = self.world.client(to="127.0.0.1")
         client.send("GET /v1/x HTTP/1.1\r\nHost: evil.a:1\r\nOrigin: http://evil.a:1\r\n\r\n")
         self.assert_refused(client, "host_not_allowed")
 

@@ -31,6 +31,8 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "interface": ("::", "::", "eth0"),
     "listen": ("tcp:1 tcp:2", ("tcp:1", "tcp:2"), ""),
     "max_body": ("1G", 1 << 30, "1T"),
+    "max_connections": ("10", 10, "0"),
+    "max_connections_per_client": ("0", 0, "-1"),
     "header_timeout": ("1.5", 1.5, "1e3"),
     "client_timeout": ("250ms", 0.25, "0"),
     "drain": ("0", 0.0, "31d"),
