@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from blockops.crowd import Crowd
+from blockops.crowd import Crowd, TurnedAway
 from blockops.limits import FULL_FOR, MAX_TURNED_AWAY, PARTING
 from blockops.wire.errors import ApiError
 from tests.faulty.client import FaultyClient
@@ -90,7 +90,7 @@ class Counting(SynchronousTestCase):
         self.assertEqual([event["count"] for event in events], [1, 600])
 
 
-class TurnedAway(SynchronousTestCase):
+class Refused(SynchronousTestCase):
     """Those who are one too many."""
 
     def refused(self, world: World) -> Client:
@@ -173,7 +173,12 @@ class OverSockets(TestCase):
         crowd.enter(tcp("127.0.0.1"))
         ended: list[Deferred[None]] = [Deferred() for _ in range(5)]
         ends, gone = iter(ended), crowd.gone
-        self.patch(crowd, "gone", lambda leaving: (gone(leaving), next(ends).callback(None)))
+
+        def note(leaving: TurnedAway) -> None:
+            gone(leaving)
+            next(ends).callback(None)
+
+        self.patch(crowd, "gone", note)
         world.daemon.site.crowd = crowd
         port = cast("Any", reactor).listenTCP(0, world.daemon.site, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
