@@ -80,7 +80,7 @@ class CommandLineTests(SynchronousTestCase):
         self.assertEqual(settings.listen, ("tcp:1", "unix:/a b"))
 
     def test_names_may_be_cut_short_while_they_are_clear(self):
-        self.assertEqual(parse("--max-con", "7").max_concurrent, 7)
+        self.assertEqual(parse("--max-conc", "7").max_concurrent, 7)
         self.assertEqual(parse("--heartbeat", "7").heartbeat, 7.0)
         self.assertIn("max-", line_of_error(self, "--max-", "7"))
 
@@ -90,7 +90,7 @@ class CommandLineTests(SynchronousTestCase):
         self.assertEqual(line_of_error(self, environ={"PORT": "zzz"}), f"PORT: {accepted}")
 
     def test_a_cut_name_is_told_in_full(self):
-        self.assertIn("--max-concurrent:", line_of_error(self, "--max-con", "-1"))
+        self.assertIn("--max-concurrent:", line_of_error(self, "--max-conc", "-1"))
 
     def test_unknown_options_and_words(self):
         self.assertIn("--prot is no option", line_of_error(self, "--prot", "80"))
@@ -331,7 +331,7 @@ class BashTests(SynchronousTestCase):
 
     def test_one_option_waits_for_its_value(self):
         self.assertEqual(
-            self.complete("twistd", "-n", "blockops", "--max-con"),
+            self.complete("twistd", "-n", "blockops", "--max-conc"),
             ["compopt -o nospace", "--max-concurrent="],
         )
 
