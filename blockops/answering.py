@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IResponse
 
 from blockops import __version__
-from blockops.backend import Backend, Refused, broken_off
+from blockops.backend import Backend, Refused, broken_off, check_readable
 from blockops.downstream import STREAM_HEADERS
 from blockops.exchange import Exchange, Logged
 from blockops.formats import known_formats
@@ -163,6 +163,7 @@ class Answering:
     ) -> None:
         """Give the client the backend's answer to `prompt` as a stream, be it one or not."""
         async with self._backend.admitted(exchange, prompt) as response:
+            check_readable(response)
             kind = media_type(response.headers)
             if kind == "application/json":
                 body = await self._backend.collected(exchange, response)
@@ -214,6 +215,7 @@ class Answering:
     ) -> bytes:
         """Return the backend's answer to `body` as a whole one, be it a stream or not."""
         async with self._backend.admitted(exchange, body) as response:
+            check_readable(response)
             if media_type(response.headers) == "text/event-stream":
                 return await self._joined(exchange, response, asked, aside)
             said = await self._backend.collected(exchange, response)

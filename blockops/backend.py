@@ -16,7 +16,7 @@ from twisted.web.iweb import IBodyProducer, IResponse
 from blockops.admission import Admission
 from blockops.circuit import Circuit
 from blockops.exchange import Exchange
-from blockops.headers import media_type, of_refusal, to_backend
+from blockops.headers import coding, media_type, of_refusal, to_backend
 from blockops.memory import MemoryGate
 from blockops.purge import Purge
 from blockops.relay import TooLarge, collect
@@ -204,6 +204,23 @@ def no_status(code: int) -> ApiError:
         type="api_error",
         code="backend_garbage",
     )
+
+
+def check_readable(response: IResponse) -> None:
+    """
+    Agree to a body that is going to be read.
+
+    :raises ApiError: 502, it is compressed in a way that nobody asked for, nor can undo
+    """
+    unknown = coding(response.headers)
+    if unknown:
+        raise ApiError(
+            502,
+            f"The backend compressed its answer ({unknown}), although asked not to. "
+            "Turn that off there, or in the proxy in front of it.",
+            type="api_error",
+            code="backend_answer_compressed",
+        )
 
 
 def broken_off() -> ApiError:

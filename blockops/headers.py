@@ -101,6 +101,13 @@ def media_type(headers: Headers) -> str:
     return said.partition(b";")[0].strip().lower().decode("latin-1")
 
 
+def coding(headers: Headers) -> str:
+    """Return what a body was compressed with that nobody has undone; empty if it was not."""
+    said: bytes = headers.getRawHeaders(b"Content-Encoding", [b""])[0]
+    name = said.strip().lower().decode("latin-1")
+    return "" if name == "identity" else name
+
+
 def _passing(headers: Headers, held: frozenset[bytes]) -> Iterator[tuple[bytes, list[bytes]]]:
     named = headers.getRawHeaders(b"Connection", [])
     of_this_hop = {token.strip().lower() for value in named for token in value.split(b",")}

@@ -10,50 +10,30 @@ request has a connection of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from http.cookiejar import CookieJar
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, cast
 
-import treq
 from hyperlink import EncodedURL
+from treq.client import HTTPClient
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import (
-    IConsumer,
-    IProtocol,
-    IProtocolFactory,
-    IReactorTime,
-    IStreamClientEndpoint,
-    ITCPTransport,
-)
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IConsumer
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import (
-    URI,
-    Agent,
     BrowserLikePolicyForHTTPS,
-    HTTPConnectionPool,
     RequestGenerationFailed,
-    RequestTransmissionFailed,
     ResponseFailed,
     ResponseNeverReceived,
 )
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import (
-    IAgentEndpointFactory,
-    IBodyProducer,
-    IPolicyForHTTPS,
-    IResponse,
-)
+from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
 
+from blockops.agent import OneShotAgent
+from blockops.responses import BadResponse
 from blockops.wire.errors import ApiError
-
-#: Seconds that the next address of a name waits for the one before it: with `::1` first and a
-#: server on 127.0.0.1 only, Twisted's default costs 0.3 s a connection (twisted#9345).
-ATTEMPT_DELAY = 0.02
 
 
 class Unreached(ApiError):
@@ -86,92 +66,34 @@ class WholeBody:
     stopProducing = pauseProducing
 
 
-class _Abrupt(ProtocolWrapper):
+class _NoCookies(CookieJar):
+    """Keeps no cookies: those of one caller would be sent with the next one's request."""
+
+    def add_cookie_header(self, request: object) -> None:
+        """There is none to add."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """None is wanted."""
+
+
+class _AsWritten(EncodedURL):
     """
-    A connection that ends at once.
+    An URL that stays as it was written.
 
-    To lose a TLS connection politely takes an answer from the peer; one that hangs never gives it,
-    and the socket stays (twisted#8227 asks for the abort that Agent does not offer).
+    hyperlink would write some characters of it in another way (`"`, `<`, a lone `?`), and take as
+    long for it as all else that treq does.
     """
 
-    def loseConnection(self) -> None:
-        self.disconnecting = 1
-        if self.transport is not None:
-            cast("ITCPTransport", self.transport).abortConnection()
+    __slots__ = ("_written",)
 
+    def __init__(self, written: str) -> None:
+        self._written = written
 
-class _AbruptFactory(WrappingFactory):
-    """Makes connections end abruptly, and spares the log two lines for each of them."""
+    def to_uri(self) -> EncodedURL:
+        return self
 
-    protocol = _Abrupt
-    noisy = False
-
-    def __init__(self, wrapped: IProtocolFactory) -> None:
-        super().__init__(cast("Factory", wrapped))  # type: ignore[no-untyped-call]
-
-    def doStart(self) -> None:
-        """No line in the log for each connection."""
-
-    doStop = doStart
-
-
-def _took_too_long(_: object, seconds: float) -> NoReturn:
-    raise error.TimeoutError(f"{seconds:g} seconds")
-
-
-@implementer(IStreamClientEndpoint)
-class _AbruptEndpoint:
-    def __init__(
-        self,
-        reactor: IReactorTime,
-        endpoint: IStreamClientEndpoint,
-        timeout: float,
-        connected: Callable[[], object],
-    ) -> None:
-        self._reactor = reactor
-        self._endpoint = endpoint
-        self._timeout = timeout
-        self._connected = connected
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        connecting = self._endpoint.connect(_AbruptFactory(protocolFactory))
-        # The endpoint bounds each attempt, but not how long a name takes to become an address.
-        connecting.addTimeout(self._timeout, self._reactor, _took_too_long)
-        return connecting.addCallback(self._made)
-
-    def _made(self, protocol: IProtocol) -> IProtocol:
-        self._connected()
-        return cast("ProtocolWrapper", protocol).wrappedProtocol
-
-
-@implementer(IAgentEndpointFactory)
-class _Endpoints:
-    """Where Agent connects to: quick about names, bounded in time, abrupt at the end."""
-
-    def __init__(
-        self,
-        reactor: IReactorTime,
-        policy: IPolicyForHTTPS,
-        connect_timeout: float,
-        connected: Callable[[], object],
-    ) -> None:
-        self._reactor = reactor
-        self._policy = policy
-        self._connect_timeout = connect_timeout
-        self._connected = connected
-
-    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(
-            self._reactor,
-            uri.host.strip(b"[]"),
-            uri.port,
-            timeout=self._connect_timeout,
-            attemptDelay=ATTEMPT_DELAY,
-        )
-        if uri.scheme == b"https":
-            context = self._policy.creatorForNetloc(uri.host.strip(b"[]"), uri.port)
-            endpoint = wrapClientTLS(context, endpoint)
-        return _AbruptEndpoint(self._reactor, endpoint, self._connect_timeout, self._connected)
+    def to_text(self, with_password: bool = False) -> str:  # noqa: FBT001, FBT002
+        return self._written
 
 
 def trust(ca: Path | None) -> BrowserLikePolicyForHTTPS:
@@ -207,7 +129,7 @@ class Upstream:
 
     def __init__(
         self,
-        reactor: IReactorTime,
+        reactor: Any,
         url: str,
         *,
         key: str | None = None,
@@ -218,11 +140,10 @@ class Upstream:
         self.url = url
         self.key = key
         self._connect_timeout = connect_timeout
-        self._agent = Agent.usingEndpointFactory(
-            reactor,
-            _Endpoints(reactor, trust(ca), connect_timeout, on_connected),
-            pool=HTTPConnectionPool(reactor, persistent=False),
-        )
+        self._reactor = reactor
+        self._no_cookies = cast("Any", _NoCookies())
+        agent = OneShotAgent(reactor, trust(ca), connect_timeout, on_connected)
+        self._client = HTTPClient(agent, self._no_cookies)
 
     async def request(
         self,
@@ -243,19 +164,18 @@ class Upstream:
         sent = headers.copy() if headers is not None else Headers()
         if self.key is not None:
             sent.setRawHeaders("Authorization", [f"Bearer {self.key}"])
-        # treq.client.HTTPClient would keep one caller's cookies for the next one: each request
-        # goes through a fresh one.
-        asked = treq.request(
+        asked = self._client.request(
             method,
-            EncodedURL.from_text(self.url + target),
-            agent=self._agent,
+            _AsWritten(self.url + target),
             headers=sent,
             data=WholeBody(body) if isinstance(body, bytes) else body,
+            cookies=self._no_cookies,
             unbuffered=True,
             allow_redirects=False,
+            reactor=self._reactor,
         )
         try:
-            return await _cancelled_plainly(cast("Deferred[IResponse]", asked))
+            return cast("IResponse", await asked)
         except CancelledError:
             raise
         except Exception as failure:
@@ -275,6 +195,14 @@ class Upstream:
                 502,
                 f"cannot be reached ({reason}). Is it running, and is --backend right?",
             )
+        elif isinstance(reason, BadResponse):
+            return ApiError(
+                502,
+                f"The backend at {self.url} gave an answer that cannot be read as HTTP ({reason}). "
+                "Is --backend an HTTP server?",
+                type="api_error",
+                code="backend_garbage",
+            )
         else:
             kind, status = ApiError, 502
             what = f"closed the connection before it answered ({_describe(reason)})"
@@ -286,30 +214,9 @@ class Upstream:
         )
 
 
-def _cancelled_plainly(asked: Deferred[IResponse]) -> Deferred[IResponse]:
-    """
-    Return what `asked` fires with, but CancelledError when it is cancelled.
-
-    What twisted.web fails with then depends on how far it was: DNSLookupError is among it.
-    """
-
-    def cancel(outcome: Deferred[IResponse]) -> None:
-        outcome.errback(CancelledError())
-        asked.cancel()
-
-    outcome: Deferred[IResponse] = Deferred(cancel)
-    asked.addCallbacks(
-        lambda response: None if outcome.called else outcome.callback(response),
-        lambda failure: None if outcome.called else outcome.errback(failure),
-    )
-    return outcome
-
-
 def _root(failure: Exception) -> Exception:
     """Return what went wrong below the wrappers that twisted.web puts around it."""
-    wrappers = (
-        RequestGenerationFailed | RequestTransmissionFailed | ResponseNeverReceived | ResponseFailed
-    )
+    wrappers = RequestGenerationFailed | ResponseNeverReceived | ResponseFailed
     while isinstance(failure, wrappers):
         reasons: list[Failure] = failure.reasons
         inner = reasons[0].value

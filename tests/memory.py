@@ -39,7 +39,6 @@ from blockops.records import Record, RequestRecord, ResponseRecord
 from blockops.service import Daemon
 from blockops.settings import Settings
 from blockops.trafficlog import NoTrafficLog
-from blockops.upstream import ATTEMPT_DELAY
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 WEATHER = {
@@ -130,6 +129,11 @@ class Wire(StringTransport):
         self.aborted = False
         self.half_closed = False
         self.closed = False
+        self.writes = 0
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        self.writes += 1
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         self.write(b"".join(data))
@@ -370,8 +374,7 @@ class World:
         factory = self.reactor.tcpClients[which][2]
         failure = Failure(reason or ConnectionRefusedError())
         factory.clientConnectionFailed(self.reactor.connectors[which], failure)
-        # Only then does the endpoint know that the name has no further address.
-        self.reactor.advance(ATTEMPT_DELAY)
+        self.reactor.advance(0)
 
     def wanted(self) -> list[int]:
         """Return which of the connections that blockops began it still wants."""

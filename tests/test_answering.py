@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -444,7 +445,7 @@ class Errors(SynchronousTestCase):
         self.assertIn("Oh no", client.error()["message"])
 
     def test_statuses_that_no_standard_knows(self) -> None:
-        for status in (520, 999):
+        for status in (520, 599):
             world = World()
             client, backend = world.ask()
             backend.answer(b"oh", f"{status} Oh")
@@ -485,7 +486,7 @@ class Errors(SynchronousTestCase):
         backend.send("SSH-2.0-OpenSSH_9.2\r\n")
         world.reactor.advance(0)
         self.assertEqual(client.status(), 502)
-        self.assertEqual(client.error()["code"], "backend_unreachable")
+        self.assertEqual(client.error()["code"], "backend_garbage")
         self.assertEqual(world.idle(), NOTHING_LEFT)
 
     def test_closed_without_an_answer(self) -> None:
@@ -943,3 +944,46 @@ class Readiness(SynchronousTestCase):
         world.pass_time(11)
         self.assertEqual(client.status(), 503)
         self.assertTrue(backend.wire.aborted)
+
+
+class Compressed(SynchronousTestCase):
+    """Answers that are compressed, although blockops asks that they be not."""
+
+    WHOLE = json.dumps({"choices": [{"index": 0, "message": {"content": "hi"}}]}).encode()
+
+    def answered(self, coding: str, body: bytes, kind: str, **fields: Any) -> Client:
+        world = World()
+        client, backend = world.ask(**fields)
+        self.assertIn(b"Accept-Encoding: identity\r\n", backend.request())
+        backend.answer(body, kind=f"{kind}\r\nContent-Encoding: {coding}")
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+        return client
+
+    def test_undone(self) -> None:
+        client = self.answered("gzip", gzip.compress(self.WHOLE), "application/json", stream=False)
+        self.assertEqual(client.json()["choices"][0]["message"]["content"], "hi")
+        stream = (chunk("hi", finish="stop") + DONE).encode()
+        client = self.answered("gzip", gzip.compress(stream), "text/event-stream")
+        self.assertEqual(client.events()[-1], "[DONE]")
+
+    def test_a_lie_is_no_answer(self) -> None:
+        for body in (self.WHOLE, gzip.compress(self.WHOLE)[:-9]):
+            client = self.answered("gzip", body, "application/json", stream=False)
+            self.assertEqual(client.status(), 502)
+            client = self.answered("gzip", body, "text/event-stream")
+            self.assertIn("error", json.loads(client.events()[-1]))
+
+    def test_what_nobody_can_undo(self) -> None:
+        for kind in ("application/json", "text/event-stream"):
+            for stream in (True, False):
+                client = self.answered("br", self.WHOLE, kind, stream=stream)
+                self.assertEqual(client.status(), 502)
+                self.assertEqual(client.error()["code"], "backend_answer_compressed")
+
+    def test_what_is_relayed_untouched_stays_as_it_is(self) -> None:
+        world = World()
+        client = world.client()
+        client.get("/v1/files")
+        world.backend().answer(b"tight", kind="text/plain\r\nContent-Encoding: br")
+        self.assertEqual(client.headers()["content-encoding"], "br")
+        self.assertEqual(client.body(), b"tight")

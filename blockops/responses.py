@@ -1,0 +1,183 @@
+"""
+One response of a backend, read from its bytes: what HTTP/1 says of it, and nothing of sockets.
+
+llhttp does the reading. Beyond what it checks, here are the bounds, and the framing of a connection
+that carries one response: interim responses (100, 103) are passed over, what stands behind the
+end is nobody's, and a body without a length ends where the connection does.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from http import HTTPStatus
+
+import httptools
+
+#: Bytes of the status line and the headers, interim responses included: a proxy's cookies and
+#: policies take a few thousand.
+MAX_HEAD = 64 * 1024
+#: Headers of one response: ten times what a chatty one has.
+MAX_HEADERS = 500
+#: Bytes in a row of a body that are none of its content: sizes of chunks, their extensions,
+#: trailers.
+MAX_FRAMING = 16 * 1024
+
+_INTERIM = range(HTTPStatus.CONTINUE, HTTPStatus.OK)
+_BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+
+
+class BadResponse(Exception):
+    """What came is no HTTP response, or is out of bounds."""
+
+
+class Framing(Enum):
+    """What ends a response's body."""
+
+    LENGTH = auto()
+    CHUNKS = auto()
+    #: The connection's end: whether the body is whole, only its content can tell.
+    CLOSE = auto()
+
+
+class ResponseReader:
+    """
+    Reads one response, wherever the network happened to cut its bytes.
+
+    :param method: of the request
+    :ivar headed: status and headers are known
+    :ivar ended: the body has come to its announced end
+    :ivar fault: why nothing more can be read; None while it can
+    :ivar version: of HTTP, such as `(b"HTTP", 1, 1)`
+    :ivar code: its status
+    :ivar phrase: what the backend says its status means
+    :ivar headers: names and values, as they came
+    :ivar framing: what ends its body
+    :ivar length: bytes that its body is going to have; None if unsaid
+    """
+
+    def __init__(self, method: bytes) -> None:
+        self.headed = False
+        self.ended = False
+        self.fault: BadResponse | None = None
+        self.version = (b"HTTP", 1, 1)
+        self.code = 0
+        self.phrase = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.framing = Framing.CLOSE
+        self.length: int | None = None
+        self._method = method
+        self._pieces: list[bytes] = []
+        self._behind = 0  # of the pieces, how many had come when the body ended
+        self._barren = 0  # bytes in a row without content
+        self._head_size = 0
+        # llhttp calls this once a piece: no frame of Python's own stands between.
+        self.on_body = self._pieces.append
+        self._parser = httptools.HttpResponseParser(self)
+        # Harmless where one connection carries one response, and servers do so.
+        self._parser.set_dangerous_leniencies(
+            lenient_optional_cr_before_lf=True,
+            lenient_spaces_after_chunk_size=True,
+            lenient_data_after_close=True,
+        )
+        self._feed = self._parser.feed_data
+
+    def receive_data(self, data: bytes) -> bytes:
+        """Return what `data` holds of the body; look at `fault` and `ended` then."""
+        if self.ended or self.fault is not None:
+            return b""
+        try:
+            self._feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self.ended:
+                self.fault = _read_as(error)
+        pieces = self._pieces
+        if len(pieces) == 1 and not self.ended:
+            self._barren = 0
+            return pieces.pop()
+        return self._rest(len(data))
+
+    def _rest(self, size: int) -> bytes:
+        """Return the content of a read of `size` bytes that was not just one piece."""
+        if self.ended:
+            del self._pieces[self._behind :]
+        elif self._pieces:
+            self._barren = 0
+        else:
+            self._barren += size
+            most = MAX_FRAMING if self.headed else MAX_HEAD
+            if self._barren > most and self.fault is None:
+                what = "nothing of its body" if self.headed else "no end of its headers"
+                self.fault = BadResponse(f"there was {what} in {most} bytes")
+        content = b"".join(self._pieces)
+        self._pieces.clear()
+        return content
+
+    # What llhttp calls.
+
+    def on_status(self, phrase: bytes) -> None:
+        """Take what the status line says behind the code, or a part of it."""
+        if not self.headed:
+            self.phrase += phrase
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; a trailer says nothing that anybody asks for."""
+        if self.headed:
+            return
+        self.headers.append((name, value.rstrip()))
+        self._head_size += len(name) + len(value)
+        if len(self.headers) > MAX_HEADERS or self._head_size > MAX_HEAD:
+            raise BadResponse(
+                f"it has more than {MAX_HEADERS} headers, or {MAX_HEAD} bytes of them"
+            )
+
+    def on_headers_complete(self) -> None:
+        """Take note of the status, and of what ends the body."""
+        if self.ended:
+            return
+        code = self._parser.get_status_code()
+        if code in _INTERIM:
+            if code == HTTPStatus.SWITCHING_PROTOCOLS:
+                raise BadResponse("it speaks another protocol from here on")
+            self.phrase = b""
+            self.headers.clear()
+            return
+        major, _, minor = self._parser.get_http_version().partition(".")
+        self.version = (b"HTTP", int(major), int(minor))
+        self.code = code
+        self._frame()
+        self.headed = True
+        if self._method == b"HEAD" or code in _BODILESS:
+            self._end()
+
+    def on_message_complete(self) -> None:
+        """Take note of the body's end."""
+        if self.headed and not self.ended:
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._behind = len(self._pieces)
+
+    def _frame(self) -> None:
+        codings = [value.lower() for name, value in self.headers if _is(name, b"transfer-encoding")]
+        lengths = [value for name, value in self.headers if _is(name, b"content-length")]
+        if codings:
+            if codings != [b"chunked"] or lengths:
+                raise BadResponse("its Transfer-Encoding cannot be read, or contradicts its length")
+            self.framing = Framing.CHUNKS
+        elif lengths:
+            self.framing = Framing.LENGTH
+            self.length = int(lengths[0])
+
+
+def _is(name: bytes, wanted: bytes) -> bool:
+    return name.lower() == wanted
+
+
+def _read_as(error: Exception) -> BadResponse:
+    """Return what is said of an error of llhttp, or of ours within its calls."""
+    if isinstance(error.__context__, BadResponse):
+        return error.__context__
+    if isinstance(error, httptools.HttpParserUpgrade):
+        return BadResponse("it speaks another protocol from here on")
+    return BadResponse(str(error) or type(error).__name__)
