@@ -21,6 +21,7 @@ from blockops.formats import known_formats
 from blockops.forms import ChatStream, EventStream, Untouched, WholeJson
 from blockops.headers import media_type, to_client
 from blockops.incoming import IncomingRequest
+from blockops.models import Models
 from blockops.records import Record
 from blockops.relay import relay
 from blockops.settings import Settings
@@ -29,6 +30,7 @@ from blockops.wire import transcode
 from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError
 from blockops.wire.joining import StreamJoiner
+from blockops.wire.naming import RenamedTranscoder, Renaming, real_name
 from blockops.wire.requests import ChatRequest, CompletionRequest, streamed
 from blockops.wire.toolcalls.rules import Rules
 
@@ -36,8 +38,6 @@ from blockops.wire.toolcalls.rules import Rules
 READY_WITHIN = 10.0
 #: Statuses whose answers have no body.
 BODILESS = frozenset({204, 304})
-#: Statuses that say that a backend has no such route.
-NO_ROUTE = frozenset({404, 405, 501})
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
@@ -71,6 +71,8 @@ class Answering:
     """
     Answers requests: one public method for each kind.
 
+    :ivar models: for those that ask what models there are
+
     :param vitals: what `/health` tells besides to whoever sent a request
     """
 
@@ -91,6 +93,9 @@ class Answering:
         self._turns = turns
         self._traffic = traffic
         self._rules = rules_of(settings)
+        self.models = Models(
+            backend, settings.model_alias, write=traffic.write, pass_back=self._pass_back
+        )
 
     async def chat(self, exchange: Exchange) -> None:
         """`POST /v1/chat/completions`."""
@@ -170,8 +175,9 @@ class Answering:
                 out, exchange.report = transcode.whole_as_stream(
                     body, asked, self._rules, aside=aside
                 )
+                renaming = renaming_for(asked)
                 form.begin(exchange.client)
-                exchange.client.finish(out)
+                exchange.client.finish(renaming.events(out) if renaming else out)
             elif kind == "text/html":
                 raise await self._backend.refused(exchange, response, 502)
             else:
@@ -199,7 +205,8 @@ class Answering:
                 if as_stream is None or not self._turns.refusals.of_usage(refused):
                     body = otherwise(refused, again)
                 exchange.ask_again()
-        form.end(exchange.client, out)
+        renaming = renaming_for(asked)
+        form.end(exchange.client, renaming.whole(out) if renaming else out)
 
     def _streamed(self, body: bytes) -> bytes | None:
         """
@@ -253,38 +260,17 @@ class Answering:
 
     async def pass_on(self, exchange: Exchange) -> None:
         """Do as the backend does with any other route under `/v1`."""
-        body = exchange.request.upload
-        if body is None or body.complete:
-            self._traffic.write(exchange.came())
+        upload = exchange.request.upload
+        came = b"" if upload is not None else exchange.request.take_body()
+        asked, name = real_name(came, self._settings.model_alias)
+        body = upload if upload is not None else asked or None
+        if upload is None or upload.complete:
+            self._traffic.write(exchange.came(came))
         if exchange.request.method == b"POST":
             async with self._backend.admitted(exchange, body) as response:
-                await self._pass_back(exchange, response)
+                await self._pass_back(exchange, response, name)
         else:
-            await self._pass_back(exchange, await self._backend.granted(exchange, body))
-
-    async def model(self, exchange: Exchange, name: str) -> None:
-        """`GET /v1/models/{name}`; from the list of models, where the backend has no such route."""
-        self._traffic.write(exchange.came())
-        try:
-            response = await self._backend.granted(exchange, None)
-        except Refused as refused:
-            if refused.status not in NO_ROUTE:
-                raise
-        else:
-            await self._pass_back(exchange, response)
-            return
-        listed = await self._backend.fetch("/v1/models", exchange)
-        if listed.code >= HTTPStatus.BAD_REQUEST:
-            raise await self._backend.refused(exchange, listed, listed.code)
-        found = find_model(await self._backend.collected(exchange, listed), name)
-        if found is None:
-            raise ApiError(
-                404,
-                f"The backend has no model {name!r}. GET /v1/models lists those it has.",
-                param="model",
-                code="model_not_found",
-            )
-        exchange.client.answer(200, found)
+            await self._pass_back(exchange, await self._backend.granted(exchange, body), name)
 
     async def health(self, exchange: Exchange) -> None:
         """`GET /health`: blockops is alive, and how busy."""
@@ -324,7 +310,7 @@ class Answering:
         """
         body = exchange.request.take_body()
         try:
-            return kind.parse(body)
+            return kind.parse(body, self._settings.model_alias)
         except ApiError:
             self._traffic.write(exchange.came(body))
             raise
@@ -333,23 +319,35 @@ class Answering:
         self, exchange: Exchange, asked: ChatRequest | CompletionRequest, **more: Any
     ) -> None:
         """Write down that a request has come."""
-        record = exchange.came(asked.body(), model=asked.model, stream=asked.stream, **more)
+        record = exchange.came(asked.came, model=asked.model, stream=asked.stream, **more)
         self._traffic.write(record)
 
     def _transcoder(
         self, asked: ChatRequest | CompletionRequest, aside: Aside | None = None
     ) -> transcode.StreamTranscoder:
-        return transcode.StreamTranscoder(
-            asked,
-            self._rules,
-            max_event=self._settings.max_event,
-            heartbeat_style=self._settings.heartbeat_style,
-            aside=aside,
-            hide_usage=isinstance(asked, ChatRequest) and not asked.include_usage,
-        )
+        more: dict[str, Any] = {
+            "max_event": self._settings.max_event,
+            "heartbeat_style": self._settings.heartbeat_style,
+            "aside": aside,
+            "hide_usage": isinstance(asked, ChatRequest) and not asked.include_usage,
+        }
+        renaming = renaming_for(asked)
+        if renaming is None:
+            return transcode.StreamTranscoder(asked, self._rules, **more)
+        return RenamedTranscoder(renaming, asked, self._rules, **more)
 
-    async def _pass_back(self, exchange: Exchange, response: IResponse) -> None:
-        """Relay an answer that is not understood."""
+    async def _pass_back(
+        self, exchange: Exchange, response: IResponse, name: str | None = None
+    ) -> None:
+        """
+        Relay an answer that is not understood.
+
+        :param name: the short one that the client has for its model, if it has one
+        """
+        if name is not None and media_type(response.headers) == "application/json":
+            said = await self._backend.collected(exchange, response)
+            exchange.client.answer(response.code, Renaming(name).whole(said))
+            return
         if exchange.logged is Logged.NOT_YET:
             self._traffic.write(exchange.came())
         headers = to_client(response.headers)
@@ -369,6 +367,13 @@ class Answering:
         if not await relay(response, exchange.client, untouched, exchange.heard):
             raise broken_off()
         exchange.client.finish()
+
+
+def renaming_for(asked: ChatRequest | CompletionRequest) -> Renaming | None:
+    """Return what gives the model its short name in the answer; None if it has none."""
+    if asked.model is None or asked.model == asked.real_model:
+        return None
+    return Renaming(asked.model)
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -401,20 +406,3 @@ def whole_answer(text: str, model: str, now: float) -> bytes:
             "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         }
     )
-
-
-def find_model(listing: bytes, name: str) -> bytes | None:
-    """Return the JSON of the model `name` in the backend's answer to `/v1/models`."""
-    try:
-        models = msgspec.json.decode(listing, type=_Models).data
-    except msgspec.MsgspecError:
-        return None
-    for raw in models:
-        model = msgspec.json.decode(raw)
-        if isinstance(model, dict) and model.get("id") == name:
-            return memoryview(raw).tobytes()
-    return None
-
-
-class _Models(msgspec.Struct):
-    data: list[msgspec.Raw] = []

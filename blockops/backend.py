@@ -150,7 +150,7 @@ class Backend:
         request = exchange.request
         return await self._upstream.request(
             request.method.decode("ascii"),
-            request.uri.decode("ascii"),
+            exchange.target or request.uri.decode("ascii"),
             to_backend(request.requestHeaders, besides=self._passes),
             body,
         )

@@ -71,6 +71,7 @@ class Exchange:
 
     :ivar id: by which the two records of the traffic log belong together; the client is told it
     :ivar client: where the answer goes
+    :ivar target: path and query that the backend is asked for; None for those of the request
     :ivar form: how the answer shows life and failure; whoever works at it sets it
     :ivar heard: takes what the backend says
     :ivar asked: when the backend was asked, in seconds of the reactor's clock; None while queued
@@ -85,6 +86,7 @@ class Exchange:
         self.id = secrets.token_hex(8)
         self.request = request
         self.client = Downstream(request, clock)
+        self.target: str | None = None
         self.form: Form = Untouched()
         self.heard = Heard(clock, settings.log_body)
         self.report: Report | None = None

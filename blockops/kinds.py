@@ -286,6 +286,23 @@ def _host(text: str) -> str:
     return text.lower().rstrip(".")
 
 
+def _names(given: object) -> dict[str, str]:
+    if isinstance(given, dict):
+        pairs = list(given.items())
+    else:
+        pairs = [_text(each).partition("=")[::2] for each in _several(given)]
+    names = {_line(short).strip(): _line(real).strip() for short, real in pairs}
+    if not all(names) or not all(names.values()) or len(names) < len(pairs):
+        raise Refused
+    if names.keys() & set(names.values()):
+        raise Refused("short names that are no real names")
+    return names
+
+
+def _show_names(names: dict[str, str]) -> str:
+    return " ".join(f"{short}={real}" for short, real in names.items())
+
+
 SWITCH = Kind(
     read=_switch,
     accepts="1, true, yes, on, 0, false, no or off",
@@ -355,5 +372,13 @@ HOSTS = Kind(
     accepts="names of hosts without a port, or *",
     metavar="NAME|*",
     show=" ".join,
+    many=True,
+)
+
+NAMES = Kind(
+    read=_names,
+    accepts="a short name, = and the name of a model, such as qwen=Qwen/Qwen3-8B, each name once",
+    metavar="SHORT=NAME",
+    show=_show_names,
     many=True,
 )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.application.service import IService, MultiService
@@ -37,7 +38,7 @@ from blockops.systemd import Supervisor
 from blockops.trafficlog import NoTrafficLog, TrafficLog, secrets_of, traffic_log
 from blockops.turns import Turns
 from blockops.upstream import Upstream
-from blockops.web import make_root, streams_up
+from blockops.web import NAMING, make_root, streams_up
 
 #: The backend that is part of blockops.
 DEMO = "demo"
@@ -143,7 +144,7 @@ class Daemon(MultiService):
             reactor=reactor,
             max_body=settings.max_body,
             header_timeout=settings.header_timeout,
-            streams_up=streams_up,
+            streams_up=partial(streams_up, read=NAMING if settings.model_alias else ()),
             crowd=self._crowd,
             screen=self._access.screen,
             refused=self.gateway.note,

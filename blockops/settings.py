@@ -140,6 +140,14 @@ class Settings:
         "Send each client's own Authorization header to the backend, as it came; without this no"
         " key of a client goes there. Not together with a backend key.",
     )
+    model_alias: Mapping[str, str] = _setting(
+        "Backend",
+        dict,
+        kinds.NAMES,
+        "A short name for a model, by which clients may ask for it and read of it. Give it once for"
+        " each; separate several by spaces in the environment, write a table in the file.",
+        shown="none",
+    )
     connect_timeout: float = _setting(
         "Backend", 5.0, kinds.duration(), "How long connecting to the backend may take."
     )

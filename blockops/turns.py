@@ -97,7 +97,7 @@ class Turns:
     def writes_tools(self, asked: ChatRequest) -> bool:
         """Say whether the tools of a request are written into its prompt."""
         way = self.settings.tools
-        return way == "prompt" or (way == "auto" and self.refusals.takes_no_tools(asked.model))
+        return way == "prompt" or (way == "auto" and self.refusals.takes_no_tools(asked.real_model))
 
     def begin(self, asked: ChatRequest, request: IncomingRequest) -> Turn:
         """Return the turn that `asked` is."""
@@ -176,7 +176,7 @@ class Turn:
             self._write_tools()
         self._tools = of_tools(self._tools_text)
         self._offers_tools = bool(asked.field("tools") or asked.field("functions"))
-        self._tally = turns.tokens.of(asked.model)
+        self._tally = turns.tokens.of(asked.real_model)
         self._thread = session.thread(first_user(self._lines))
         self._due: dict[Kind, Told] = {}
         self._texts: list[str] = []
@@ -243,7 +243,7 @@ class Turn:
             self._wished = False
             return self._body()
         if self._may_write_tools and refusals.of_tools(
-            refused, self._asked.model, with_results=self._has_results
+            refused, self._asked.real_model, with_results=self._has_results
         ):
             self._write_tools()
             self._tools = of_tools(self._tools_text)
@@ -335,7 +335,7 @@ class Turn:
             if is_message
             else self._tools_text.decode("utf-8", "replace")
         )
-        counted = await self._turns.tokenizer.count(text, self._asked.model)
+        counted = await self._turns.tokenizer.count(text, self._asked.real_model)
         if counted is not None:
             self._tally.note(facts, counted)
         return counted is not None
@@ -370,5 +370,5 @@ class Turn:
         usage = report.usage if report is not None else None
         reported = usage.get("prompt_tokens") if usage else None
         if isinstance(reported, int) and self._sent:
-            self._turns.tokens.learn(self._asked.model, weight_of(self._sent), reported)
+            self._turns.tokens.learn(self._asked.real_model, weight_of(self._sent), reported)
             self._thread.learn(self._sent, self._tally, reported)

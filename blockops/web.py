@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import ClassVar, cast
 from urllib.parse import unquote_to_bytes
 
@@ -23,11 +23,33 @@ CHAT = b"/v1/chat/completions"
 COMPLETIONS = b"/v1/completions"
 MODELS = b"/v1/models/"
 
+#: Other routes whose bodies are JSON that names a model: read where models have short names.
+NAMING = frozenset(
+    b"/v1/" + name
+    for name in (
+        b"embeddings",
+        b"rerank",
+        b"score",
+        b"classify",
+        b"moderations",
+        b"responses",
+        b"messages",
+        b"messages/count_tokens",
+        b"images/generations",
+        b"audio/speech",
+    )
+)
 
-def streams_up(target: bytes) -> bool:
-    """Say whether a body sent to `target` goes to the backend as it comes: it is not read here."""
+
+def streams_up(target: bytes, read: Collection[bytes] = ()) -> bool:
+    """
+    Say whether a body sent to `target` goes to the backend as it comes: it is not read here.
+
+    :param read: paths of which the bodies are read, besides those of chats and completions
+    """
     path = target.partition(b"?")[0]
-    return path.startswith(BELOW) and unquote_to_bytes(path) not in {CHAT, COMPLETIONS}
+    whole = unquote_to_bytes(path)
+    return path.startswith(BELOW) and whole not in {CHAT, COMPLETIONS} and whole not in read
 
 
 class Route(Resource):
@@ -126,6 +148,7 @@ class Api(Nowhere):
         self._answering = answering
         self._chat = Posted(gateway, answering.chat)
         self._completion = Posted(gateway, answering.completion)
+        self._models = Relayed(gateway, answering.models.all)
         self._relayed = Relayed(gateway, answering.pass_on)
 
     def getChild(self, path: bytes, request: Request) -> Route:
@@ -138,7 +161,10 @@ class Api(Nowhere):
             return self._completion
         if request.method in {b"GET", b"HEAD"} and whole.startswith(MODELS) and whole != MODELS:
             name = whole[len(MODELS) :].decode("utf-8", "replace")
-            return Relayed(self._gateway, lambda exchange: self._answering.model(exchange, name))
+            models = self._answering.models
+            return Relayed(self._gateway, lambda exchange: models.one(exchange, name))
+        if request.method in {b"GET", b"HEAD"} and whole == MODELS[:-1]:
+            return self._models
         return self._relayed
 
 

@@ -54,6 +54,7 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "whole_as_stream": ("on", True, "perhaps"),
     "max_event": ("16m", 16 << 20, "16 m"),
     "translate": ("always", "always", "never"),
+    "model_alias": ("a=b/c d=e=f", {"a": "b/c", "d": "e=f"}, "a"),
     "tools": ("prompt", "prompt", "none"),
     "tool_format": ("xml", "xml", "two words"),
     "fenced_calls": ("1", True, "2"),
@@ -451,6 +452,19 @@ class BackendTests(SynchronousTestCase):
 
 class KindTests(SynchronousTestCase):
     """Numbers, sizes, spans of time and the rest, at their edges."""
+
+    def test_short_names(self) -> None:
+        for value, names in (
+            ("q=Qwen/Qwen3 l=x=y", {"q": "Qwen/Qwen3", "l": "x=y"}),
+            (("q=Qwen 3 8B", " l = x "), {"q": "Qwen 3 8B", "l": "x"}),
+            ({"q": "Qwen 3"}, {"q": "Qwen 3"}),
+            ({}, {}),
+        ):
+            self.assertEqual(kinds.NAMES.read(value), names)
+        self.assertEqual(kinds.NAMES.show({"q": "a", "l": "b"}), "q=a l=b")
+        wrong: list[object] = ["q", "=x", "q=", ["q=a", "q=b"], {"q": 7}, {7: "q"}, 7, "a=b b=c"]
+        for bad in wrong:
+            self.assertRaises(Refused, kinds.NAMES.read, bad)
 
     def test_sizes(self) -> None:
         kind = kinds.size(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 import msgspec
@@ -31,6 +32,9 @@ _CONSTRAINTS = (
     "ebnf",
 )
 _NULL = msgspec.Raw(b"null")
+
+#: Models have no other names than their own.
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 class _ChatFields(msgspec.Struct):
@@ -74,27 +78,31 @@ class ChatRequest:
     :ivar include_usage: whether it asked for `usage` at the end of that stream
     :ivar n: how many choices it asked for
     :ivar model: the model it named, if it named one: many local servers do not care
+    :ivar real_model: what the backend calls that
+    :ivar came: the body as it came
     """
 
-    def __init__(self, body: bytes, fields: _Fields) -> None:
-        self._body = body
+    def __init__(self, body: bytes, fields: _Fields, names: Mapping[str, str]) -> None:
+        self.came = body
         self._fields = fields
         self.stream = fields.boolean("stream", default=False)
         self.include_usage = fields.options("stream_options").get("include_usage") is True
         self.n = fields.count("n")
         self.model = fields.text("model")
+        self.real_model = _real(self.model, names)
 
     @classmethod
-    def parse(cls, body: bytes) -> Self:
+    def parse(cls, body: bytes, names: Mapping[str, str] = NO_NAMES) -> Self:
         """
         Read a request.
 
+        :param names: short names of models -> real ones
         :raises ApiError: 400, with the field at fault, if no backend could answer it
         """
         fields = _Fields.of_chat(body)
         fields.require_list("tools")
         fields.require_list("functions")
-        return cls(body, fields)
+        return cls(body, fields, names)
 
     def body(
         self, changes: Mapping[str, Any] | None = None, without: Collection[str] = ()
@@ -106,7 +114,7 @@ class ChatRequest:
         :param without: fields that are taken out
         """
         gone = [name for name in without if self._fields.text_of(name)]
-        return _changed(self._body, changes or {}, gone) if changes or gone else self._body
+        return _changed(self.came, {**_renamed(self), **(changes or {})}, gone)
 
     def messages(self) -> list[bytes]:
         """Return the JSON text of each message, as it came."""
@@ -131,7 +139,7 @@ class ChatRequest:
 
     def streamed(self) -> bytes | None:
         """Return the body changed to ask for a stream with its usage; None if it cannot be."""
-        return streamed(self._body)
+        return streamed(self.body())
 
     @property
     def tool_mode(self) -> str:
@@ -166,31 +174,35 @@ class CompletionRequest:
     :ivar include_usage: whether it asked for `usage` at the end of that stream
     :ivar n: how many choices it asked for, for each of its prompts
     :ivar model: the model it named, if it named one
+    :ivar real_model: what the backend calls that
+    :ivar came: the body as it came
     """
 
-    def __init__(self, body: bytes, fields: _Fields) -> None:
-        self._body = body
+    def __init__(self, body: bytes, fields: _Fields, names: Mapping[str, str]) -> None:
+        self.came = body
         self.stream = fields.boolean("stream", default=False)
         self.include_usage = fields.options("stream_options").get("include_usage") is True
         self.n = fields.count("n")
         self.model = fields.text("model")
+        self.real_model = _real(self.model, names)
 
     @classmethod
-    def parse(cls, body: bytes) -> Self:
+    def parse(cls, body: bytes, names: Mapping[str, str] = NO_NAMES) -> Self:
         """
         Read a request.
 
+        :param names: short names of models -> real ones
         :raises ApiError: 400, with the field at fault
         """
-        return cls(body, _Fields.of(body))
+        return cls(body, _Fields.of(body), names)
 
     def body(self) -> bytes:
-        """Return the body for the backend: the very bytes that came."""
-        return self._body
+        """Return the body for the backend: the very bytes that came, if the model's name stays."""
+        return _changed(self.came, _renamed(self))
 
     def streamed(self) -> bytes | None:
         """Return the body changed to ask for a stream with its usage; None if it cannot be."""
-        return streamed(self._body)
+        return streamed(self.body())
 
 
 class _Fields:
@@ -313,8 +325,20 @@ def streamed(body: bytes) -> bytes | None:
     return msgspec.json.encode(fields)
 
 
+def _real(model: str | None, names: Mapping[str, str]) -> str | None:
+    """Return the real name of a model."""
+    return model if model is None else names.get(model, model)
+
+
+def _renamed(asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    """Return what a model's real name changes in a body."""
+    return {} if asked.model == asked.real_model else {"model": asked.real_model}
+
+
 def _changed(body: bytes, changes: Mapping[str, Any], without: Collection[str] = ()) -> bytes:
     """Return a request's body with some fields changed and others taken out."""
+    if not changes and not without:
+        return body
     try:
         fields: dict[str, Any] = dict(_fields.decode(body))
     except UNREADABLE:

@@ -1,0 +1,144 @@
+"""
+Short names for models: the client says one, the backend hears the real one.
+
+In a stream the real name stands in every chunk. It is learnt from the first one, and from then on
+exchanged as bytes: in an answer's text the same bytes cannot occur, for there quotes are escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from blockops.wire.mend import UNREADABLE
+from blockops.wire.transcode import StreamTranscoder
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_DATA = b"data: "
+
+
+class Renaming:
+    """
+    Gives the model of one answer the name by which it was asked for.
+
+    :param name: what the client calls the model
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = msgspec.json.encode(name)
+        self._says = b'"model":' + self._name.replace(b"\\", b"\\\\")
+        self._said: re.Pattern[bytes] | None = None
+
+    def events(self, events: bytes) -> bytes:
+        """Return whole events for the client, with the client's name for the model in them."""
+        if self._said is None:
+            self._said = self._learnt(events)
+            if self._said is None:
+                return events
+        return self._said.sub(self._says, events)
+
+    def _learnt(self, events: bytes) -> re.Pattern[bytes] | None:
+        """Return what the first chunk that names another model says."""
+        for event in events.split(b"\n\n") if b'"model"' in events else ():
+            said = _field(event.removeprefix(_DATA), "model")
+            if said.startswith(b'"') and said != self._name:
+                return re.compile(rb'"model"\s*:\s*' + re.escape(said))
+        return None
+
+    def whole(self, answer: bytes) -> bytes:
+        """Return a whole answer's JSON with the client's name in it; other bytes as they are."""
+        said = _field(answer, "model")
+        if not said.startswith(b'"') or said == self._name:
+            return answer
+        return msgspec.json.encode({**_decode_fields(answer), "model": msgspec.Raw(self._name)})
+
+
+class RenamedTranscoder(StreamTranscoder):
+    """A transcoder whose client calls the model by a name of its own."""
+
+    def __init__(self, renaming: Renaming, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._renaming = renaming
+
+    def receive_data(self, data: bytes) -> bytes:
+        """Return what `data` makes ready for the client."""
+        return self._renaming.events(super().receive_data(data))
+
+    def heartbeat(self) -> bytes:
+        """Return a sign of life."""
+        return self._renaming.events(super().heartbeat())
+
+    def remark(self, text: str) -> bytes:
+        """Return `text` as `reasoning_content`, as long as the backend has said nothing."""
+        return self._renaming.events(super().remark(text))
+
+    def _end_with_error(self, message: str, json: bytes) -> bytes:
+        return self._renaming.events(super()._end_with_error(message, json))
+
+
+def real_name(body: bytes, names: Mapping[str, str]) -> tuple[bytes, str | None]:
+    """
+    Return a request's body with the real name of its model.
+
+    :param names: short name -> real name
+    :returns: the body, and the short name, if it had one; what is no JSON object stays as it is
+    """
+    said = _field(body, "model")
+    name = msgspec.json.decode(said) if said else None
+    real = names.get(name) if isinstance(name, str) else None
+    if real is None:
+        return body, None
+    return msgspec.json.encode({**_decode_fields(body), "model": real}), name
+
+
+def with_short_names(listing: bytes, names: Mapping[str, str]) -> bytes:
+    """
+    Return the answer to `GET /v1/models` with an entry for each short name.
+
+    It has the fields of the real model's entry, as far as the backend lists that.
+    """
+    try:
+        fields = dict[str, Any](_decode_fields(listing))
+        entries = msgspec.json.decode(fields["data"], type=list[dict[str, msgspec.Raw]])
+    except (*UNREADABLE, KeyError):
+        return listing
+    known = {msgspec.json.decode(entry.get("id", b"null")): entry for entry in entries}
+    for short, real in names.items():
+        if short not in known:
+            entries.append(renamed(known.get(real, _UNKNOWN), short))
+    return msgspec.json.encode({**fields, "data": entries})
+
+
+def renamed(entry: Mapping[str, msgspec.Raw], name: str) -> dict[str, msgspec.Raw]:
+    """Return a model's entry with another name."""
+    return {**entry, "id": msgspec.Raw(msgspec.json.encode(name))}
+
+
+def renamed_entry(entry: bytes, name: str) -> bytes:
+    """Return the JSON of a model's entry with another name; what is no object as it is."""
+    try:
+        return msgspec.json.encode(renamed(_decode_fields(entry), name))
+    except UNREADABLE:
+        return entry
+
+
+def _field(data: bytes, name: str) -> bytes:
+    """Return the JSON text of a field; empty if there is no such field, or nothing with fields."""
+    if b'"' + name.encode() + b'"' not in data:
+        return b""
+    try:
+        return bytes(_decode_fields(data).get(name, b""))
+    except UNREADABLE:
+        return b""
+
+
+#: The entry of a model that the backend does not list: mlx-lm lists only those that it has on disk.
+_UNKNOWN = {
+    "id": msgspec.Raw(b'""'),
+    "object": msgspec.Raw(b'"model"'),
+    "created": msgspec.Raw(b"0"),
+    "owned_by": msgspec.Raw(b'"blockops"'),
+}
