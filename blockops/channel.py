@@ -25,6 +25,7 @@ from blockops.bodies import Body, Chunked, Sized
 from blockops.eager import Outlet, outlet
 from blockops.head import Head, body_length, end_of_head, read_head, request_line
 from blockops.limits import KEEP_ALIVE, LINGER, MAX_HELD, SLOWEST_BODY
+from blockops.room import Room
 from blockops.wire.errors import ApiError
 
 #: What answers say they come from.
@@ -58,6 +59,7 @@ class House(Protocol):
 
     reactor: Any
     max_body: int
+    room: Room
     header_timeout: float
     closing: bool
     unread: set[Channel]
@@ -405,19 +407,27 @@ class Channel(TwistedProtocol):
 
     def refuse(self, error: ApiError) -> None:
         """Answer with `error` what never became a request, and give the client time to read it."""
-        body = error.body()
-        status = HTTPStatus(error.status)
         # What pages may read was said when the headers were here.
         known = self.request.responseHeaders if self.request is not None else Headers()
         self._stage = _Stage.REFUSED
         self._body_due = None
-        self._out.write(
-            b"HTTP/1.1 %d %s\r\nServer: %s\r\nContent-Type: application/json\r\n"
-            b"%sContent-Length: %d\r\nConnection: close\r\n\r\n%s"
-            % (status, status.phrase.encode(), SERVER, header_lines(known), len(body), body)
-        )
+        self._out.write(parting(error, known))
         self.site.refused(self, error)
         self.wait(LINGER)
+
+
+def parting(error: ApiError, more: Headers) -> bytes:
+    """
+    Return the whole answer that tells `error`, behind which the connection closes.
+
+    :param more: headers that it has besides
+    """
+    body = error.body()
+    lines = header_lines(more) + b"".join(b"%s: %s\r\n" % header for header in error.headers())
+    return (
+        b"HTTP/1.1 %d %s\r\nServer: %s\r\nContent-Type: application/json\r\n"
+        b"%sContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+    ) % (error.status, HTTPStatus(error.status).phrase.encode(), SERVER, lines, len(body), body)
 
 
 def header_lines(headers: Headers) -> bytes:

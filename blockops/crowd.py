@@ -8,7 +8,6 @@ is read, and nothing is kept of the connection but a moment to read the refusal.
 from __future__ import annotations
 
 from collections import Counter
-from http import HTTPStatus
 from typing import cast
 
 from twisted.internet.error import ConnectionDone
@@ -22,8 +21,9 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
 
-from blockops.channel import SERVER
+from blockops.channel import parting
 from blockops.limits import FULL_FOR, MAX_TURNED_AWAY, NOTED_EVERY, PARTING
 from blockops.listening import is_local
 from blockops.wire.errors import ApiError
@@ -128,7 +128,7 @@ class TurnedAway(Protocol):
 
     def connectionMade(self) -> None:
         transport = cast("ITCPTransport", self.transport)
-        transport.write(_raw(self._error))
+        transport.write(parting(self._error, Headers()))
         # Who closes a connection without having read all that came resets it, and the refusal may
         # be lost. So what comes is read, for a moment.
         if not self._crowd.linger(self) or ISSLTransport.providedBy(transport):
@@ -144,19 +144,6 @@ class TurnedAway(Protocol):
 
     def abort(self) -> None:
         cast("ITCPTransport", self.transport).abortConnection()
-
-
-def _raw(error: ApiError) -> bytes:
-    body = error.body()
-    lines = [
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode(),
-        b"Server: " + SERVER,
-        b"Content-Type: application/json",
-        b"Content-Length: %d" % len(body),
-        b"Connection: close",
-        *(b"%s: %s" % header for header in error.headers()),
-    ]
-    return b"\r\n".join([*lines, b"", body])
 
 
 def _name(address: IAddress | None) -> str:

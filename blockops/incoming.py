@@ -18,6 +18,7 @@ from blockops.channel import Channel
 from blockops.head import Head
 from blockops.limits import LINGER, too_large
 from blockops.upload import Upload, discard
+from blockops.wire.errors import ApiError
 
 #: What answers a request in place of its route: given the exchange that the request has become.
 Instead = Callable[[Any], Coroutine[Any, Any, None]]
@@ -45,6 +46,8 @@ class IncomingRequest(Request):
         self.instead: Instead | None = None
         self._pieces: list[bytes] = []
         self._size = 0
+        # Bytes of the site's room that are taken.
+        self._room = 0
         self._take: Callable[[bytes], object] = discard
         self._when_received: Callable[[], None] | None = None
 
@@ -63,7 +66,7 @@ class IncomingRequest(Request):
             self._turn_away(length)
             return
         if length is not None and length > site.max_body:
-            self._refuse(site.max_body)
+            self._refuse(too_large(site.max_body))
             return
         self.channel.expect_body(site.max_body if length is None else length)
         if site.streams_up(origin_form(self.uri)):
@@ -71,7 +74,7 @@ class IncomingRequest(Request):
             self._take = self.upload.received
             self._render()
         else:
-            self._take = self._pieces.append
+            self._take = self._keep
 
     def handleContentChunk(self, data: bytes) -> None:
         self._size += len(data)
@@ -80,10 +83,27 @@ class IncomingRequest(Request):
         if self._size <= limit or self._take is discard:
             self._take(data)
         elif self.upload is None:
-            self._refuse(limit)
+            self._refuse(too_large(limit))
         else:
             self._take = discard
             self.upload.failed(too_large(limit))
+
+    def _keep(self, data: bytes) -> None:
+        full = self.channel.site.room.take(len(data))
+        if full is not None:
+            self._refuse(full)
+            return
+        self._room += len(data)
+        self._pieces.append(data)
+
+    def _give_room_back(self) -> None:
+        if self._room:
+            self.channel.site.room.give_back(self._room)
+            self._room = 0
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._give_room_back()
+        super().connectionLost(reason)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         self.channel.body_ended()
@@ -130,6 +150,8 @@ class IncomingRequest(Request):
         self.channel.write(b"")
 
     def finish(self) -> None:
+        # What is answered is not forgotten at once, but nobody waits for that any more.
+        self._give_room_back()
         if self.upload is None or self.upload.complete:
             super().finish()
             return
@@ -151,14 +173,15 @@ class IncomingRequest(Request):
         """Break the connection."""
         self.channel.abort()
 
-    def _refuse(self, limit: int) -> None:
-        """Say at once that the body is too large; then let the client send it into the void."""
+    def _refuse(self, error: ApiError) -> None:
+        """Say at once why the body is not taken; then let the client send it into the void."""
         self._take = discard
         self._pieces.clear()
+        self._give_room_back()
         self._when_received = self.channel.loseConnection
         # Whoever waits for leave to send such a body does not get it.
         self.requestHeaders.removeHeader(b"Expect")
-        self.channel.refuse(too_large(limit))
+        self.channel.refuse(error)
 
 
 class _Today:

@@ -31,6 +31,7 @@ from blockops.memory import MemoryGate, MemoryGauge
 from blockops.origins import Origins
 from blockops.pulse import Every, Pulse
 from blockops.purge import Purge
+from blockops.room import Room
 from blockops.settings import SettingError, Settings
 from blockops.signals import Signals
 from blockops.site import Site
@@ -139,10 +140,13 @@ class Daemon(MultiService):
             most=settings.max_connections,
             most_per_client=settings.max_connections_per_client,
         )
+        self._room = Room(settings.max_queued_bytes)
         self.site = Site(
             make_root(self.gateway, answering),
             reactor=reactor,
-            max_body=settings.max_body,
+            # A body that there can be no room for is too large.
+            max_body=min(settings.max_body, settings.max_queued_bytes),
+            room=self._room,
             header_timeout=settings.header_timeout,
             streams_up=partial(streams_up, read=NAMING if settings.model_alias else ()),
             crowd=self._crowd,
@@ -163,6 +167,7 @@ class Daemon(MultiService):
             "waiting": self._admission.waiting,
             **self._circuit.vitals(),
             **self._crowd.vitals(),
+            **self._room.vitals(),
             "memory_available_percent": round(self._memory.percent, 1),
             "log_lines_lost": self._traffic.lost,
             **self._turns.vitals(),

@@ -293,6 +293,13 @@ class Settings:
         "How many requests may wait; further ones get a 429.",
         env="MAX_QUEUE",
     )
+    max_queued_bytes: int = _setting(
+        "Admission",
+        512 << 20,
+        kinds.size(1024),
+        "How much the bodies of all chat and completion requests that are queued or under way may"
+        " have together; further ones get a 503.",
+    )
     queue_timeout: float = _setting(
         "Admission",
         300.0,

@@ -39,6 +39,7 @@ from twisted.web.server import Site as TwistedSite
 from blockops.channel import Channel
 from blockops.crowd import Crowd, TurnedAway
 from blockops.incoming import IncomingRequest, Instead
+from blockops.room import Room
 from blockops.wire.errors import ApiError
 
 
@@ -47,6 +48,7 @@ class Site(TwistedSite):
     Makes channels.
 
     :param max_body: bytes that a request's body may have
+    :param room: for the bodies of all requests together
     :param header_timeout: seconds that a request's headers may take
     :param streams_up: given a request's target, says whether to render it before its body is here
     :param screen: given a request whose headers are here, says what answers it in place of its
@@ -66,6 +68,7 @@ class Site(TwistedSite):
         *,
         reactor: IReactorTime,
         max_body: int,
+        room: Room,
         header_timeout: float,
         streams_up: Callable[[bytes], bool],
         crowd: Crowd,
@@ -74,6 +77,7 @@ class Site(TwistedSite):
     ) -> None:
         super().__init__(resource, IncomingRequest, reactor=reactor)
         self.max_body = max_body
+        self.room = room
         self.header_timeout = header_timeout
         self.streams_up = streams_up
         self.crowd = crowd

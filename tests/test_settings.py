@@ -47,6 +47,7 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "allowed_host": ("GPU.lan. b", ("gpu.lan", "b"), "gpu.lan:80"),
     "max_concurrent": ("8", 8, "0"),
     "max_queue": ("0", 0, "-1"),
+    "max_queued_bytes": ("1G", 1 << 30, "1"),
     "queue_timeout": ("60", 60.0, "never"),
     "heartbeat": ("15", 15.0, "0"),
     "heartbeat_style": ("chunk", "chunk", "Comment"),
