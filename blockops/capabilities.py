@@ -46,10 +46,15 @@ USUAL = "DELETE /v1/cache"
 
 
 class Answer(NamedTuple):
-    """What the backend answered, whole."""
+    """
+    What the backend answered, whole.
+
+    :ivar server: what it calls itself in the header of that name
+    """
 
     status: int
     body: bytes
+    server: str = ""
 
     @property
     def good(self) -> bool:
@@ -75,9 +80,11 @@ class Asking:
         self._clock = clock
         self._upstream = upstream
 
-    def ask(self, call: str, body: Any = None) -> Deferred[Answer | None]:
+    def ask(
+        self, call: str, body: Any = None, patience: float = PATIENCE
+    ) -> Deferred[Answer | None]:
         """
-        Return the answer; None if there is none in time.
+        Return the answer; None if there is none within `patience` seconds.
 
         :param call: a method and a path
         """
@@ -89,7 +96,7 @@ class Asking:
             asked.cancel()
 
         outcome: Deferred[Answer | None] = Deferred(cancel)
-        asked.addTimeout(PATIENCE, self._clock)
+        asked.addTimeout(patience, self._clock)
         asked.addErrback(_no_answer)
         asked.addCallbacks(
             lambda answer: None if outcome.called else outcome.callback(answer),
@@ -103,7 +110,8 @@ class Asking:
         data = None if body is None else msgspec.json.encode(body)
         response: IResponse = await self._upstream.request(method, target, headers, data)
         said, _ = await collect(response, MAX_ANSWER, lambda _: None)
-        return Answer(response.code, said)
+        server = response.headers.getRawHeaders(b"Server", [b""])[0]
+        return Answer(response.code, said, server.decode("latin-1"))
 
 
 def _no_answer(failure: Failure) -> None:
@@ -200,13 +208,18 @@ class Forgetting:
 
     async def forget(self) -> None:
         """Let the backend forget. Failures are counted and written to the daemon's log."""
-        if self._calls is None:
-            self._calls = await self._find_out()
-        for call in self._calls or ():
+        calls = await self.calls()
+        for call in calls:
             if not await self._forgotten(call):
                 self.failed += 1
                 return
-        self.done += bool(self._calls)
+        self.done += bool(calls)
+
+    async def calls(self) -> list[str]:
+        """Return what to call for it, each a method and a path; none if the backend is silent."""
+        if self._calls is None:
+            self._calls = await self._find_out()
+        return self._calls or []
 
     async def _find_out(self) -> list[str] | None:
         """Return the calls of the backend's kind; None if it does not answer now."""
@@ -242,8 +255,13 @@ class Forgetting:
                 status=answer.status,
             )
             return False
-        outcome = answer.read(_Outcome)
-        if not answer.good or (outcome is not None and not outcome.success):
+        if not forgot(answer):
             self._log.warn("{call} failed ({status})", call=call, status=answer.status)
             return False
         return True
+
+
+def forgot(answer: Answer) -> bool:
+    """Say whether `answer` to such a call means that the cache is empty now."""
+    outcome = answer.read(_Outcome)
+    return answer.good and (outcome is None or outcome.success)

@@ -1,0 +1,96 @@
+"""The examination of a backend: what it is asked, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from twisted.internet.interfaces import IReactorTime
+
+from blockops.capabilities import Asking, Tokenizer
+from blockops.doctor import tools
+from blockops.doctor.cache import Cache, token_finding
+from blockops.doctor.findings import Finding
+from blockops.doctor.leaving import COUNTERS, Leaving, burnt, counted
+from blockops.doctor.server import recognise
+from blockops.doctor.streams import stream_finding
+from blockops.relay import drop
+from blockops.upstream import Upstream
+from blockops.wire.errors import ApiError
+
+
+class Examination:
+    """
+    Examines one backend.
+
+    :param model: which of its models to ask; None for the first that it lists
+    :param question: what the model is asked with a tool on offer
+    :param patience: seconds that one answer may take
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        upstream: Upstream,
+        *,
+        model: str | None = None,
+        question: str = tools.QUESTION,
+        patience: float = 120.0,
+    ) -> None:
+        self._clock = clock
+        self._upstream = upstream
+        self._asking = Asking(clock, upstream)
+        self._model = model
+        self._question = question
+        self._patience = patience
+
+    async def findings(self) -> AsyncIterator[Finding]:
+        """
+        Yield what is found out, as it is.
+
+        :raises ApiError: the backend cannot be reached, or does not answer a plain question
+        """
+        drop(await self._upstream.request("GET", "/v1/models"))
+        server = await recognise(self._asking)
+        for finding in server.findings():
+            yield finding
+        model = self._model or next(iter(server.models), None)
+        without = await self._said(model, offer=False)
+        if without.refusal is not None:
+            raise ApiError(502, f"The backend refuses a plain question: {without.refusal}")
+        yield await stream_finding(self._asking, model, self._patience)
+        for finding in tools.findings(without, await self._said(model, offer=True)):
+            yield finding
+        yield await token_finding(Tokenizer(self._clock, self._asking), model)
+        yield await Cache(self._asking, model, self._patience).finding(server.kind)
+        yield await self._leaving(server.kind, model).finding()
+
+    async def _said(self, model: str | None, *, offer: bool) -> tools.Said:
+        return await tools.ask(
+            self._asking, model, self._question, offer=offer, patience=self._patience
+        )
+
+    def _leaving(self, kind: str, model: str | None) -> Leaving:
+        counts = kind in COUNTERS
+        if counts:
+            load = counted(self._asking, kind)
+        else:
+            load = burnt(self._clock, local_port(self._upstream.url))
+        return Leaving(self._clock, self._asking, model, load, counts=counts)
+
+
+def local_port(url: str) -> int | None:
+    """Return the port that `url` names, if it is one of this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host == "localhost" or _is_loopback(host):
+        return parts.port or (443 if parts.scheme == "https" else 80)
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
