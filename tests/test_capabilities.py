@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.capabilities import AGAIN, MAX_SLOTS, Answer, Asking, Forgetting, Tokenizer
+from blockops.capabilities import AGAIN, MAX_SLOTS, PATIENCE, Answer, Asking, Forgetting, Tokenizer
 from blockops.upstream import Upstream
 from tests.memory import Backend, Reactor
 
@@ -21,7 +21,9 @@ class Told(Asking):
         self.calls: list[str] = []
         self.bodies: list[Any] = []
 
-    def ask(self, call: str, body: Any = None) -> Deferred[Answer | None]:
+    def ask(
+        self, call: str, body: Any = None, patience: float = PATIENCE
+    ) -> Deferred[Answer | None]:
         self.calls.append(call)
         self.bodies.append(body)
         answer = self.answers.get(call)

@@ -95,6 +95,9 @@ class Cache:
         await self._prompted()
         before = await self._prompted()
         calls = await Forgetting(self._asking, "auto").calls()
+        if not calls:
+            text = "How its prompt cache is emptied cannot be told: it did not say what it is."
+            return Finding(topic="cache", verdict="cannot tell", text=text)
         for call in calls:
             refusal = _refusal(await self._asking.ask(call))
             if refusal:

@@ -60,7 +60,8 @@ class Examination:
         if without.refusal is not None:
             raise ApiError(502, f"The backend refuses a plain question: {without.refusal}")
         yield await stream_finding(self._asking, model, self._patience)
-        for finding in tools.findings(without, await self._said(model, offer=True)):
+        offered = await self._said(model, offer=True)
+        for finding in tools.findings(without, offered, model):
             yield finding
         yield await token_finding(Tokenizer(self._clock, self._asking), model)
         yield await Cache(self._asking, model, self._patience).finding(server.kind)

@@ -118,7 +118,8 @@ def _listening(port: int) -> list[psutil.Process]:
     found: dict[int, psutil.Process] = {}
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
                 process = psutil.Process(connection.pid)
                 found.update(
                     {each.pid: each for each in [process, *process.children(recursive=True)]}
@@ -243,8 +244,8 @@ def _noticed_alone(seconds: float) -> Finding:
     return Finding(
         topic="leaving",
         verdict="noticed alone",
-        text=f"It stops within {seconds:.1f} s when the client of a whole answer has left, but only "
-        "while it works for nobody else; asked for a stream it would always notice.",
+        text=f"It stops within {seconds:.1f} s when the client of a whole answer has left, but "
+        "only while it works for nobody else; asked for a stream it would always notice.",
         options=WISH,
     )
 

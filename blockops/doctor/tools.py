@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -33,7 +34,8 @@ MAX_TOKENS = 512
 #: Tokens from which on an answer without a word must have said something that got lost.
 SILENT = 8
 
-IN_PROMPT = ("--tools=prompt",)
+#: Models that were taught the XML format, by what their names have in them.
+_XML = re.compile(r"qwen-?3-?coder|qwen-?3\.5", re.IGNORECASE)
 
 
 class _Message(msgspec.Struct):
@@ -127,30 +129,37 @@ def _read(answer: Answer, request: Mapping[str, Any]) -> Said:
     )
 
 
-def findings(without: Said, offered: Said) -> list[Finding]:
+def findings(without: Said, offered: Said, model: str | None) -> list[Finding]:
     """
     Return what the answers tell.
 
     :param without: the answer to a question with no tools on offer
     :param offered: the answer to the same question with a tool on offer
+    :param model: which model was asked
     """
     if offered.refusal is not None:
-        return [_refused(offered.refusal)]
-    return [_told(without, offered), _calls(offered)]
+        return [_refused(offered.refusal, model)]
+    return [_told(without, offered, model), _calls(offered)]
 
 
-def _refused(words: str) -> Finding:
+def _in_prompt(model: str | None) -> tuple[str, ...]:
+    """Return the options that write tools into the prompt of `model`."""
+    known = _XML.search(model or "")
+    return ("--tools=prompt", "--tool-format=xml") if known else ("--tools=prompt",)
+
+
+def _refused(words: str, model: str | None) -> Finding:
     return Finding(
         topic="tools",
         verdict="refused",
         text=f"Refused, in these words: {words}",
-        options=IN_PROMPT,
+        options=_in_prompt(model),
         hint="It may take tools once its own tool parser is switched on; without one, blockops "
         "writes them into the prompt.",
     )
 
 
-def _told(without: Said, offered: Said) -> Finding:
+def _told(without: Said, offered: Said, model: str | None) -> Finding:
     """Say whether the model hears of the tools: then its prompt is longer with them."""
     if without.prompt is None or offered.prompt is None:
         return Finding(
@@ -171,7 +180,7 @@ def _told(without: Said, offered: Said) -> Finding:
         verdict="not told",
         text=f"Taken, and left out: the model's prompt has {lengths}. blockops has to write them "
         "into the prompt.",
-        options=IN_PROMPT,
+        options=_in_prompt(model),
         hint="Or give it a chat template that renders tools.",
     )
 
