@@ -115,6 +115,7 @@ class Asked(SynchronousTestCase):
         failures: list[BaseException] = []
 
         def failed(failure: Failure) -> None:
+            assert failure.value is not None
             failures.append(failure.value)
 
         outcome.addErrback(failed)

@@ -1,5 +1,7 @@
 """
-llama.cpp's own HTTP server with the tiny model: `python llama_server.py FOLDER PORT`.
+llama.cpp's own HTTP server with the tiny model: `python llama_server.py FOLDER PORT [TOKENS]`.
+
+TOKENS is what the four places may hold together.
 
 A program of its own, because a fault in C++ takes the process with it.
 """
@@ -13,14 +15,14 @@ from pathlib import Path
 import xllamacpp
 
 
-def main(folder: Path, port: int) -> None:
+def main(folder: Path, port: int, context: int = 8192) -> None:
     params = xllamacpp.CommonParams()
     params.model.path = str(folder / "tiny.gguf")
     params.model_alias = {"tiny"}
     params.chat_template = (folder / "chat_template.jinja").read_text()
     params.use_jinja = True
     params.port = port
-    params.n_ctx = 8192
+    params.n_ctx = context
     params.n_parallel = 4
     params.warmup = False
     # Two threads would spend their time waiting for each other: it is a very small model.
@@ -31,4 +33,4 @@ def main(folder: Path, port: int) -> None:
     signal.pause()
 
 
-main(Path(sys.argv[1]), int(sys.argv[2]))
+main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 from dataclasses import dataclass
 from importlib import metadata
@@ -84,14 +85,17 @@ class RealBackend:
         return [str(self.home / "bin" / program), *arguments]
 
     @contextlib.contextmanager
-    def running(self, folder: Path) -> Iterator[Served]:
+    def running(self, folder: Path, *, endless: bool = False) -> Iterator[Served]:
         """
         Run it in `folder`, which need not exist, until the block ends.
 
+        :param endless: the model never ends an answer by itself
         :raises AssertionError: it does not start
         """
         folder.mkdir(parents=True, exist_ok=True)
         lay_out(folder, self.template)
+        if endless:
+            _never_end(folder)
         port = free_port()
         program = Program(self.command(port), folder / "backend.log", _environ(folder))
         served = Served(f"http://127.0.0.1:{port}", program)
@@ -120,6 +124,16 @@ def lay_out(folder: Path, template: str) -> None:
     (model / "chat_template.jinja").write_text((MODEL / template).read_text())
     # Without a cache's folder mlx-lm answers GET /v1/models with 200 and an empty body.
     (folder / "huggingface" / "hub").mkdir(parents=True, exist_ok=True)
+
+
+def _never_end(folder: Path) -> None:
+    """Let the model of `lay_out` wait for an end that it never writes."""
+    for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        path = folder / "tiny" / file
+        told = json.loads(path.read_text())
+        other = {"eos_token_id": 640, "eos_token": "<|endoftext|>"}
+        path.unlink()
+        path.write_text(json.dumps(told | {name: other[name] for name in other if name in told}))
 
 
 def _environ(folder: Path) -> dict[str, str]:
