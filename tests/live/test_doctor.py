@@ -38,9 +38,9 @@ class Examined(SynchronousTestCase):
             raise SkipTest(missing)
         folder = Path(self.mktemp()).resolve()
         with backend.running(folder, endless=endless) as served:
+            asked = ["--json", "--backend", served.url, *options]
             done = subprocess.run(
-                [sys.executable, "-m", "blockops.doctor", "--json", "--backend", served.url]
-                + list(options),
+                [sys.executable, "-m", "blockops.doctor", *asked],
                 env=clean_environ(folder),
                 cwd=ROOT,
                 capture_output=True,
