@@ -7,6 +7,9 @@ than that blockops is alive: load balancers ask it, and have no keys. A page tha
 wherever it comes from; what keeps other pages away where there are no keys is in `origins`.
 """
 
+# twisted.web.http has no annotations yet:
+# mypy: disallow-untyped-calls=False
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from twisted.web.http_headers import Headers
 from blockops.apikeys import KeyRing
 from blockops.gateway import refusal
 from blockops.incoming import IncomingRequest, Instead, origin_form
+from blockops.listening import is_local
 from blockops.origins import Origins, preflight
 from blockops.wire.errors import ApiError
 
@@ -57,9 +61,24 @@ class Access:
         refused = self._refused(request)
         return None if refused is None else refusal(refused)
 
+    def screen_status(self, request: IncomingRequest) -> Instead | None:
+        """
+        Return what answers `request` instead of its route on the port that tells of blockops.
+
+        Programs of this machine need no key there: one that scrapes has nowhere to keep it.
+        """
+        if not self.trusts_status(request):
+            return self.screen(request)
+        refused = self._origins.refused(request)
+        return None if refused is None else refusal(refused)
+
     def trusts(self, request: IncomingRequest) -> bool:
         """Say whether whoever sent `request` may know how blockops is in detail."""
         return self._keys is None or bool(request.caller)
+
+    def trusts_status(self, request: IncomingRequest) -> bool:
+        """Say the same of a request on the port that tells of blockops."""
+        return self.trusts(request) or is_local(request.getHost())
 
     def _refused(self, request: IncomingRequest) -> ApiError | None:
         if len(request.requestHeaders.getRawHeaders(b"Host", [])) > 1:

@@ -17,6 +17,7 @@ from blockops.answering import Traffic
 from blockops.channel import Channel
 from blockops.exchange import Exchange, Logged
 from blockops.incoming import IncomingRequest
+from blockops.metrics import Metrics
 from blockops.pulse import Pulse
 from blockops.records import RequestRecord, ResponseRecord
 from blockops.relay import drop
@@ -43,12 +44,18 @@ class Gateway:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, settings: Settings, pulse: Pulse, traffic: Traffic
+        self,
+        clock: IReactorTime,
+        settings: Settings,
+        pulse: Pulse,
+        traffic: Traffic,
+        metrics: Metrics,
     ) -> None:
         self._clock = clock
         self._settings = settings
         self._pulse = pulse
         self._traffic = traffic
+        self._metrics = metrics
         self._live: dict[Exchange, Deferred[None]] = {}
         self._hinted = False
         self.draining = False
@@ -56,15 +63,19 @@ class Gateway:
     def __len__(self) -> int:
         return len(self._live)
 
-    def serve(self, request: IncomingRequest, work: Work) -> None:
-        """Begin `work` for `request`. Everything else is its own affair."""
+    def serve(self, request: IncomingRequest, work: Work, route: str = "none") -> None:
+        """
+        Begin `work` for `request`. Everything else is its own affair.
+
+        :param route: what the request is counted under
+        """
         exchange = Exchange(request, self._clock, self._settings)
         request.setHeader("X-Request-Id", exchange.id)
         if self.draining:
             work = refusal(_stopping())
         self._pulse.add(exchange)
         done = self._live[exchange] = exchange.run(work(exchange))
-        done.addBoth(self._forget, exchange)
+        done.addBoth(self._forget, exchange, route)
 
     def abandon(self) -> None:
         """Break the connections of the clients that do not even read that."""
@@ -77,6 +88,7 @@ class Gateway:
 
     def note(self, channel: Channel, error: ApiError) -> None:
         """Write down that `channel` refused with `error` what never became a request."""
+        self._metrics.refused(error.status)
         number = secrets.token_hex(8)
         method, target = channel.asked()
         self._traffic.write(
@@ -91,15 +103,17 @@ class Gateway:
             ResponseRecord(id=number, status=error.status, outcome="failed", error=error.message)
         )
 
-    def _forget(self, _: object, exchange: Exchange) -> None:
+    def _forget(self, _: object, exchange: Exchange, route: str) -> None:
         self._pulse.discard(exchange)
         self._live.pop(exchange, None)
         if exchange.response is not None:
             drop(exchange.response)
         if exchange.logged is Logged.NOT_YET:
             self._traffic.write(exchange.came())
+        outcome = exchange.outcome()
+        self._metrics.ended(route, exchange, outcome)
         if exchange.logged is Logged.YES:
-            self._traffic.write(exchange.outcome())
+            self._traffic.write(outcome)
         if exchange.report is not None:
             self._remark(exchange.report)
 

@@ -28,6 +28,7 @@ from blockops.gateway import Gateway
 from blockops.incoming import IncomingRequest
 from blockops.listening import Listening, TooOpen, only_local, wherever
 from blockops.memory import MemoryGate, MemoryGauge
+from blockops.metrics import Metrics
 from blockops.origins import Origins
 from blockops.pulse import Every, Pulse
 from blockops.purge import Purge
@@ -39,12 +40,15 @@ from blockops.systemd import Supervisor
 from blockops.trafficlog import NoTrafficLog, TrafficLog, secrets_of, traffic_log
 from blockops.turns import Turns
 from blockops.upstream import Upstream
-from blockops.web import NAMING, make_root, streams_up
+from blockops.web import NAMING, make_root, make_status_root, streams_up
 
 #: The backend that is part of blockops.
 DEMO = "demo"
 #: Seconds from sweep to sweep, at most: how late a deadline may be noticed.
 LONGEST_BEAT = 1.0
+#: Connections to `--admin-listen`, and bytes of a request's body there: nobody needs any.
+STATUS_CONNECTIONS = 64
+STATUS_BODY = 1024
 #: Seconds that clients have to read the end of their answers when blockops stops.
 FLUSH = 5.0
 
@@ -56,6 +60,7 @@ class Daemon(MultiService):
     :param signals: those of the process, if they are for this daemon
     :param read: returns the settings as the files have them now; raises `SettingError`
     :ivar site: the HTTP server
+    :ivar status_site: that of `--admin-listen`
     :ivar gateway: what it serves with
     """
 
@@ -126,7 +131,8 @@ class Daemon(MultiService):
             memory=self._memory,
         )
         self._traffic = traffic or traffic_log(settings, reactor)
-        self.gateway = Gateway(reactor, settings, self._pulse, self._traffic)
+        metrics = Metrics(self._vitals)
+        self.gateway = Gateway(reactor, settings, self._pulse, self._traffic, metrics)
         answering = Answering(
             reactor,
             settings,
@@ -142,7 +148,7 @@ class Daemon(MultiService):
         )
         self._room = Room(settings.max_queued_bytes)
         self.site = Site(
-            make_root(self.gateway, answering),
+            make_root(self.gateway, answering, None if settings.admin_listen else metrics.show),
             reactor=reactor,
             # A body that there can be no room for is too large.
             max_body=min(settings.max_body, settings.max_queued_bytes),
@@ -153,13 +159,31 @@ class Daemon(MultiService):
             screen=self._access.screen,
             refused=self.gateway.note,
         )
+        self.status_site = Site(
+            make_status_root(self.gateway, answering, metrics.show),
+            reactor=reactor,
+            max_body=STATUS_BODY,
+            room=Room(STATUS_CONNECTIONS * STATUS_BODY),
+            crowd=Crowd(reactor, most=STATUS_CONNECTIONS, most_per_client=0),
+            header_timeout=settings.header_timeout,
+            streams_up=lambda _: False,
+            screen=self._access.screen_status,
+            refused=self.gateway.note,
+        )
         accept = only_local if self._keys is None and not settings.insecure_public else wherever
         for endpoint in endpoints(settings):
             Listening(reactor, endpoint, self.site, accept).setServiceParent(self)
+        for endpoint in settings.admin_listen:
+            Listening(reactor, endpoint, self.status_site, accept).setServiceParent(self)
 
     def _told_to(self, request: IncomingRequest) -> dict[str, object]:
         """Return what whoever sent `request` may know of how blockops is."""
-        return self._vitals() if self._access.trusts(request) else {}
+        if self._settings.admin_listen:
+            here = request.channel.site is self.status_site
+            trusted = here and self._access.trusts_status(request)
+        else:
+            trusted = self._access.trusts(request)
+        return self._vitals() if trusted else {}
 
     def _vitals(self) -> dict[str, object]:
         return {
@@ -192,6 +216,7 @@ class Daemon(MultiService):
         self._memory.poll()
         self._traffic.start()
         self._pulse.add(self.site)
+        self._pulse.add(self.status_site)
         self._pulse.add(Every(self._settings.memory_poll, self._memory.poll))
         if self._supervisor.watchdog is not None:
             self._pulse.add(Every(self._supervisor.watchdog / 3, self._supervisor.alive))
@@ -254,6 +279,7 @@ class Daemon(MultiService):
         for bound in bounds:
             if bound.active():
                 bound.cancel()
+        await self.status_site.close(0)
         await self.site.close(FLUSH)
         self._pulse.stop()
         await self._traffic.close()

@@ -209,6 +209,14 @@ class Settings:
         " once for each; separate several by spaces in the environment, write a list in the file.",
         shown="--port on --interface",
     )
+    admin_listen: tuple[str, ...] = _setting(
+        "Listening",
+        (),
+        kinds.ENDPOINTS,
+        "A Twisted endpoint for /metrics, /health and /ready alone. With it, --port and --listen"
+        " have no /metrics, and a /health that says little. Give it as --listen.",
+        shown="none",
+    )
     max_body: int = _setting(
         "Listening", 64 << 20, kinds.size(1024), "The longest request; longer ones get a 413."
     )

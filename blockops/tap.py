@@ -23,11 +23,13 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # noqa: PLC0415
     from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
 
-    for endpoint in options.settings.listen:
+    settings = options.settings
+    given = {"listen": settings.listen, "admin-listen": settings.admin_listen}
+    for name, endpoint in ((name, each) for name, several in given.items() for each in several):
         try:
             serverFromString(reactor, endpoint)
         except Exception as error:  # noqa: BLE001 - each type of endpoint has its own
-            raise SystemExit(f"blockops: listen: {endpoint!r} is not accepted: {error}") from None
+            raise SystemExit(f"blockops: {name}: {endpoint!r} is not accepted: {error}") from None
     from blockops.service import make_service  # noqa: PLC0415
 
     try:

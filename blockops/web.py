@@ -103,14 +103,19 @@ class Nowhere(Route):
 
 
 class Served(Route):
-    """A route whose requests are worked at."""
+    """
+    A route whose requests are worked at.
 
-    def __init__(self, gateway: Gateway, work: Work) -> None:
+    :param name: what `/metrics` calls it
+    """
+
+    def __init__(self, gateway: Gateway, work: Work, name: str) -> None:
         super().__init__(gateway)
         self._work = work
+        self._name = name
 
     def render_POST(self, request: Request) -> int:
-        self._gateway.serve(cast("IncomingRequest", request), self._work)
+        self._gateway.serve(cast("IncomingRequest", request), self._work, self._name)
         return NOT_DONE_YET
 
 
@@ -146,10 +151,10 @@ class Api(Nowhere):
     def __init__(self, gateway: Gateway, answering: Answering) -> None:
         super().__init__(gateway)
         self._answering = answering
-        self._chat = Posted(gateway, answering.chat)
-        self._completion = Posted(gateway, answering.completion)
-        self._models = Relayed(gateway, answering.models.all)
-        self._relayed = Relayed(gateway, answering.pass_on)
+        self._chat = Posted(gateway, answering.chat, "chat")
+        self._completion = Posted(gateway, answering.completion, "completions")
+        self._models = Relayed(gateway, answering.models.all, "models")
+        self._relayed = Relayed(gateway, answering.pass_on, "relayed")
 
     def getChild(self, path: bytes, request: Request) -> Route:
         whole = unquote_to_bytes(request.path)
@@ -162,7 +167,7 @@ class Api(Nowhere):
         if request.method in {b"GET", b"HEAD"} and whole.startswith(MODELS) and whole != MODELS:
             name = whole[len(MODELS) :].decode("utf-8", "replace")
             models = self._answering.models
-            return Relayed(self._gateway, lambda exchange: models.one(exchange, name))
+            return Relayed(self._gateway, lambda exchange: models.one(exchange, name), "model")
         if request.method in {b"GET", b"HEAD"} and whole == MODELS[:-1]:
             return self._models
         return self._relayed
@@ -174,13 +179,46 @@ class Root(Nowhere):
     isLeaf = False
 
 
-def make_root(gateway: Gateway, answering: Answering) -> Resource:
-    """Return the root of the tree."""
+class Status(Root):
+    """The root of the port that tells how blockops is, and nothing else."""
+
+    def getChild(self, path: bytes, request: Request) -> Route:
+        return self
+
+    def refusal(self, request: Request, method: str) -> ApiError:
+        return ApiError(
+            404,
+            f"There is nothing at {request.path.decode('latin-1')}. This port has /metrics, /health"
+            " and /ready; the API is on another one.",
+            code="unknown_route",
+        )
+
+
+def make_root(gateway: Gateway, answering: Answering, metrics: Work | None) -> Resource:
+    """
+    Return the root of the tree.
+
+    :param metrics: answers `/metrics`; None if that is somewhere else
+    """
     root = Root(gateway)
     root.putChild(b"v1", Api(gateway, answering))
-    root.putChild(b"health", Asked(gateway, answering.health))
-    root.putChild(b"ready", Asked(gateway, answering.ready))
+    _tell(root, gateway, answering)
+    if metrics is not None:
+        root.putChild(b"metrics", Asked(gateway, metrics, "metrics"))
     return root
+
+
+def make_status_root(gateway: Gateway, answering: Answering, metrics: Work) -> Resource:
+    """Return the root of the tree of `--admin-listen`."""
+    root = Status(gateway)
+    _tell(root, gateway, answering)
+    root.putChild(b"metrics", Asked(gateway, metrics, "metrics"))
+    return root
+
+
+def _tell(root: Resource, gateway: Gateway, answering: Answering) -> None:
+    root.putChild(b"health", Asked(gateway, answering.health, "health"))
+    root.putChild(b"ready", Asked(gateway, answering.ready, "ready"))
 
 
 def _climbs(path: bytes) -> bool:

@@ -64,7 +64,7 @@ WITHOUT_JSON = (
 PRIVATE: dict[str, set[str]] = {}
 
 #: What comes with a library that we require, by the name it is imported by.
-ALONG_WITH = {"hyperlink": "twisted", "zope": "twisted"}
+ALONG_WITH = {"hyperlink": "twisted", "zope": "twisted", "prometheus_client": "prometheus-client"}
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
         "chat.example",
     ),
     "allowed_host": ("GPU.lan. b", ("gpu.lan", "b"), "gpu.lan:80"),
+    "admin_listen": ("tcp:1 tcp:2", ("tcp:1", "tcp:2"), ""),
     "max_concurrent": ("8", 8, "0"),
     "max_queue": ("0", 0, "-1"),
     "max_queued_bytes": ("1G", 1 << 30, "1"),

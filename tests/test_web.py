@@ -30,7 +30,7 @@ class Routes(SynchronousTestCase):
             self.assertTrue(client.received().endswith(b"\r\n\r\n"))
 
     def test_unknown_routes(self) -> None:
-        for target in ("/", "/v1", "/v2/models", "/favicon.ico", "/health/x", "/metrics"):
+        for target in ("/", "/v1", "/v2/models", "/favicon.ico", "/health/x", "/metrics/x"):
             client = self.world.client()
             client.get(target)
             self.assertEqual(client.status(), 404, target)
