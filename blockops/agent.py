@@ -23,8 +23,10 @@ from twisted.internet.interfaces import (
     IAddress,
     IConnector,
     IConsumer,
+    IHandshakeListener,
     IProtocol,
     IPushProducer,
+    ISSLTransport,
     IStreamClientEndpoint,
     ITCPTransport,
 )
@@ -83,6 +85,7 @@ class _Origin:
         self._host = uri.host.strip(b"[]").decode("ascii")
         self._port = uri.port
         self._timeout = timeout
+        self._secure = uri.scheme == b"https"
         self._endpoint = self._endpoint_for(uri, policy)
         self.netloc = uri.netloc
 
@@ -110,8 +113,11 @@ class _Origin:
             return self._reactor.connectTCP(  # type: ignore[no-any-return]
                 self._host, self._port, _Factory(connection), timeout=self._timeout
             ).stopConnecting
-        connecting = self._endpoint.connect(_Factory(connection))
-        # The endpoint bounds each attempt, but not how long a name takes to become an address.
+        connecting: Deferred[Any] = self._endpoint.connect(_Factory(connection))
+        if self._secure:
+            connecting.addCallback(lambda _: connection.secured)
+        # The endpoint bounds each attempt, but not how long a name takes to become an address, nor
+        # how long a peer is silent that TLS waits for.
         connecting.addTimeout(self._timeout, self._reactor, _took_too_long)
         connecting.addErrback(connection.unconnected)
         return connecting.cancel
@@ -397,7 +403,7 @@ def _take_codings(headers: Headers) -> list[bytes]:
     return undone
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, IHandshakeListener)
 class _Connection(Protocol):
     """
     One request and its response, and the connection that they have to themselves.
@@ -406,6 +412,8 @@ class _Connection(Protocol):
 
     :param head: the request's, as it is sent
     :ivar answered: fires with the response when its headers are here; cancelling it ends all
+    :ivar secured: where it is one of TLS, fires when the peer is known, or lost; cancelling it ends
+        all
     :ivar ends_attempt: ends the attempt to connect, as long as it is one
     """
 
@@ -417,6 +425,7 @@ class _Connection(Protocol):
         on_made: Callable[[], object],
     ) -> None:
         self.answered: Deferred[IResponse] = Deferred(self._cancelled)
+        self.secured: Deferred[None] = Deferred(lambda _: self.abortConnection())
         self.ends_attempt: Callable[[], object] = _nothing
         self._asked = asked
         self._on_made = on_made
@@ -437,7 +446,8 @@ class _Connection(Protocol):
         if self.answered.called:
             self.abortConnection()
             return
-        self._on_made()
+        if not ISSLTransport.providedBy(self.transport):
+            self._on_made()
         # Neither is kept: an answer may take minutes, and a body megabytes.
         head, self._head = self._head, b""
         body, self._body = self._body, None
@@ -447,6 +457,15 @@ class _Connection(Protocol):
             self._sending = _Sending(self._wire, body)
             self._sending.start(head)
             self._sending.over.addErrback(self._unsent)
+
+    def handshakeCompleted(self) -> None:
+        """Take note that the peer is who it should be: only now it gets what was written."""
+        self._on_made()
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self.secured.called:
+            self.secured.callback(None)
 
     def unconnected(self, reason: Failure) -> None:
         """Take note that there is no connection, and why."""
@@ -501,6 +520,7 @@ class _Connection(Protocol):
             self._fail(outcome)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._settle()
         if self._response is None:
             self._close(Failure(ResponseNeverReceived([reason])))
         elif self._reader.framing is Framing.CLOSE and reason.check(error.ConnectionDone):

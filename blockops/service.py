@@ -24,6 +24,7 @@ from blockops.capabilities import Asking, Forgetting, Tokenizer
 from blockops.circuit import Circuit
 from blockops.crowd import Crowd
 from blockops.demo import DemoBackend, hint
+from blockops.descriptors import needed, provide
 from blockops.gateway import Gateway
 from blockops.incoming import IncomingRequest
 from blockops.listening import Listening, TooOpen, only_local, wherever
@@ -307,6 +308,16 @@ def make_service(settings: Settings, reactor: Any, read: Callable[[], Settings])
 
     :param read: returns the settings as the files have them now; raises `SettingError`
     """
+    need = needed(settings.max_connections)
+    have = provide(need)
+    if have < need:
+        Logger(namespace=__name__).warn(
+            "Only {have} files may be open, and --max-connections={connections} can need {need}:"
+            " lower it, or raise the limit (ulimit -n, LimitNOFILE= in the unit)",
+            have=have,
+            connections=settings.max_connections,
+            need=need,
+        )
     return Daemon(
         settings,
         reactor,

@@ -18,9 +18,11 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from blockops.relay import collect
-from blockops.upstream import Upstream, trust
+from blockops.upstream import Unreached, Upstream, trust
 from blockops.wire.errors import ApiError
 from tests.certificates import Authority
+from tests.faulty.backend import FaultyBackend
+from tests.faulty.steps import Close, Reset
 from tests.memory import World, chat
 
 
@@ -163,6 +165,38 @@ class Secure(Backends):
         ca, url = await self.secure("elsewhere.example", "localhost")
         error = await self.refusal(Upstream(reactor, url, ca=ca))
         self.assertIn("DNSMismatch", error.message)
+
+    async def test_a_server_that_never_shakes_hands(self) -> None:
+        """What accepts connections and is no server of TLS: the time for connecting is for both."""
+        connected: list[None] = []
+        hanging = FaultyBackend(reactor, greeting=())
+        port = await self.listen("tcp:0:interface=127.0.0.1", hanging)
+        upstream = Upstream(
+            reactor,
+            f"https://127.0.0.1:{port}",
+            connect_timeout=0.2,
+            on_connected=lambda: connected.append(None),
+        )
+        error = await self.refusal(upstream)
+        self.assertIsInstance(error, Unreached)
+        self.assertEqual(error.status, 504)
+        self.assertEqual(connected, [])
+        await hanging.ended
+
+    async def test_a_server_that_breaks_off_the_handshake(self) -> None:
+        for step in (Close(), Reset()):
+            hanging = FaultyBackend(reactor, greeting=(step,))
+            port = await self.listen("tcp:0:interface=127.0.0.1", hanging)
+            error = await self.refusal(Upstream(reactor, f"https://127.0.0.1:{port}"))
+            self.assertEqual(error.status, 502)
+            await hanging.ended
+
+    async def test_who_is_known_is_connected(self) -> None:
+        connected: list[None] = []
+        ca, url = await self.secure("127.0.0.1", "127.0.0.1")
+        upstream = Upstream(reactor, url, ca=ca, on_connected=lambda: connected.append(None))
+        await self.body(upstream)
+        self.assertEqual(connected, [None])
 
     async def test_a_server_that_hangs_is_let_go_at_once(self) -> None:
         """A polite end of TLS would wait for an answer that never comes."""
