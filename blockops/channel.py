@@ -112,6 +112,26 @@ class Channel(TwistedProtocol):
     :ivar persistent: the connection stays when the answer that is under way has ended
     """
 
+    __slots__ = (
+        "_body",
+        "_body_due",
+        "_full",
+        "_head",
+        "_make",
+        "_out",
+        "_paused_since",
+        "_pending",
+        "_producer",
+        "_reading",
+        "_searched",
+        "_stage",
+        "_taking",
+        "due",
+        "persistent",
+        "request",
+        "site",
+    )
+
     def __init__(self, site: House, make: Callable[[Channel, Head], Asked]) -> None:
         self.site = site
         self.request: Asked | None = None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from enum import Enum, auto
 from http import HTTPStatus
@@ -57,13 +56,26 @@ class Downstream:
     :ivar status: of the answer, once it has begun; 0 before
     """
 
+    __slots__ = (
+        "_clock",
+        "_delivered",
+        "_request",
+        "_source",
+        "_state",
+        "_waiting",
+        "bytes_sent",
+        "last_write",
+        "stalled_since",
+        "status",
+    )
+
     def __init__(self, request: IncomingRequest, clock: IReactorTime) -> None:
         self._request = request
         self._clock = clock
         self._source: IPushProducer | None = None
         self._state = _State.OPEN
         # What waits for the transport: of it, as much as one event, or one whole answer.
-        self._waiting: deque[memoryview] = deque()
+        self._waiting: list[memoryview] = []
         self._delivered: list[Deferred[None]] = []
         self.status = 0
         self.bytes_sent = 0
@@ -158,9 +170,9 @@ class Downstream:
     def _write_on(self) -> None:
         """Give the transport slices of what waits, until it asks for a pause."""
         while self._waiting and self.stalled_since is None:
-            piece = self._waiting.popleft()
+            piece = self._waiting.pop(0)
             if len(piece) > SLICE:
-                self._waiting.appendleft(piece[SLICE:])
+                self._waiting.insert(0, piece[SLICE:])
             self._request.write(bytes(piece[:SLICE]))
         if not self._waiting and self._state is _State.FINISHED:
             self._request.unregisterProducer()

@@ -11,7 +11,8 @@ from typing import Any, cast
 from urllib.parse import unquote_to_bytes as unquote
 
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, datetimeToString, parse_qs
+from twisted.web.http import OK, HTTPChannel, datetimeToString, parse_qs
+from twisted.web.http_headers import Headers
 from twisted.web.server import Request, Site
 
 from blockops.channel import Channel
@@ -35,12 +36,42 @@ class IncomingRequest(Request):
         when its headers were here; None for the usual route
     """
 
+    # What would not fit into a dictionary that shares its keys, or comes too late to get in.
+    __slots__ = (
+        "_pieces",
+        "_size",
+        "_take",
+        "_when_received",
+        "caller",
+        "chunked",
+        "client",
+        "clientproto",
+        "code",
+        "code_message",
+        "host",
+        "instead",
+        "method",
+        "producer",
+        "queued",
+        "requestHeaders",
+        "responseHeaders",
+        "sentLength",
+        "startedWriting",
+        "streamingProducer",
+        "transport",
+        "upload",
+        "uri",
+    )
+
     channel: Channel  # type: ignore[assignment]  # as good as an HTTPChannel to it
     defaultContentType = None
 
     def __init__(self, channel: Channel, head: Head) -> None:
         super().__init__(cast("HTTPChannel", channel), parsePOSTFormSubmission=False)
         self.method, self.uri, self.clientproto, self.requestHeaders = head
+        self.setResponseCode(OK)
+        self.startedWriting = self.chunked = self.sentLength = 0
+        self.producer = None
         self.upload: Upload | None = None
         self.caller = ""
         self.instead: Instead | None = None
@@ -146,6 +177,8 @@ class IncomingRequest(Request):
         if not self.channel.persistent:
             self.setHeader(b"Connection", b"close")
         super().write(data)
+        # It is said, and kept no longer.
+        self.responseHeaders = Headers()
         # The head alone, if nothing followed it.
         self.channel.write(b"")
 

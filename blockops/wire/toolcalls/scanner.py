@@ -121,11 +121,7 @@ class TextScanner:
         self._max_hold = max_hold
         self._thoughts = thoughts
         self._state: Callable[[str, int], int] = self._think if prefilled else self._line_start
-        code = {self._code, self._code_run, self._tilde_line}
-        fence = {self._fence, self._fence_start, self._fence_run}
-        self._in_code = code | fence
-        self._waits = {self._line_start, self._line, self._run, self._code, self._code_run}
-        self._waits |= {self._fence_tail} | (self._in_code if fenced_calls else set())
+        self._waits = self._WAITS | self._IN_CODE if fenced_calls else self._WAITS
         # Only white space since the line began: openers that need a line's start may come.
         self._bare = True
         # The run of backticks or tildes being read, and the one that opened the code around.
@@ -188,7 +184,7 @@ class TextScanner:
         """Go on behind a call."""
         if self._state == self._fence:
             self._state = self._fence_start
-        elif self._state not in self._in_code:
+        elif self._state.__name__ not in self._IN_CODE:
             self._state = self._line_start
             self._bare = True
 
@@ -228,7 +224,7 @@ class TextScanner:
             self._add(text)
 
     def _add(self, text: str) -> None:
-        if self._state not in self._waits:
+        if self._state.__name__ not in self._waits:
             self._say(text)
             return
         said = text.rstrip(WHITE)
@@ -276,7 +272,7 @@ class TextScanner:
     def _literal_at(self, text: str, pos: int, literals: _Literals) -> int:
         """Return how far a literal at `pos` leads, -1 if none stands there or has begun."""
         here = text[pos : pos + MAX_LITERAL]
-        in_code = self._state in self._in_code
+        in_code = self._state.__name__ in self._IN_CODE
         for literal, formats in literals.items():
             if in_code and literal == _THINK:
                 continue
@@ -470,3 +466,12 @@ class TextScanner:
             self._pass(text, end)
             self._start = end + len(_THOUGHT)
         return self._new_line(end + len(_THOUGHT) - 1)
+
+    #: The states inside of code, and those in which white space waits for what follows it.
+    _IN_CODE = frozenset(
+        state.__name__
+        for state in (_code, _code_run, _tilde_line, _fence, _fence_start, _fence_run)
+    )
+    _WAITS = frozenset(
+        state.__name__ for state in (_line_start, _line, _run, _code, _code_run, _fence_tail)
+    )
