@@ -222,5 +222,10 @@ def _tell(root: Resource, gateway: Gateway, answering: Answering) -> None:
 
 
 def _climbs(path: bytes) -> bool:
-    """Say whether a backend could take `path`, decoded, for one that is not under `/v1`."""
-    return any(part in {b".", b".."} for part in path.replace(b"\\", b"/").split(b"/"))
+    """
+    Say whether a backend could take `path`, decoded, for one that is not under `/v1`.
+
+    Some decode twice, and some take what follows a semicolon for no part of a name.
+    """
+    steps = (path + b"/" + unquote_to_bytes(path)).replace(b"\\", b"/").split(b"/")
+    return any(step.partition(b";")[0].strip(b" \0") in {b".", b".."} for step in steps)
