@@ -245,6 +245,8 @@ def _head(
 class _Asked:
     """What was asked, as its response remembers it."""
 
+    __slots__ = ("absoluteURI", "headers", "method")
+
     def __init__(self, method: bytes, uri: bytes, headers: Headers) -> None:
         self.method = method
         self.absoluteURI = uri
@@ -416,6 +418,22 @@ class _Connection(Protocol):
         all
     :ivar ends_attempt: ends the attempt to connect, as long as it is one
     """
+
+    # Attributes that come late, when many others are connecting, get no place beside shared keys.
+    __slots__ = (
+        "_asked",
+        "_body",
+        "_head",
+        "_held",
+        "_on_made",
+        "_paused",
+        "_reader",
+        "_response",
+        "_sending",
+        "answered",
+        "ends_attempt",
+        "secured",
+    )
 
     def __init__(
         self,

@@ -55,6 +55,26 @@ class ResponseReader:
     :ivar length: bytes that its body is going to have; None if unsaid
     """
 
+    __slots__ = (
+        "_barren",
+        "_behind",
+        "_feed",
+        "_head_size",
+        "_method",
+        "_parser",
+        "_pieces",
+        "code",
+        "ended",
+        "fault",
+        "framing",
+        "headed",
+        "headers",
+        "length",
+        "on_body",
+        "phrase",
+        "version",
+    )
+
     def __init__(self, method: bytes) -> None:
         self.headed = False
         self.ended = False
