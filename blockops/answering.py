@@ -226,6 +226,11 @@ class Answering:
             if media_type(response.headers) == "text/event-stream":
                 return await self._joined(exchange, response, asked, aside)
             said = await self._backend.collected(exchange, response)
+        if said.startswith(b"data:"):
+            # A stream, whatever its headers call it.
+            joiner = self._joiner(exchange, asked, aside)
+            joiner.receive_data(said)
+            return joiner.whole(cut=False)
         out, exchange.report = transcode.whole(said, asked, self._rules, aside=aside)
         return out
 
@@ -237,6 +242,12 @@ class Answering:
 
         :raises ApiError: 502, it is none
         """
+        joiner = self._joiner(exchange, asked, aside)
+        whole = await relay(response, exchange.client, joiner, exchange.heard)
+        return joiner.whole(cut=not whole)
+
+    def _joiner(self, exchange: Exchange, asked: Request, aside: Aside | None) -> StreamJoiner:
+        """Return what makes a whole answer of a stream."""
         joiner = StreamJoiner(
             asked,
             self._rules,
@@ -245,8 +256,7 @@ class Answering:
             aside=aside,
         )
         exchange.report = joiner.report
-        whole = await relay(response, exchange.client, joiner, exchange.heard)
-        return joiner.whole(cut=not whole)
+        return joiner
 
     def _say(self, exchange: Exchange, asked: ChatRequest, text: str) -> None:
         """Answer with `text`, the backend not being asked."""

@@ -17,6 +17,8 @@ from blockops.wire.mend import clean_text, dumps, loads
 _MAX_MESSAGE = 2_000  # characters: a page of a terminal
 _MAX_MARKUP = 64 * 1024  # bytes of an error page that are read; those met have some hundred
 _UNSEEN = frozenset({"script", "style", "title"})  # the title says what the heading repeats
+_REFUSING = range(400, 600)  # statuses
+_OURS = 502  # the status of what a backend did not give one
 _TYPES: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.FORBIDDEN: "permission_error",
@@ -92,12 +94,49 @@ def from_backend(status: int, body: bytes, content_type: str = "") -> tuple[int,
 def from_event(data: bytes) -> tuple[str, bytes]:
     """Return the message and the JSON of an error that a backend sent in mid-answer."""
     value = _json(data)
-    message = _message(value, data)
     if _has_shape(value):
-        return message, dumps({"error": value["error"]})
-    if not message:
-        message = "The backend reported an error without a text. Its log may say why."
-    return message, ApiError(502, message, type="server_error", code="backend_error").body()
+        return _message(value, data), dumps({"error": value["error"]})
+    error = from_answer(data)
+    return error.message, error.body()
+
+
+def from_answer(data: bytes) -> ApiError:
+    """
+    Return the error that a backend sent where its answer should be, with a status that says OK.
+
+    Its own type and code stay, and where the code is a status (vLLM, llama.cpp), it is that.
+    """
+    value = _json(data)
+    fields = value.get("error") if _has_shape(value) else value
+    fields = fields if isinstance(fields, dict) else {}
+    status = _status_in(fields.get("code"))
+    message = _message(value, data)
+    return ApiError(
+        status,
+        message or "The backend reported an error without a text. Its log may say why.",
+        type=_text_in(fields.get("type")) or _type(status),
+        code=_text_in(fields.get("code")) or "backend_error",
+        param=_text_in(fields.get("param")),
+    )
+
+
+def _status_in(code: Any) -> int:
+    """Return the status that an error's code is; `_OURS` if it is none."""
+    said = bytes(code) if isinstance(code, msgspec.Raw) else b""
+    status = int(said) if said.isdigit() and len(said) == len(b"400") else _OURS
+    return status if status in _REFUSING else _OURS
+
+
+def _text_in(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def says_error(data: bytes) -> bool:
+    """Tell whether an object that is no answer is an error: FastAPI's, or vLLM's of before 2025."""
+    value = _json(data)
+    return isinstance(value, dict) and (
+        bool(value.get("error")) or "detail" in value or value.get("object") == "error"
+    )
 
 
 def message_in(data: bytes) -> str:

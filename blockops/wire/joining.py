@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from blockops.wire.aside import Aside
-from blockops.wire.errors import ApiError
+from blockops.wire.errors import ApiError, from_answer
 from blockops.wire.mend import Mender, is_strict
 from blockops.wire.report import Report
 from blockops.wire.requests import ChatRequest, CompletionRequest
@@ -199,10 +199,4 @@ def _too_long() -> ApiError:
 
 def _failure(error: dict[str, Any]) -> ApiError:
     """Return the error that a stream has ended with."""
-    kind, code = error.get("type"), error.get("code")
-    return ApiError(
-        502,
-        str(error.get("message") or error),
-        type=kind if isinstance(kind, str) else "server_error",
-        code=code if isinstance(code, str) else "backend_error",
-    )
+    return from_answer(msgspec.json.encode({"error": error}))

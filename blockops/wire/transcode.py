@@ -34,7 +34,7 @@ from blockops.wire.chunks import (
     spread,
     without_usage,
 )
-from blockops.wire.errors import ApiError, from_event, message_in
+from blockops.wire.errors import ApiError, from_answer, from_event, message_in, says_error
 from blockops.wire.mend import UNREADABLE, Mender, is_strict
 from blockops.wire.plain import PlainChoice
 from blockops.wire.report import Report
@@ -87,6 +87,7 @@ class StreamTranscoder:
         self._begin_choice = _choices_for(asked, rules, new_id, self.report, aside)
         self._choices: dict[int, OneChoice] = {}
         self._hide_usage = hide_usage
+        self._told_usage: dict[str, Any] | None = None  # in a chunk with choices
         self._spoken = False
         self._decoder = EventDecoder(max_event)
         self._max_event = max_event
@@ -141,7 +142,18 @@ class StreamTranscoder:
         if self._choices and all(choice.finished for choice in self._choices.values()):
             self.ended = True
             return _DONE
-        return self.fail(_stopped(self._decoder.unfinished, self.report.chunks, cut=cut))
+        rest = self._decoder.unfinished
+        if not cut and not self.report.chunks and rest.startswith(b"{") and is_strict(rest):
+            return self._take_whole(rest)
+        return self.fail(_stopped(rest, self.report.chunks, cut=cut))
+
+    def _take_whole(self, answer: bytes) -> bytes:
+        """Return the stream of a whole answer, or of an error, that came under a stream's name."""
+        try:
+            said = self._take(Event(answer, event(answer)))
+        except ApiError as error:
+            return self.fail(error)
+        return said if self.ended else said + self._done()
 
     def fail(self, error: ApiError) -> bytes:
         """Return the text that was held back and `error` as the last event."""
@@ -217,9 +229,12 @@ class StreamTranscoder:
         :param raw: the event to send on if nothing of it changes
         """
         self.report.chunks += 1
-        if read.usage is not None:
-            self.report.usage = read.usage
         choices = read.choices
+        if read.usage is not None:
+            if choices == [] and read.usage == self._told_usage:
+                return self._drop_usage()
+            self.report.usage = read.usage
+            self._told_usage = read.usage if choices else None
         if not choices or read.error:
             return self._take_odd_chunk(read, data, raw)
         if choices[0].message is not None and _said_whole(choices):
@@ -234,8 +249,17 @@ class StreamTranscoder:
             return raw
         return b"".join(map(event, spread(data, choices, becomes)))
 
+    def _drop_usage(self) -> bytes:
+        """
+        Return nothing for usage that the chunk with the finish reason has told already.
+
+        vllm-mlx tells it twice, and some clients add up what they are told.
+        """
+        self.report.tally["usage_again"] += 1
+        return b""
+
     def _take_odd_chunk(self, read: Chunk, data: bytes, raw: bytes) -> bytes:
-        if read.error:
+        if read.error or (read.choices is None and says_error(data)):
             return self._end_with_error(*from_event(data))
         if self._hide_usage and read.usage is not None and not read.choices:
             data, _ = without_usage(data)
@@ -410,9 +434,8 @@ def _read_whole(
         read = _read(data)
     except ValueError:
         raise _garbage(body) from None
-    if read.error:
-        message, _ = from_event(data)
-        raise ApiError(502, message, type="server_error", code="backend_error")
+    if read.error or (read.choices is None and says_error(data)):
+        raise from_answer(data)
     choices = read.choices if isinstance(asked, CompletionRequest) else _said_whole(read.choices)
     if not choices:
         raise _garbage(body)
@@ -494,11 +517,23 @@ def _too_long(limit: int) -> ApiError:
 
 
 def _garbage(data: bytes) -> ApiError:
+    if not data.strip():
+        return _empty()
     return ApiError(
         502,
         f"The backend sent what is no answer of the OpenAI API: {message_in(data) or 'nothing'}",
         type="server_error",
         code="backend_garbage",
+    )
+
+
+def _empty() -> ApiError:
+    return ApiError(
+        502,
+        "The backend's answer is empty. Some servers answer so when a prompt is too long for their "
+        "model (llama-cpp-python does): send a shorter one, or look into its log.",
+        type="server_error",
+        code="backend_empty",
     )
 
 
@@ -509,6 +544,8 @@ def _stopped(unfinished: bytes, chunks: int, *, cut: bool) -> ApiError:
     :param unfinished: what it sent last, if that was no event
     :param chunks: how much it had sent before
     """
+    if not (unfinished or chunks or cut):
+        return _empty()
     how = "The connection to the backend broke" if cut else "The backend closed the connection"
     when = "in the middle of its answer" if chunks else "before its answer began"
     said = "" if unfinished.startswith(b"data:") else message_in(unfinished)

@@ -372,7 +372,8 @@ class EndTests(SynchronousTestCase):
     def test_nothing_at_all(self) -> None:
         error = read(transcode(b"")).error
         assert error is not None
-        self.assertIn("before its answer began", error["message"])
+        self.assertIn("empty", error["message"])
+        self.assertEqual(error["code"], "backend_empty")
 
     def test_no_stream_at_all(self) -> None:
         """What the backend said instead of events is in the message."""
