@@ -142,11 +142,19 @@ class Stage:
         return f"http://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
+        await self.come_back()
+        return self
+
+    async def come_back(self) -> None:
+        """Take connections."""
         self._server = await asyncio.start_server(
             self._come, "127.0.0.1", self.port, backlog=1024, limit=LIMIT
         )
         self.port = self._server.sockets[0].getsockname()[1]
-        return self
+
+    async def leave(self) -> None:
+        """Take no more connections, until `come_back`; those that are open stay."""
+        self._server.close()
 
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
