@@ -1,8 +1,8 @@
 """
 Every limit at its edge: exactly at it passes, one more is refused.
 
-Connections are in `test_crowd`, bytes of bodies in `test_room`, connecting in `test_circuit`, clients
-that do not read in `test_clients`, what a backend sends for headers in `test_responses`. The page
+Connections are in `test_crowd`, bytes of bodies in `test_room`, connecting in `test_circuit`,
+clients that do not read in `test_clients`, a backend's headers in `test_responses`. The page
 docs/limits.md tells all limits, with the defaults that they have.
 """
 
