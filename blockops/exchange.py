@@ -77,6 +77,7 @@ class Exchange:
     :ivar asked: when the backend was asked, in seconds of the reactor's clock; None while queued
     :ivar response: what the backend answered, once its headers are here
     :ivar error: how it failed, if it did
+    :ivar heartbeats: how often the client was shown that the answer is on its way
     :ivar logged: whether its request is in the traffic log
     """
 
@@ -95,6 +96,7 @@ class Exchange:
         self.asked: float | None = None
         self.error: ApiError | None = None
         self.response: IResponse | None = None
+        self.heartbeats = 0
         self._clock = clock
         self._settings = settings
         self._verdict: ApiError | None = None
@@ -210,6 +212,7 @@ class Exchange:
             self.form.waiting(self.client, now - self.asked)
         if now - self.client.last_write >= self._settings.heartbeat:
             self.form.heartbeat(self.client)
+            self.heartbeats += self.client.last_write == now
 
     def _late(self, now: float) -> ApiError | None:
         if self.asked is None:

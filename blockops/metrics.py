@@ -137,6 +137,7 @@ class Metrics(Collector):
         self._took("request", route, record.last_byte_ms)
         self._took("first_byte", route, record.first_byte_ms)
         self._took("queue", route, record.queued_ms)
+        self._sums["heartbeats"] += exchange.heartbeats
         self._sums["backend_bytes"] += record.bytes_in
         self._sums["client_bytes"] += record.bytes_out
         if exchange.report is not None:
@@ -193,6 +194,7 @@ class Metrics(Collector):
             ("client_bytes", "Bytes of the bodies of answers to clients."),
             ("backend_events", "Events of the backend's streams, and whole answers."),
             ("calls", "Tool calls that clients were sent."),
+            ("heartbeats", "Signs of life that clients were sent."),
         ):
             yield CounterMetricFamily(f"blockops_{name}", help_, value=self._sums[name])
         yield from self._histograms()

@@ -212,6 +212,10 @@ class Daemon(MultiService):
 
     def startService(self) -> None:
         super().startService()
+        if "*" in self._settings.cors_origin and self._keys is None:
+            self._log.warn(
+                "--cors-origin=* without keys: every web page that somebody opens here may ask"
+            )
         if self._signals is not None:
             self._signals.on_hangup(self.reload)
         self._memory.poll()

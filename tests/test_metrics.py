@@ -122,6 +122,20 @@ class Counting(Case):
         self.world.backend().answer(b"{}", "299 Fine")
         self.assertEqual(self.count("requests_total", "relayed", "2xx", "done"), 1)
 
+    def test_heartbeats(self) -> None:
+        self.world = World(heartbeat=10)
+        client, backend = self.world.ask()
+        self.world.pass_time(25)
+        backend.begin_stream()
+        backend.stream(DONE)
+        self.assertEqual(client.body().count(b": heartbeat"), 2)
+        self.assertEqual(self.count("heartbeats_total"), 2)
+        # Whole answers have none, unless they are asked for.
+        self.world.ask(stream=False)
+        self.world.pass_time(25)
+        self.world.backend().answer({})
+        self.assertEqual(self.count("heartbeats_total"), 2)
+
     def test_a_client_that_leaves(self) -> None:
         client, _ = self.world.ask()
         client.leave()

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.memory import DONE, Client, World, chat, chunk
@@ -214,6 +215,17 @@ class On(Case):
         self.assertEqual(client.status(), 413)
         self.assert_readable(client)
         self.assertTrue(client.complete())
+
+    def test_all_pages_without_keys_are_worth_a_warning(self) -> None:
+        for settings, warnings in (
+            ({"cors_origin": ("*",)}, 1),
+            ({"cors_origin": (PAGE,)}, 0),
+            ({"cors_origin": ("*",), "api_keys_file": self.key_file()}, 0),
+        ):
+            with capturedLogs() as logs:
+                World(**settings)
+            told = [each for each in logs if "every web page" in each["log_format"]]
+            self.assertEqual(len(told), warnings, settings)
 
     def test_all_pages(self) -> None:
         self.world = World(cors_origin=("*",))

@@ -4,6 +4,7 @@ What its owner does to the daemon: signals, restarts behind systemd's sockets, p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -254,6 +255,58 @@ class Restarts(Case):
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
         self.assertEqual(daemon.process.wait(20), 1)
         self.assertIn("--insecure-public", daemon.logged())
+
+
+#: What two servers would read differently, with a request behind it that nobody meant to send.
+POISON = b"GET /v1/poison HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n"
+AMBIGUOUS = (
+    HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    HEAD + b"Content-Length: 0\r\nContent-Length: 44\r\n\r\n",
+    HEAD + b"Content-Length: 0\r\n Transfer-Encoding: chunked\r\n\r\n",
+    HEAD + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    HEAD + b"X: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    HEAD + b"X: \0\r\n\r\n",
+    b"GET http://x/v1/../admin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    b"GET /v1/models http/1.1\r\nHost: x\r\n\r\n",
+)
+
+
+class RawRequests(Case):
+    """Over real sockets; `tests.test_smuggling` has all there is."""
+
+    def test_nothing_that_is_ambiguous_reaches_the_backend(self) -> None:
+        backend = self.backend(lambda exchange: exchange.whole(b"{}"))
+        daemon = self.daemon(backend)
+        for sent in AMBIGUOUS:
+            with socket.create_connection(("127.0.0.1", daemon.port), timeout=20) as client:
+                client.sendall(sent + POISON)
+                answer = b""
+                with contextlib.suppress(ConnectionResetError):
+                    while piece := client.recv(65536):
+                        answer += piece
+            self.assertRegex(answer, rb"^HTTP/1\.1 40[0-9] ", sent)
+            self.assertEqual(answer.count(b'{"error"'), 1, sent)
+        self.assertEqual(backend.requests, [])
+
+    def test_what_is_clear_reaches_it_once_and_whole(self) -> None:
+        heard: list[tuple[str, bytes]] = []
+
+        def listen(exchange: Exchange) -> None:
+            heard.append((exchange.path, exchange.body))
+            exchange.whole(b"{}")
+
+        daemon = self.daemon(self.backend(listen))
+        body = b"5;x=1\r\nhello\r\n0\r\nHost: evil\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", daemon.port), timeout=20) as client:
+            client.sendall(HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + body)
+            answer = b""
+            while piece := client.recv(65536):
+                answer += piece
+        self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+        self.assertEqual(heard, [("/v1/embeddings", b"hello")])
 
 
 class PublicAddresses(Case):
