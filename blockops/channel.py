@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, Protocol, cast
@@ -116,10 +116,11 @@ class Channel(TwistedProtocol):
         "_body",
         "_body_due",
         "_full",
-        "_head",
+        "_host",
         "_make",
         "_out",
         "_paused_since",
+        "_peer",
         "_pending",
         "_producer",
         "_reading",
@@ -138,6 +139,8 @@ class Channel(TwistedProtocol):
         self.due: float | None = None
         self.persistent = True
         self._make = make
+        self._peer: IAddress | None = None
+        self._host: IAddress | None = None
         self._stage = _Stage.IDLE
         # What has come and was not taken yet.
         self._pending = b""
@@ -152,8 +155,6 @@ class Channel(TwistedProtocol):
         # More waits for the client than it should.
         self._full = False
         self._producer: IPushProducer | None = None
-        # Status and headers that wait for the body's first piece, to be sent with it.
-        self._head = b""
 
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
@@ -329,17 +330,9 @@ class Channel(TwistedProtocol):
 
     # What goes to the client.
 
-    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        self._head = b"%s %s %s\r\n%s\r\n" % (version, code, reason, header_lines(headers))
-
     def write(self, data: bytes) -> None:
-        if self._head:
-            data, self._head = self._head + data, b""
-        if data and self._stage is not _Stage.LEAVING:
+        if self._stage is not _Stage.LEAVING:
             self._out.write(data)
-
-    def writeSequence(self, iovec: Iterable[bytes]) -> None:
-        self.write(b"".join(iovec))
 
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:  # noqa: FBT001
         """Let `producer`, which pushes, pause while too much waits for the client."""
@@ -382,11 +375,17 @@ class Channel(TwistedProtocol):
 
     # What requests want to know.
 
+    # A transport asks the system, each time.
+
     def getPeer(self) -> IAddress:
-        return cast("ITransport", self.transport).getPeer()
+        if self._peer is None:
+            self._peer = cast("ITransport", self.transport).getPeer()
+        return self._peer
 
     def getHost(self) -> IAddress:
-        return cast("ITransport", self.transport).getHost()
+        if self._host is None:
+            self._host = cast("ITransport", self.transport).getHost()
+        return self._host
 
     def isSecure(self) -> bool:
         return ISSLTransport.providedBy(self.transport)

@@ -11,11 +11,11 @@ from typing import Any, cast
 from urllib.parse import unquote_to_bytes as unquote
 
 from twisted.python.failure import Failure
-from twisted.web.http import OK, HTTPChannel, datetimeToString, parse_qs
+from twisted.web.http import NO_BODY_CODES, OK, HTTPChannel, datetimeToString, parse_qs
 from twisted.web.http_headers import Headers
 from twisted.web.server import Request, Site
 
-from blockops.channel import Channel
+from blockops.channel import SERVER, Channel, header_lines
 from blockops.head import Head
 from blockops.limits import LINGER, too_large
 from blockops.upload import Upload, discard
@@ -38,6 +38,7 @@ class IncomingRequest(Request):
 
     # What would not fit into a dictionary that shares its keys, or comes too late to get in.
     __slots__ = (
+        "_bodiless",
         "_pieces",
         "_size",
         "_take",
@@ -72,6 +73,7 @@ class IncomingRequest(Request):
         self.setResponseCode(OK)
         self.startedWriting = self.chunked = self.sentLength = 0
         self.producer = None
+        self._bodiless = False
         self.upload: Upload | None = None
         self.caller = ""
         self.instead: Instead | None = None
@@ -155,7 +157,6 @@ class IncomingRequest(Request):
 
     def process(self) -> None:
         site = self.site = cast("Site", self.channel.site)
-        self.setHeader(b"Date", today())
         self.prepath = []
         self.postpath = [unquote(part) for part in self.path[1:].split(b"/")]
         try:
@@ -164,23 +165,39 @@ class IncomingRequest(Request):
             self.processingFailed(Failure())
 
     def write(self, data: bytes) -> None:
-        if not self.startedWriting:
-            self._open(data)
-        elif data and self.channel is not None:
-            self.channel.write(b"%x\r\n%s\r\n" % (len(data), data) if self.chunked else data)
+        if self.channel is None:
+            return
+        head = b"" if self.startedWriting else self._opening()
+        if self._bodiless or not data:
+            data = b""
+        elif self.chunked:
+            data = b"%x\r\n%s\r\n" % (len(data), data)
+        if head or data:
+            self.channel.write(head + data)
 
-    def _open(self, data: bytes) -> None:
-        """Send the head, and `data` with it."""
+    def _opening(self) -> bytes:
+        """Return the answer's head, which is said now, and kept no longer."""
+        self.startedWriting = 1
         early = self.upload is not None and not self.upload.complete
         if early or self.channel.site.closing:
             self.channel.persistent = False
-        if not self.channel.persistent:
-            self.setHeader(b"Connection", b"close")
-        super().write(data)
-        # It is said, and kept no longer.
-        self.responseHeaders = Headers()
-        # The head alone, if nothing followed it.
-        self.channel.write(b"")
+        headers, self.responseHeaders = self.responseHeaders, Headers()
+        for cookie in self.cookies:
+            headers.addRawHeader(b"Set-Cookie", cookie)
+        framing = b"" if self.channel.persistent else b"Connection: close\r\n"
+        self._bodiless = self.method == b"HEAD" or self.code in NO_BODY_CODES
+        unsized = not self._bodiless and not headers.hasHeader(b"Content-Length")
+        if unsized and self.clientproto == b"HTTP/1.1":
+            self.chunked = 1
+            framing += b"Transfer-Encoding: chunked\r\n"
+        return b"%s %d %s\r\n%s%s%s\r\n" % (
+            self.clientproto,
+            self.code,
+            self.code_message,
+            usual_lines(),
+            header_lines(headers),
+            framing,
+        )
 
     def finish(self) -> None:
         # What is answered is not forgotten at once, but nobody waits for that any more.
@@ -217,8 +234,8 @@ class IncomingRequest(Request):
         self.channel.refuse(error)
 
 
-class _Today:
-    """The date, as HTTP writes it: made once a second."""
+class _UsualLines:
+    """The headers that all answers have: made once a second, for the date's sake."""
 
     def __init__(self) -> None:
         self._second = 0
@@ -227,11 +244,12 @@ class _Today:
     def __call__(self) -> bytes:
         second = int(time.time())
         if second != self._second:
-            self._second, self._said = second, datetimeToString(second)
+            self._second = second
+            self._said = b"Server: %s\r\nDate: %s\r\n" % (SERVER, datetimeToString(second))
         return self._said
 
 
-today = _Today()
+usual_lines = _UsualLines()
 
 
 def origin_form(target: bytes) -> bytes:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Collection
+from functools import lru_cache
 from ipaddress import ip_address
 
 from twisted.web.http_headers import Headers
@@ -161,6 +162,7 @@ def _name(host: str) -> str:
     return host.partition(":")[0].rstrip(".").lower()
 
 
+@lru_cache  # Clients give the same name again and again.
 def _is_number(name: str) -> bool:
     try:
         ip_address(name)

@@ -13,7 +13,6 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from blockops.answering import Answering
-from blockops.channel import SERVER
 from blockops.gateway import Gateway, Work
 from blockops.incoming import IncomingRequest
 from blockops.wire.errors import ApiError
@@ -70,7 +69,6 @@ class Route(Resource):
         return Nowhere(self._gateway)
 
     def render(self, request: Request) -> int:
-        request.setHeader("Server", SERVER)
         incoming = cast("IncomingRequest", request)
         if incoming.instead is not None:
             self._gateway.serve(incoming, incoming.instead)
