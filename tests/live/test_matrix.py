@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -11,7 +13,10 @@ from tests.live.acceptance.cells import Between, Cell, Outcome
 from tests.live.acceptance.clients import CLIENTS, FINAL, Told, alone_at_work
 from tests.live.acceptance.known import KNOWN, LOST
 from tests.live.acceptance.matrix import (
+    BLOCKOPS,
+    NOTHING,
     ORACLE,
+    PROMPT,
     Matrix,
     Row,
     Wanted,
@@ -27,8 +32,11 @@ OPENAI = next(one for one in CLIENTS if one.name == "openai (Python)")
 TEXT_MODE = next(one for one in CLIENTS if one.name == "qwen-agent, calls in text")
 AGENT = next(one for one in CLIENTS if one.name == "opencode")
 
-WITH = Between()
-WITHOUT = Between(daemon=False)
+
+@dataclass
+class Heard:
+    asked: Any = b""
+    answered: Any = b""
 
 
 def told(keys: str, *, good: bool = True) -> list[Told]:
@@ -37,61 +45,78 @@ def told(keys: str, *, good: bool = True) -> list[Told]:
 
 class Cells(SynchronousTestCase):
     def test_all_formats_worked(self) -> None:
-        cell = Cell(LLAMA_CPP, OPENAI, WITH)
+        cell = Cell(LLAMA_CPP, OPENAI, BLOCKOPS)
         self.assertEqual(judge_cell(cell, Outcome(told("j-add l-add x-add"))), "")
 
     def test_one_way_of_one_format_did_not(self) -> None:
         outcome = Outcome(told("j-add l-add x-add") + told("x-add", good=False))
-        self.assertIn("x-add stream", judge_cell(Cell(LLAMA_CPP, OPENAI, WITH), outcome))
+        self.assertIn("x-add stream", judge_cell(Cell(LLAMA_CPP, OPENAI, BLOCKOPS), outcome))
         self.assertEqual(outcome.worked, ["j", "l"])
 
     def test_the_tool_ran_but_its_result_was_not_sent(self) -> None:
-        cell = Cell(LLAMA_CPP, OPENAI, WITH)
+        cell = Cell(LLAMA_CPP, OPENAI, BLOCKOPS)
         told_all = told("j-add l-add x-add")
         sent = b'{"role": "tool", "content": "42"}'
-        self.assertEqual(cell.check(told_all, sent * 3, b""), [])
-        self.assertEqual(cell.check(told_all, sent, b""), ["3 tools ran, but 1 results went back"])
+        self.assertEqual(cell.check(told_all, Heard(sent * 3), Heard()), [])
+        self.assertEqual(
+            cell.check(told_all, Heard(sent), Heard()), ["3 tools ran, but 1 results went back"]
+        )
 
     def test_heartbeats_have_to_be_there(self) -> None:
         beat = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":null}]}\n\n'
         for style, beats in (("chunk", beat), ("comment", b": heartbeat\n\n")):
             cell = Cell(LLAMA_CPP, OPENAI, Between(heartbeat_style=style))
             sent = b'{"content":"42"}'
-            self.assertEqual(cell.check(told("j-add"), sent, beats), [])
+            self.assertEqual(cell.check(told("j-add"), Heard(sent, beats), Heard()), [])
             self.assertEqual(
-                cell.check(told("j-add"), sent, b""), ["0 heartbeats came in 1 conversations"]
+                cell.check(told("j-add"), Heard(sent), Heard()),
+                ["0 heartbeats came in 1 conversations"],
             )
 
+    def test_tools_have_to_be_in_the_prompt_and_nowhere_else(self) -> None:
+        cell = Cell(LLAMA_CPP, OPENAI, PROMPT)
+        self.assertEqual(cell.keys, ["j-add"])
+        prompt = b'{"messages": [{"content": "<tools>..."}, {"content": "<tool_response>"}]'
+        sent = Heard(b'{"content":"42"}')
+        self.assertEqual(cell.check(told("j-add"), sent, Heard(prompt + b"}")), [])
+        for wrong in (prompt + b', "tools": []}', b"{}"):
+            self.assertEqual(len(cell.check(told("j-add"), sent, Heard(wrong))), 1, wrong)
+
     def test_nothing_was_told(self) -> None:
-        self.assertTrue(judge_cell(Cell(LLAMA_CPP, OPENAI, WITH), Outcome()))
+        self.assertTrue(judge_cell(Cell(LLAMA_CPP, OPENAI, BLOCKOPS), Outcome()))
 
     def test_an_error_is_a_failure(self) -> None:
         outcome = Outcome(told("j-add l-add x-add"), ["OSError: no"])
-        self.assertEqual(judge_cell(Cell(LLAMA_CPP, OPENAI, WITH), outcome), "OSError: no")
+        self.assertEqual(judge_cell(Cell(LLAMA_CPP, OPENAI, BLOCKOPS), outcome), "OSError: no")
 
     def test_what_is_known_not_to_work(self) -> None:
-        cell = Cell(MLX_LM_TOOLS, OPENAI, WITH)
+        cell = Cell(MLX_LM_TOOLS, OPENAI, BLOCKOPS)
         lost = Outcome(told("j-add l-add") + told("x-add", good=False))
         self.assertEqual(judge_cell(cell, lost), "")
 
     def test_what_works_although_it_is_known_not_to(self) -> None:
-        cell = Cell(MLX_LM_TOOLS, OPENAI, WITH)
+        cell = Cell(MLX_LM_TOOLS, OPENAI, BLOCKOPS)
         found = judge_cell(cell, Outcome(told("j-add l-add x-add")))
         self.assertEqual(found, "works, although known.py says it cannot: ['x']")
 
     def test_without_blockops_nothing_may_work(self) -> None:
-        cell = Cell(LLAMA_CPP, OPENAI, WITHOUT)
+        cell = Cell(LLAMA_CPP, OPENAI, NOTHING)
         self.assertEqual(judge_cell(cell, Outcome(told("j-add l-add x-add", good=False))), "")
         self.assertIn("works", judge_cell(cell, Outcome(told("j-add l-add x-add"))))
 
     def test_but_some_read_calls_themselves(self) -> None:
-        cell = Cell(LLAMA_CPP, TEXT_MODE, WITHOUT)
+        cell = Cell(LLAMA_CPP, TEXT_MODE, NOTHING)
         self.assertEqual(judge_cell(cell, Outcome(told("j-add"))), "")
 
+    def test_one_format_where_a_grammar_allows_no_other(self) -> None:
+        smol = next(one for one in CLIENTS if one.name == "smolagents")
+        self.assertEqual(Cell(LLAMA_CPP_TOOLS, smol, BLOCKOPS).keys, ["j-smol"])
+        self.assertEqual(len(Cell(LLAMA_CPP, smol, BLOCKOPS).keys), 3)
+
     def test_agents_take_long_so_they_try_all_formats_with_one_server_only(self) -> None:
-        self.assertEqual(len(Cell(LLAMA_CPP, AGENT, WITH).keys), 3)
-        self.assertEqual(Cell(LLAMA_CPP_TOOLS, AGENT, WITH).keys, ["l-oc-bash"])
-        self.assertEqual(Cell(LLAMA_CPP, AGENT, WITHOUT).keys, ["l-oc-bash"])
+        self.assertEqual(len(Cell(LLAMA_CPP, AGENT, BLOCKOPS).keys), 3)
+        self.assertEqual(Cell(LLAMA_CPP_TOOLS, AGENT, BLOCKOPS).keys, ["l-oc-bash"])
+        self.assertEqual(Cell(LLAMA_CPP, AGENT, NOTHING).keys, ["l-oc-bash"])
 
     def test_the_file_of_another_run_is_gone(self) -> None:
         file = Path(self.mktemp()) / "out.txt"
@@ -145,7 +170,7 @@ class Page(SynchronousTestCase):
 
     def test_one_row(self) -> None:
         outcome = Outcome(told("j-add l-add") + told("x-add", good=False))
-        self.matrix.rows.append(Row(MLX_LM_TOOLS, OPENAI.name, direct=False, outcome=outcome))
+        self.matrix.rows.append(Row(MLX_LM_TOOLS, OPENAI.name, outcome=outcome))
         text = page(self.matrix)
         self.assertIn("J L ~~X~~ (1)", text)
         self.assertIn(f"1. {KNOWN[0].why}", text)
@@ -153,8 +178,8 @@ class Page(SynchronousTestCase):
 
     def test_a_failure_and_one_that_was_not_run(self) -> None:
         self.matrix.rows += [
-            Row(LLAMA_CPP, OPENAI.name, direct=False, trouble="it broke\nsomewhere"),
-            Row(MLX_LM_TOOLS, OPENAI.name, direct=False, skipped="not installed"),
+            Row(LLAMA_CPP, OPENAI.name, trouble="it broke\nsomewhere"),
+            Row(MLX_LM_TOOLS, OPENAI.name, skipped="not installed"),
         ]
         text = page(self.matrix)
         self.assertIn("**FAILED** (1)", text)
@@ -164,12 +189,12 @@ class Page(SynchronousTestCase):
 
     def test_texts_are_counted(self) -> None:
         judged = [Judged(text) for text in known_texts(LLAMA_CPP)]
-        self.matrix.rows.append(Row(LLAMA_CPP, ORACLE, direct=False, judged=judged))
+        self.matrix.rows.append(Row(LLAMA_CPP, ORACLE, judged=judged))
         self.assertIn("| each text that the model knows | 144 of 144 |", page(self.matrix))
 
     def test_without_blockops_stands_in_a_column_of_its_own(self) -> None:
         outcome = Outcome(told("j-add l-add x-add", good=False))
-        self.matrix.rows.append(Row(LLAMA_CPP, OPENAI.name, direct=True, outcome=outcome))
+        self.matrix.rows.append(Row(LLAMA_CPP, OPENAI.name, NOTHING, outcome=outcome))
         text = page(self.matrix)
         self.assertIn("without blockops", text)
         self.assertIn("~~J~~ ~~L~~ ~~X~~ (1) |", text)

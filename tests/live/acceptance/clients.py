@@ -69,6 +69,8 @@ class Client(ABC):
     :param suffix: of the keys that it is asked: `add` for `j-add`, `l-add`, `x-add`
     :param result: how the tool's result looks in a request, as a regular expression
     :param quick: whether all formats are tried with every backend
+    :param formats: that it can meet
+    :param requires_calls: whether it sends `tool_choice: "required"`
     """
 
     name: str
@@ -76,6 +78,7 @@ class Client(ABC):
     result: bytes = rb'"content":\s*"42"'
     quick: bool = True
     formats: str = "jlx"
+    requires_calls: bool = False
 
     @abstractmethod
     def version(self) -> str:
@@ -296,7 +299,12 @@ CLIENTS: tuple[Client, ...] = (
     _python("langchain-openai", "langchain-openai", "programs.langchain_openai_"),
     _python("pydantic-ai", "pydantic-ai-slim", "programs.pydantic_ai_"),
     _python(
-        "smolagents", "smolagents", "programs.smolagents_", suffix="smol", result=rb"Observation:"
+        "smolagents",
+        "smolagents",
+        "programs.smolagents_",
+        suffix="smol",
+        result=rb"Observation:",
+        requires_calls=True,
     ),
     _python("qwen-agent", "qwen-agent", "programs.qwen_agent_", "native"),
     _python(

@@ -7,6 +7,7 @@ Each of it is tried all the same: what works although it stands here fails the m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tests.live.real_backends import (
     LLAMA_CPP_TOOLS,
@@ -15,6 +16,9 @@ from tests.live.real_backends import (
     RealBackend,
 )
 from tests.live.tools import TEXTS
+
+if TYPE_CHECKING:
+    from tests.live.acceptance.clients import Client
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ KNOWN = (
         "x",
         "mlx-lm parses whatever stands in `<tool_call>` as soon as the template has that tag, "
         "finds no JSON in it and drops it: the client gets an empty answer, blockops no call.",
+    ),
+    Known(
+        MLX_LM_TOOLS,
+        "j",
+        "mlx-lm makes structured calls of what stands in `<tool_call>` also where the request "
+        "offers no tools, and qwen-agent, which reads text here, finds nothing.",
+        "qwen-agent, calls in text",
     ),
 )
 
@@ -70,3 +81,12 @@ READ_THEMSELVES = {"qwen-agent, calls in text": "j", "smolagents": "jl"}
 def broken(backend: RealBackend, client: str) -> list[Known]:
     """Return what is known not to work in a cell."""
     return [one for one in KNOWN if one.backend is backend and one.client in ("", client)]
+
+
+def possible(backend: RealBackend, client: Client) -> str:
+    """Return the formats that a client can meet with a server."""
+    # Where a call is required, llama.cpp's grammar lets the model write its own format only, until
+    # the context is full.
+    if client.requires_calls and backend is LLAMA_CPP_TOOLS:
+        return "j"
+    return client.formats

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tests.live.acceptance.cells import Between, Cell, Outcome
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ORACLE = "oracle"
+
+BLOCKOPS = Between()
+PROMPT = Between(tools="prompt")
+NOTHING = Between(daemon=False)
 
 _BACKENDS = {one.name for one in REAL_BACKENDS}
 _CLIENTS = {one.name for one in CLIENTS} | {ORACLE}
@@ -43,6 +47,14 @@ class Wanted:
 
     def clients(self) -> list[Client]:
         return [one for one in CLIENTS if self._takes(one.name, _CLIENTS)]
+
+    def columns(self) -> list[tuple[RealBackend, Between]]:
+        """Return each server with what is between it and its clients."""
+        between = replace(BLOCKOPS, heartbeat_style=self.heartbeat_style)
+        columns = [(backend, between) for backend in self.backends()]
+        if LLAMA_CPP in self.backends() and not self.heartbeat_style:
+            columns += [(LLAMA_CPP, PROMPT), (LLAMA_CPP, NOTHING)]
+        return columns
 
     def oracle(self) -> bool:
         # It asks 288 questions of each server: with slow answers it would take an hour.
@@ -67,7 +79,7 @@ class Row:
 
     backend: RealBackend
     who: str
-    direct: bool
+    between: Between = BLOCKOPS
     outcome: Outcome = field(default_factory=Outcome)
     judged: list[Judged] = field(default_factory=list)
     trouble: str = ""
@@ -140,17 +152,13 @@ class Matrix:
         # The longest first.
         if self.wanted.oracle():
             plan += [
-                (Row(one, ORACLE, direct=False), self._oracle(urls.get(one, "")))
+                (Row(one, ORACLE), self._oracle(urls.get(one, "")))
                 for one in reversed(self.wanted.backends())
             ]
-        between = Between(heartbeat_style=self.wanted.heartbeat_style)
         for client in reversed(self.wanted.clients()):
-            for backend in self.wanted.backends():
+            for backend, between in self.wanted.columns():
                 cell = Cell(backend, client, between)
-                plan.append((Row(backend, client.name, direct=False), self._cell(cell, urls)))
-            if LLAMA_CPP in self.wanted.backends() and not self.wanted.heartbeat_style:
-                cell = Cell(LLAMA_CPP, client, Between(daemon=False))
-                plan.append((Row(LLAMA_CPP, client.name, direct=True), self._cell(cell, urls)))
+                plan.append((Row(backend, client.name, between), self._cell(cell, urls)))
         return plan
 
     def _run(self, row: Row, run: Callable[[Row], None]) -> Row:
@@ -161,8 +169,7 @@ class Matrix:
             row.trouble = f"{type(error).__name__}: {error}"
         self.rows.append(row)
         state = "FAILED " if row.trouble else "skipped" if row.skipped else "ok     "
-        without = " without blockops" if row.direct else ""
-        what = f"{row.backend.name}{without} x {row.who}"
+        what = f"{row.backend.name}{row.between} x {row.who}"
         say(f"{state} {time.monotonic() - start:5.1f} s  {what}  {row.skipped or row.trouble}")
         return row
 
@@ -186,8 +193,8 @@ class Matrix:
                 return
             folder = self.folder / f"oracle-{id(row):x}"
             folder.mkdir(parents=True)
-            with Between().running(url, folder) as tap:
-                row.judged = judge_all(row.backend, tap.url, url)
+            with BLOCKOPS.running(url, folder) as (near, _):
+                row.judged = judge_all(row.backend, near.url, url)
             row.trouble = judge_oracle(row.backend, row.judged)
 
         return run

@@ -14,6 +14,7 @@ from tests.live.acceptance.matrix import ORACLE, Matrix, Row
 from tests.live.tools import FORMATS
 
 if TYPE_CHECKING:
+    from tests.live.acceptance.cells import Between
     from tests.live.real_backends import RealBackend
 
 MARKS = {"j": "J", "l": "L", "x": "X"}
@@ -47,8 +48,7 @@ def page(matrix: Matrix) -> str:
 
 
 def _table(matrix: Matrix, notes: list[str]) -> str:
-    columns: list[tuple[RealBackend, bool]] = [(one, False) for one in matrix.wanted.backends()]
-    columns += [(row.backend, True) for row in matrix.rows if row.direct][:1]
+    columns = matrix.wanted.columns()
     heads = [_column(*column) for column in columns]
     lines = [["client", *heads], ["---"] * (len(heads) + 1)]
     for who in [ORACLE, *(client.name for client in matrix.wanted.clients())]:
@@ -59,9 +59,8 @@ def _table(matrix: Matrix, notes: list[str]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _column(backend: RealBackend, direct: bool) -> str:  # noqa: FBT001 - half of a key
-    version = backend.version() or "not installed"
-    return f"{backend.name} {version}{', without blockops' if direct else ''}"
+def _column(backend: RealBackend, between: Between) -> str:
+    return f"{backend.name} {backend.version() or 'not installed'}{between}"
 
 
 def _client(name: str) -> str:
@@ -69,11 +68,9 @@ def _client(name: str) -> str:
     return f"{name} {version or 'not installed'}"
 
 
-def _row(matrix: Matrix, who: str, backend: RealBackend, direct: bool) -> Row | None:  # noqa: FBT001
-    found = [
-        one for one in matrix.rows if (one.who, one.backend, one.direct) == (who, backend, direct)
-    ]
-    return found[0] if found else None
+def _row(matrix: Matrix, who: str, backend: RealBackend, between: Between) -> Row | None:
+    wanted = (who, backend, between)
+    return next((one for one in matrix.rows if (one.who, one.backend, one.between) == wanted), None)
 
 
 def _cell(row: Row, notes: list[str]) -> str:
@@ -86,7 +83,7 @@ def _cell(row: Row, notes: list[str]) -> str:
     asked = sorted({one.key[0] for one in row.outcome.told})
     worked = row.outcome.worked
     letters = " ".join(MARKS[one] if one in worked else f"~~{MARKS[one]}~~" for one in asked)
-    if row.direct:
+    if not row.between.daemon:
         why = "It reads calls in text itself." if worked else "The client shows the call as text."
         return f"{letters} {_note(why, notes)}"
     whys = [one.why for one in broken(row.backend, row.who) if set(one.formats) & set(asked)]
