@@ -97,6 +97,14 @@ class Chats(Named):
             told = client.json()
             self.assertEqual((told["model"], told["x"]), ("qwen", 1.0))
 
+    def test_an_answer_that_names_no_model_or_the_short_one(self) -> None:
+        message = {"role": "assistant", "content": "Hi"}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        for more in ({}, {"model": "qwen"}, {"model": None}):
+            client, backend = self.world.ask(model="qwen", stream=False)
+            backend.answer({**more, "choices": choices})
+            self.assertEqual(client.json(), {**more, "choices": choices})
+
     def test_a_stream_that_is_joined_and_the_reverse(self) -> None:
         self.world = World(model_alias=ALIASES, whole_as_stream=True)
         client, backend = self.world.ask(model="qwen", stream=False)

@@ -289,6 +289,14 @@ class Learnt(SynchronousTestCase):
             self.assertEqual(client.status(), 400, said)
             self.assertEqual(world.connecting(), 1, said)
 
+    def test_two_that_are_refused_at_the_same_time(self) -> None:
+        world = World(tools="auto")
+        pairs = [world.ask() for _ in range(2)]
+        for client, refused in pairs:
+            self.refuse(refused)
+            reply(world.backend())
+            self.assertEqual(client.status(), 200)
+
     def test_names_are_not_kept_without_end(self) -> None:
         refusals, refused = Refusals(), ApiError(400, "it does not support tools")
         for number in range(2 * MAX_MODELS):

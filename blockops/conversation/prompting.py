@@ -195,16 +195,12 @@ def _added(content: list[Any], text: str) -> list[Any]:
 
 
 def _fields(raw: bytes) -> dict[str, Any]:
-    """Return the fields of a message, as JSON or as values; none if it is no object."""
+    """Return the fields of a message that was read before, as JSON or as values."""
     try:
         return dict(_decode(raw))
     except UNREADABLE:
-        pass
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        # Halves of surrogate pairs, NaN, keys in no encoding.
+        return dict(json.loads(raw.decode("utf-8", "replace")))
 
 
 def _value(field: Any) -> Any:

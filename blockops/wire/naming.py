@@ -29,24 +29,25 @@ class Renaming:
 
     def __init__(self, name: str) -> None:
         self._name = msgspec.json.encode(name)
-        self._says = b'"model":' + self._name.replace(b"\\", b"\\\\")
-        self._said: re.Pattern[bytes] | None = None
+        self._says = b'"model":' + self._name
+        self._said: list[bytes] = []
 
     def events(self, events: bytes) -> bytes:
         """Return whole events for the client, with the client's name for the model in them."""
-        if self._said is None:
+        if not self._said:
             self._said = self._learnt(events)
-            if self._said is None:
-                return events
-        return self._said.sub(self._says, events)
+        for said in self._said:
+            events = events.replace(said, self._says)
+        return events
 
-    def _learnt(self, events: bytes) -> re.Pattern[bytes] | None:
-        """Return what the first chunk that names another model says."""
+    def _learnt(self, events: bytes) -> list[bytes]:
+        """Return how the first chunk that names another model says so, and how we would."""
         for event in events.split(b"\n\n") if b'"model"' in events else ():
             said = _field(event.removeprefix(_DATA), "model")
             if said.startswith(b'"') and said != self._name:
-                return re.compile(rb'"model"\s*:\s*' + re.escape(said))
-        return None
+                spelled = re.search(rb'"model"\s*:\s*' + re.escape(said), event)
+                return list({b'"model":' + said, spelled[0] if spelled else b'"model":' + said})
+        return []
 
     def whole(self, answer: bytes) -> bytes:
         """Return a whole answer's JSON with the client's name in it; other bytes as they are."""

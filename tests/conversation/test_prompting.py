@@ -290,6 +290,8 @@ class Results(SynchronousTestCase):
         odd = b'{"role": 7, "tool_calls": 3}'
         body = b'{"messages": [%s], "tools": [{}], "tool_choice": "none"}' % odd
         self.assertEqual(said_to(body)[1:], [odd])
+        key = b'{"messages": [{"role": "tool", "content": "21", "\xff": 1}]}'
+        self.assertIn(b"<tool_response>\\n21\\n</tool_response>", said_to(key)[0])
         bad = b'{"role": "user", "content": "\xff"}'
         body = b'{"messages": [%s], "tools": [{}], "tool_choice": "none"}' % bad
         self.assertEqual(said_to(body)[1:], [bad])
