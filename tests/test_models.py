@@ -144,6 +144,13 @@ class Chats(Named):
         _, backend = self.world.ask(model="b")
         self.assertNotIn("tools", backend.asked())
 
+    def test_tokens_are_counted_for_the_real_model(self) -> None:
+        self.world = World(model_alias=ALIASES, token_warn_threshold=1)
+        _, backend = self.world.ask(model="qwen")
+        self.assertTrue(backend.request().startswith(b"POST /tokenize"))
+        self.assertEqual(backend.asked()["model"], REAL)
+        self.assertEqual(list(self.world.daemon._turns.tokens._models), [REAL])
+
 
 class Relayed(Named):
     def test_embeddings(self) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.conversation.history import Reader
 from blockops.conversation.prompting import FIELDS, MUST_CALL, NO_CALL
+from blockops.conversation.tokens import RATIOS, of_tools, weight_of
 from blockops.formats import wording_of
 from blockops.refusals import MAX_MODELS, Refusals
 from blockops.wire.errors import ApiError
@@ -179,6 +181,25 @@ class Counted(SynchronousTestCase):
             backend.answer({"tokens": [1] * 100})
         self.assertIn("messages", backend.asked())
         self.assertEqual(sorted(texts), ["Hello", HermesWording().offer([WEATHER])][::-1])
+
+    def test_what_is_learnt_is_learnt_of_what_was_sent(self) -> None:
+        """The ratio of a model is what its backend counts over the weight of all that it got."""
+        usage = {"prompt_tokens": 520, "completion_tokens": 1, "total_tokens": 521}
+        (hello,) = Reader().read([json.dumps(chat()["messages"][0]).encode()])
+        for tools in ("prompt", "auto"):
+            world = World(tools=tools)
+            _, backend = world.ask(model="m")
+            if tools == "auto":
+                backend.answer(b"it does not support tools", "400 Bad Request")
+                backend = world.backend()
+            backend.begin_stream()
+            told = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
+            backend.stream(chunk("Hi", role="assistant"), chunk(finish="stop"), told, DONE)
+            backend.reactor.advance(0)
+            sent = [hello.facts, of_tools(HermesWording().offer([WEATHER]).encode())]
+            ratio = world.daemon._turns.tokens.of("m").ratio
+            self.assertAlmostEqual(ratio, 520 / weight_of(sent), msg=tools)
+            self.assertLess(ratio, RATIOS[1])
 
     def test_what_is_dropped_is_dropped_in_whole_steps(self) -> None:
         world = World(tools="prompt", token_warn_threshold=300, token_hard_threshold=1500)

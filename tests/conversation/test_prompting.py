@@ -249,6 +249,10 @@ class Results(SynchronousTestCase):
             ],
         )
 
+    def test_what_else_each_of_them_says_stays(self) -> None:
+        (came,) = written(result("1", a=1.5), result("2", "2", b=[1]))
+        self.assertEqual({key: came[key] for key in ("a", "b")}, {"a": 1.5, "b": [1]})
+
     def test_as_the_other_formats_have_them(self) -> None:
         for wording, shown in (
             (CoderWording(), "<tool_response>\n1\n</tool_response>\n" * 2),
