@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 
 from tests.faulty.lines import Socket
-from tests.faulty.steps import Script, play
+from tests.faulty.steps import Script
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Connection(Socket):
         super().connectionMade()
         self._backend.connections.add(self)
         if self._backend.greeting is not None:
-            self._play(self._backend.greeting)
+            self.play(self._backend.greeting)
 
     def dataReceived(self, data: bytes) -> None:
         super().dataReceived(data)
@@ -77,12 +77,7 @@ class Connection(Socket):
             self._request = request_in(bytes(self.received))
             if self._request is not None:
                 self._backend.asked.append(self._request)
-                self._play(self._backend.choose(self._request))
-
-    def _play(self, script: Script) -> None:
-        playing = play(self, script)
-        self.over.addBoth(lambda _: playing.cancel())
-        playing.addErrback(lambda _: None)
+                self.play(self._backend.choose(self._request))
 
     def connectionLost(self, reason: Any = None) -> None:
         super().connectionLost(reason)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, Self, cast
 
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory
 
 from tests.faulty.lines import Socket
-from tests.faulty.steps import Script, play
 
 CHAT = "/v1/chat/completions"
 
@@ -46,9 +44,3 @@ class FaultyClient(Socket):
         factory.noisy = False
         endpoint = TCP4ClientEndpoint(reactor, host, port)
         return cast("Self", await endpoint.connect(factory))
-
-    def play(self, script: Script) -> Deferred[None]:
-        """Play `script`. Fires when it is at its end, or the connection is closed."""
-        playing = play(self, script)
-        self.over.addBoth(lambda _: playing.cancel())
-        return playing.addErrback(lambda _: None)

@@ -18,6 +18,8 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tests.faulty.steps import Script, play
+
 if TYPE_CHECKING:
     from tests.memory import Peer, World
 
@@ -107,6 +109,17 @@ class Socket(Protocol, Waiting):
         self.resumeProducing()
         self._look()
         self.over.callback(None)
+
+    def play(self, script: Script) -> Deferred[None]:
+        """Play `script`. Fires when it is at its end, or the connection is closed."""
+        playing = play(self, script).addErrback(lambda _: None)
+
+        def ended(result: object) -> Any:
+            playing.cancel()
+            return result
+
+        self.over.addBoth(ended)
+        return playing
 
     # A line.
 
