@@ -120,6 +120,11 @@ class AsideChoice:
         """Whether the choice has had its finish reason, or its cut."""
         return self._choice.finished
 
+    @property
+    def plainly(self) -> Rewriter | None:
+        """What stands for the choice from here on, if that is only text to it; else None."""
+        return self._choice.plainly if self._over else None
+
     def begin(self) -> list[Piece]:
         """Return the delta with the role, if none has left yet."""
         return self._choice.begin()

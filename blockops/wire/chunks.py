@@ -23,6 +23,8 @@ _ENVELOPE = frozenset(
 _NOTHING = tuple(map(msgspec.Raw, (b"null", b"[]", b"{}", b'""')))
 _NONE = msgspec.Raw(b"[]")
 _OURS = frozenset({"index", "delta", "finish_reason"})  # fields of a choice that are written anew
+_APART = _ENVELOPE | {"choices"}
+_HERE = msgspec.Raw(b"\0")  # stands in no JSON
 _CHUNK = msgspec.Raw(b'"chat.completion.chunk"')
 
 
@@ -205,7 +207,7 @@ def spread(
     whole: dict[str, Any] = {**chunk, "choices": made[-1:]}
     if len(made) == 1:
         return [_encode(whole)]
-    repeated = {key: raw for key, raw in chunk.items() if key in _ENVELOPE or not _says(raw)}
+    repeated = {key: raw for key, raw in chunk.items() if key in _APART or not _says(raw)}
     return [*(_encode({**repeated, "choices": [choice]}) for choice in made[:-1]), _encode(whole)]
 
 
@@ -250,6 +252,42 @@ def _rest_of_delta(raw: dict[str, msgspec.Raw], choice: Choice, shift: int) -> d
             for place, (call, read) in enumerate(zip(calls, choice.delta.tool_calls, strict=True))
         ]
     return rest
+
+
+class Apart(msgspec.Struct):
+    """
+    A chunk in parts: its JSON is `head`, a delta's, and `tail`.
+
+    :ivar rest: what its delta has besides the role and what it says, and says nothing
+    """
+
+    index: int
+    head: bytes
+    tail: bytes
+    rest: dict[str, Any]
+
+
+def apart(data: bytes, field: str, value: bytes) -> Apart:
+    """
+    Return the parts of a chunk that says nothing but `field` of one delta.
+
+    :param value: the JSON of what it says there
+    :raises ValueError: it says more, or that is not what it says
+    :raises LookupError: it has no such field
+    """
+    chunk = _decode_fields(data)
+    (raw,) = _decode_list(chunk["choices"])
+    rest = _decode_fields(raw["delta"])
+    rest.pop("role", None)
+    index = msgspec.json.decode(raw["index"], type=int)
+    beside = {key: raw[key] for key in raw if key not in _OURS}
+    more = [*beside.values(), raw.get("finish_reason", _NONE)]
+    more += [said for key, said in chunk.items() if key not in _APART]
+    if rest.pop(field) != msgspec.Raw(value) or any(map(_says, [*rest.values(), *more])):
+        raise ValueError("it says more")
+    choice = {"index": index, "delta": _HERE, **beside, "finish_reason": None}
+    head, _, tail = _encode({**chunk, "choices": [choice]}).partition(_HERE)
+    return Apart(index, head, tail, dict(rest))
 
 
 def _says(value: Any) -> bool:

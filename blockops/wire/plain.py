@@ -25,6 +25,10 @@ class PlainChoice:
         """Whether the choice has had its finish reason."""
         return self._index in self._report.finish_reasons
 
+    @property
+    def plainly(self) -> None:
+        """Nothing is said to a completion's choice but what came."""
+
     def begin(self) -> list[Piece]:
         """Return nothing: a completion has no role."""
         return []

@@ -78,6 +78,16 @@ class Rewriter:
             return Rewritten(as_it_came(choice))
         return becomes
 
+    @property
+    def plainly(self) -> Rewriter | None:
+        """The choice, while `say` may be asked; None where more than text counts."""
+        return self if self._state is Rewriter._speak else None
+
+    def say(self, text: str) -> list[Piece] | None:
+        """Return what a delta becomes that is only `text`; None if it may go as it came."""
+        deltas = self._parser.feed(text)
+        return None if _is_just(deltas, text) else self._pieces(deltas)
+
     def release(self) -> list[Piece]:
         """Return what was held back, the answer being cut here; no finish reason is made up."""
         if self.finished:
@@ -131,12 +141,8 @@ class Rewriter:
         text = delta.content
         if choice.finish_reason:
             return self._finish(text, choice.finish_reason)
-        if not text:
-            return None
-        deltas = self._parser.feed(text)
-        if _is_just(deltas, text):
-            return None
-        return Rewritten(self._pieces(deltas))
+        pieces = self.say(text) if text else None
+        return None if pieces is None else Rewritten(pieces)
 
     def _finish(self, text: str | None, reason: str) -> Rewritten | None:
         deltas = self._parser.feed(text) if text else []

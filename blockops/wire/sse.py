@@ -107,6 +107,11 @@ class EventDecoder:
         """What has come of an event that has not ended."""
         return bytes(self._held)
 
+    @property
+    def between_events(self) -> bool:
+        """Whether nothing that has come belongs to an event to come."""
+        return not self._held and not self._last and self._opening is None
+
     def _without_mark(self, data: bytes) -> bytes:
         data = (self._opening or b"") + data
         if len(data) < len(_BOM) and _BOM.startswith(data):

@@ -41,6 +41,7 @@ from blockops.wire.report import Report
 from blockops.wire.requests import ChatRequest, CompletionRequest
 from blockops.wire.rewrite import Rewriter, as_it_came
 from blockops.wire.sse import Event, EventDecoder, EventTooLong
+from blockops.wire.stencil import Stencil, stencil_of
 from blockops.wire.toolcalls.rules import Rules
 
 MAX_EVENT = 8 * 1024 * 1024  # bytes: a whole answer in one event, with images, stays below
@@ -49,7 +50,15 @@ _DONE = b"data: [DONE]\n\n"
 _HEARTBEAT = b": heartbeat\n\n"
 
 
+_BEFORE, _BLANK_LINE = b"data: ", b"\n\n"
+# So often in a row a shape is learnt in vain before that is given up.
+_LESSONS = 16
+
 OneChoice = Rewriter | AsideChoice | PlainChoice
+
+
+def _as_it_is(_: str) -> None:
+    """Let what was said go as it came."""
 
 
 def random_id() -> str:
@@ -94,22 +103,62 @@ class StreamTranscoder:
         self._mender = Mender()
         self._heartbeat_style = heartbeat_style
         self._envelope = _Envelope(asked)
+        # The shape that chunks have at the moment, and who takes what they say.
+        self._stencil: Stencil | None = None
+        self._say: Callable[[str], list[Piece] | None] = _as_it_is
+        self._lessons = _LESSONS
 
     def receive_data(self, data: bytes) -> bytes:
         """Return what `data` makes ready for the client, whole events only; never raises."""
-        if self.ended:
-            return b""
         ready: list[bytes] = []
+        position = 0
         try:
-            for happened in self._decoder.receive_data(data):
-                ready.append(self._take(happened))
-                if self.ended:
-                    break
+            while position < len(data) and not self.ended:
+                position = self._compare(data, position, ready)
+                position = self._read_on(data, position, ready)
         except EventTooLong:
             ready.append(self.fail(_too_long(self._max_event)))
         except ApiError as error:
             ready.append(self.fail(error))
-        return b"".join(ready)
+        return ready[0] if len(ready) == 1 else b"".join(ready)
+
+    def _compare(self, data: bytes, position: int, ready: list[bytes]) -> int:
+        """Take the events that are of a known shape; return where the first other one begins."""
+        stencil, say = self._stencil, self._say
+        if stencil is None or not self._decoder.between_events or len(data) > self._max_event:
+            return position
+        unsent = position
+        chunks = 0
+        end = data.find(_BLANK_LINE, position)
+        while end >= 0 and (text := stencil.read(data, position, end)) is not None:
+            pieces = say(text)
+            following = end + 2
+            if pieces is not None:
+                if unsent < position:
+                    ready.append(data[unsent:position])
+                ready.append(stencil.write(pieces))
+                unsent = following
+            chunks += 1
+            position = following
+            end = data.find(_BLANK_LINE, position)
+        if unsent < position:
+            ready.append(data[unsent:position])
+        if chunks:
+            self.report.chunks += chunks
+            self._lessons = _LESSONS
+        return position
+
+    def _read_on(self, data: bytes, position: int, ready: list[bytes]) -> int:
+        """Read on in full: one event if comparing may go on behind it, else all that there is."""
+        end = len(data)
+        if self._lessons:
+            end = data.find(_BLANK_LINE, position) + 2
+            end = end if end > 1 else len(data)
+        for happened in self._decoder.receive_data(data[position:end]):
+            ready.append(self._take(happened))
+            if self.ended:
+                break
+        return end
 
     def heartbeat(self) -> bytes:
         """Return a sign of life, valid at any moment; nothing once the stream has ended."""
@@ -245,6 +294,8 @@ class StreamTranscoder:
         if not self._spoken:
             self._spoken = _speaks(data)
         becomes = [self._choice(choice.index or 0).take(choice) for choice in choices]
+        if self._lessons:
+            self._learn(data, raw, choices)
         if not any(becomes):
             return raw
         return b"".join(map(event, spread(data, choices, becomes)))
@@ -257,6 +308,20 @@ class StreamTranscoder:
         """
         self.report.tally["usage_again"] += 1
         return b""
+
+    def _learn(self, data: bytes, raw: bytes, choices: list[Choice]) -> None:
+        """Take the shape of a chunk that was read, if what follows may have it too."""
+        choice = self._choices[choices[0].index or 0].plainly
+        as_it_came = len(raw) == len(_BEFORE) + len(data) + len(_BLANK_LINE)
+        plain = choice is not None and self._spoken and as_it_came and not self._mender.pending
+        if choice is None or not plain or len(choices) > 1:
+            self._stencil = None
+            return
+        if self._stencil is None or self._stencil.read(raw, 0, len(raw) - 2) is None:
+            self._lessons -= 1
+            self._stencil = stencil_of(data)
+        if self._stencil is not None:
+            self._say = choice.say if self._stencil.content else _as_it_is
 
     def _take_odd_chunk(self, read: Chunk, data: bytes, raw: bytes) -> bytes:
         if read.error or (read.choices is None and says_error(data)):

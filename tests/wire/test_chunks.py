@@ -101,8 +101,8 @@ class SpreadTests(SynchronousTestCase):
         first, second = self.spread(text("a"), Piece({}, "length"))
         self.assertEqual(
             first,
-            b'{"id":"i","v":null,"choices":[{"index":0,"delta":{"k":1.0,"content":"a"},'
-            b'"logprobs":{"l":2.0},"none":null,"finish_reason":null}]}',
+            b'{"id":"i","choices":[{"index":0,"delta":{"k":1.0,"content":"a"},"logprobs":{"l":2.0},'
+            b'"none":null,"finish_reason":null}],"v":null}',
         )
         self.assertEqual(
             second,

@@ -20,6 +20,7 @@ opener that could be a key without quotes (`TOOL_CALL:`) is none.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, CallEnded, Delta
@@ -100,6 +101,12 @@ class CallObject(JsonStates):
     def has_arguments(self) -> bool:
         """Whether the call began and its arguments are complete, whatever else may follow."""
         return self.began and self._state != self._in_arguments
+
+    @property
+    def verbatim(self) -> re.Pattern[str] | None:
+        """Matches, whole, text that would be arguments just as it stands."""
+        in_arguments = self.began and self._state == self._in_arguments
+        return self._value.verbatim if in_arguments else None
 
     @property
     def flaws(self) -> int:

@@ -133,6 +133,11 @@ class Follower(Protocol):
         """
         ...
 
+    @property
+    def verbatim(self) -> re.Pattern[str] | None:
+        """Matches, whole, text that would be written just as it stands, and change nothing."""
+        ...
+
     def missing(self) -> str | None:
         """Return what is missing before `closing`; None where more than brackets is missing."""
         ...
@@ -283,6 +288,11 @@ class JsonValue(JsonStates):
         if pos > self._mark:
             out.append(text[self._mark : pos] if self._mark or pos < size else text)
         return pos
+
+    @property
+    def verbatim(self) -> re.Pattern[str] | None:
+        """In a string, what needs no closer look."""
+        return _STRINGS[self._quote] if self._state == self._in_string else None
 
     def missing(self) -> str | None:
         """Return what is missing before `closing`; None where more than brackets is missing."""

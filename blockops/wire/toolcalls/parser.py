@@ -31,6 +31,7 @@ from blockops.wire.toolcalls.deltas import (
 from blockops.wire.toolcalls.formats.protocol import (
     CallReader,
     Ended,
+    Fluent,
     LeftOpen,
     Opening,
     Refused,
@@ -83,11 +84,16 @@ class ToolCallParser:
             self._search if translate or split else self._pass
         )
         self._reader: CallReader
+        self._fluent: Fluent | None = None
         self._opening = Opening("", offer)
         self._untried: tuple[ToolCallFormat, ...] = ()
         # What was read since the attempt began, behind its opener, and what may still be read.
         self._kept: list[str] = []
         self._room = 0
+        # Text that this agrees to is a delta as it stands, of this kind, and changes nothing.
+        self._agrees: Callable[[str], object] = _never
+        self._kind: type[Text | CallArguments] = Text
+        self._look_ahead()
 
     def feed(self, text: str) -> list[Delta]:
         """
@@ -97,12 +103,27 @@ class ToolCallParser:
         """
         if self._count and (seen := self._count.feed(text)):
             self.tally["untranslated"] += seen
-        if self._scanner.ready and self._literals.plain.fullmatch(text):
-            return [Text(text)]
+        if text and self._agrees(text):
+            return [self._kind(text)]
         out: list[Delta] = []
         self._read_all(text, out)
         self._scanner.flush(out)
+        self._look_ahead()
         return out
+
+    def _look_ahead(self) -> None:
+        """Note which text that comes next has not to be looked at any closer."""
+        self._agrees = _never
+        self._kind = Text
+        if self._read == self._stream:
+            self._kind = CallArguments
+            verbatim = self._fluent.verbatim if self._fluent is not None else None
+            if verbatim is not None:
+                self._agrees = verbatim.fullmatch
+        elif self._read == self._pass:
+            self._agrees = str
+        elif self._read == self._search and self._scanner.ready:
+            self._agrees = self._literals.plain.fullmatch
 
     def finish(self, reason: str | None) -> list[Delta]:
         """
@@ -213,6 +234,7 @@ class ToolCallParser:
         else:
             self.tally["calls"] += 1
             self._read = self._stream
+            self._fluent = self._reader if isinstance(self._reader, Fluent) else None
             self._scanner.flush(out)
             out.extend(deltas)
 
@@ -309,6 +331,10 @@ class Drafts:
             arguments = "".join(self._pieces)
             if self._length <= self._rules.max_hold and _is_json(arguments):
                 self.call = [CallBegan(self._name), CallArguments(arguments), CallEnded()]
+
+
+def _never(_: str) -> None:
+    """Agree to nothing."""
 
 
 def _pieces(text: str) -> list[str]:

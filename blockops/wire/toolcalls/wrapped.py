@@ -66,6 +66,10 @@ class WrappedObject:
         """The brace that ended the object, which is not written."""
         return self._inner.closing if self._inner.standing is Standing.WHOLE else ""
 
+    @property
+    def verbatim(self) -> None:
+        """Nothing: all of it is unwrapped."""
+
     def feed(self, text: str, start: int, out: list[str]) -> int:
         """Read on; see `Follower`."""
         self._out = out

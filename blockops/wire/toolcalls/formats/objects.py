@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -39,6 +40,11 @@ class ObjectReader(ABC):
         self._seen = ""
         # What was read behind the last member of an object whose arguments are complete.
         self._loose = ""
+
+    @property
+    def verbatim(self) -> re.Pattern[str] | None:
+        """See `Fluent`."""
+        return self._object.verbatim if self._state == self._in_object else None
 
     def feed(self, text: str, out: list[Delta]) -> Verdict:
         """Read on; see `CallReader`."""

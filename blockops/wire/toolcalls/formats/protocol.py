@@ -12,9 +12,10 @@ character it appends the same, joined, as fed at once, and comes to its verdict 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from blockops.wire.toolcalls.deltas import Delta
 from blockops.wire.toolcalls.offer import Offer
@@ -84,7 +85,11 @@ class LeftOpen:
 
 
 class CallReader(Protocol):
-    """Reads one call, from behind its opener to its end."""
+    """
+    Reads one call, from behind its opener to its end.
+
+    One that is also a `Fluent` is not asked about text that it would only hand on.
+    """
 
     def feed(self, text: str, out: list[Delta]) -> Refused | Ended | None:
         """
@@ -101,6 +106,16 @@ class CallReader(Protocol):
         :param whole: the model ended by itself: a call that lacks only closing tags or brackets is
             complete. Otherwise it was cut off, and may not be made to look whole.
         """
+        ...
+
+
+@runtime_checkable
+class Fluent(Protocol):
+    """A reader that knows which text would be arguments just as it stands, and change nothing."""
+
+    @property
+    def verbatim(self) -> re.Pattern[str] | None:
+        """What matches such text, whole; None where a closer look is needed."""
         ...
 
 

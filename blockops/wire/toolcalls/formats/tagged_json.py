@@ -132,6 +132,11 @@ class AfterObject:
         self._gap = ""
         self._seen = ""
 
+    @property
+    def verbatim(self) -> re.Pattern[str] | None:
+        """See `Fluent`."""
+        return self._next.verbatim if self._state == self._in_next else None
+
     def feed(self, text: str, out: list[Delta]) -> Verdict:
         """Read on; see `CallReader`."""
         return self._state(text, out)

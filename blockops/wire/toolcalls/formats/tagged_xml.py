@@ -120,6 +120,8 @@ _CANDIDATE = re.compile(r"<(?:/(?:[pf]|\Z)|p|\Z)")
 # What is left behind a value when the model has ended by itself: closing tags, then anything.
 _LAST = re.compile(rf"</parameter>{_S}(</function>{_S})?(.*)|</function>()()", re.DOTALL)
 _STRING = Kind()
+# What a string holds that JSON writes in the same way, and that is the beginning of no tag.
+_VERBATIM = re.compile(r'[^<"\\\x00-\x1f]+')
 
 
 class TaggedXml:
@@ -159,6 +161,13 @@ class TaggedXmlReader:
         self._line_start = False
         # A value that is not certain to be a string, as far as it came.
         self._kept = Value(_STRING)
+
+    @property
+    def verbatim(self) -> re.Pattern[str] | None:
+        """See `Fluent`."""
+        in_line = not self._seen and not self._line_start
+        in_string = self._state == self._value and self._kind.is_string
+        return _VERBATIM if in_line and in_string else None
 
     def feed(self, text: str, out: list[Delta]) -> Verdict:
         """Read on; see `CallReader`."""
@@ -407,6 +416,10 @@ class AfterFunction:
         self._next = TaggedXmlReader(opening, in_tag=True) if opening else None
         self._space = ""
         self._seen = ""
+
+    @property
+    def verbatim(self) -> None:
+        """Nothing: there are no arguments here."""
 
     def feed(self, text: str, out: list[Delta]) -> Verdict:
         """Read on; see `CallReader`."""

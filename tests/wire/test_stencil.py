@@ -1,0 +1,202 @@
+"""
+The shape that chunks share: what is read by comparing is what reading in full would have found.
+
+The plain way that it is checked against is the transcoder itself, fed byte by byte: no event is
+ever whole then, so all of them are read in full.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockops.wire.chunks import Piece
+from blockops.wire.requests import ChatRequest
+from blockops.wire.stencil import Stencil, stencil_of
+from blockops.wire.toolcalls.rules import Rules
+from blockops.wire.transcode import StreamTranscoder
+
+DONE = b"data: [DONE]\n\n"
+
+
+def chunk(delta: dict[str, Any], **fields: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, **fields}
+    return json.dumps({"id": "c", "object": "o", "choices": [choice], "model": "m"}).encode()
+
+
+def event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+class Shapes(SynchronousTestCase):
+    def stencil(self, data: bytes) -> Stencil:
+        stencil = stencil_of(data)
+        assert stencil is not None, data
+        return stencil
+
+    def test_another_text(self) -> None:
+        stencil = self.stencil(chunk({"content": "a"}))
+        for text in ("b", "", "two words", '"quoted" and \\', "é 😀", "\n\t\0", "}]}", "</x>"):
+            data = event(chunk({"content": text}))
+            self.assertEqual(stencil.read(b"xx" + data, 2, len(data)), text)
+        self.assertEqual((stencil.index, stencil.content), (0, True))
+
+    def test_thoughts(self) -> None:
+        for delta in (
+            {"content": None, "reasoning_content": "a"},
+            {"reasoning": "a", "content": ""},
+        ):
+            stencil = self.stencil(chunk(delta))
+            self.assertFalse(stencil.content)
+
+    def test_another_shape(self) -> None:
+        stencil = self.stencil(chunk({"content": "a"}))
+        for other in (
+            chunk({"content": "b", "more": 1}),
+            chunk({"content": "b"}, finish_reason="stop"),
+            chunk({"content": "b"}, index=1),
+            chunk({"content": None}),
+            chunk({"content": "a"}).replace(b'"a"', b'"a" '),
+            chunk({"content": "a"}).replace(b'"a"', b'"a", "content": "b"'),
+            chunk({"content": "a"}).replace(b'"a"', b'"\xff"'),
+            chunk({"content": "a"}).replace(b'"a"', b'"a\nb"'),
+            chunk({"content": "a"}).replace(b'"a"', b'"'),
+        ):
+            data = event(other)
+            self.assertIsNone(stencil.read(data, 0, len(data) - 2), other)
+
+    def test_chunks_that_have_more_to_them(self) -> None:
+        for data in (
+            chunk({"content": "a", "extra": 1}),
+            chunk({"content": "a"}, finish_reason="stop"),
+            chunk({"content": "a"}, logprobs={"content": []}),
+            chunk({"content": "a", "reasoning": "b"}),
+            chunk({"content": ""}),
+            chunk({"role": "assistant"}),
+            chunk({"content": "a"}, index=None),
+            chunk({"content": "a"}).replace(b'"delta"', b'"message"'),
+            b'{"choices": [{"index": 0, "delta": {"content": "a"}}], "usage": {"a": 1}}',
+            b'{"choices": [{"index": 0, "delta": {"content": "a"}}, {"index": 1}]}',
+            b'{"choices":\n[{"index": 0, "delta": {"content": "a"}}]}',
+            b'{"content": "a", "choices": []}',
+            b'{"content": "a"}',
+            b'{"choices": [{"index": 0, "delta": {"content": "a", "c\\u006fntent": "b"}}]}',
+        ):
+            self.assertIsNone(stencil_of(data), data)
+
+    def test_what_stands_in_its_place(self) -> None:
+        stencil = self.stencil(chunk({"role": "assistant", "content": "a", "refusal": None}))
+        self.assertEqual(stencil.write([]), b"")
+        first, second = (
+            json.loads(each.removeprefix(b"data: "))["choices"][0]["delta"]
+            for each in stencil.write([Piece({"content": "b"}), Piece({"k": 1})]).split(b"\n\n")[:2]
+        )
+        self.assertEqual((first, second), ({"refusal": None, "content": "b"}, {"k": 1}))
+
+
+ASKED = ChatRequest.parse(
+    json.dumps(
+        {
+            "messages": [{"role": "user", "content": "Go"}],
+            "stream": True,
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "f",
+                        "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
+                    },
+                }
+            ],
+        }
+    ).encode()
+)
+TEXTS = (
+    "Some words, and a line.\nAnother `code` <b>line</b> é😀 ",
+    '<tool_call>\n{"name": "f", "arguments": {"a": "\\"y\\" \\u00e9 <z>\\n", "n": 1}}</tool_call>',
+    'TOOL_CALL: {"name": "f", "arguments": {"a": "1", \'b\': True}}\n',
+    '<tool_call><function=f><parameter=a>\nif x < 3:\n  y = "z"\n</parameter></function>',
+    "</tool_call>",
+    '<tool_call>{"name": "f", "arguments": "{\\"a\\": \\"b c\\"}"}</tool_call>',
+    "<think>hm</think>",
+)
+BETWEEN = (
+    b": a comment\n\n",
+    event(chunk({"reasoning_content": "thought"})),
+    event(chunk({"content": "with logprobs"}, logprobs={"content": [{"token": "t"}]})),
+    event(chunk({"content": "another choice"}, index=1)),
+    event(chunk({"content": "another spelling"}).replace(b'": ', b'":')),
+    event(chunk({"content": "CRLF"})).replace(b"\n", b"\r\n"),
+    b'data: {"choices": [], "usage": {"prompt_tokens": 1}}\n\n',
+    event(chunk({"content": "bare"})).replace(b'"index": 0, ', b""),
+)
+
+
+class Streams(SynchronousTestCase):
+    """Whole reads, and reads cut anywhere, give what a stream gives byte by byte."""
+
+    def sent(self, pieces: list[bytes], **options: Any) -> tuple[bytes, object]:
+        ids = iter(range(1000))
+        transcoder = StreamTranscoder(
+            ASKED,
+            Rules(),
+            new_id=lambda: f"call_{next(ids)}",
+            **options,
+        )
+        out = b"".join(map(transcoder.receive_data, pieces))
+        return out, (transcoder.report, transcoder.ended)
+
+    def assert_same(self, stream: bytes, cuts: list[int], **options: Any) -> None:
+        slow = self.sent([stream[at : at + 1] for at in range(len(stream))], **options)
+        ends = sorted({0, len(stream), *(cut % len(stream) for cut in cuts)})
+        pieces = [stream[start:end] for start, end in pairwise(ends)]
+        self.assertEqual(self.sent(pieces, **options), slow)
+
+    @given(st.data())
+    def test_any_stream(self, data: st.DataObject) -> None:
+        events = [event(chunk({"role": "assistant", "content": ""}))]
+        for text in data.draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4)):
+            size = data.draw(st.sampled_from([1, 3, 4, 11]))
+            events += [
+                event(chunk({"content": text[at : at + size]})) for at in range(0, len(text), size)
+            ]
+        for odd in data.draw(st.lists(st.sampled_from(BETWEEN), max_size=3)):
+            events.insert(data.draw(st.integers(1, len(events))), odd)
+        events += [event(chunk({}, finish_reason="stop")), DONE]
+        stream = b"".join(events)
+        cuts = data.draw(st.lists(st.integers(0, 100_000), max_size=6))
+        self.assert_same(stream, cuts)
+
+    def test_shapes_that_change_each_time(self) -> None:
+        """What cannot be learnt is given up, and read in full."""
+        events = [event(chunk({"content": f"word {n} "}, number=n)) for n in range(1, 40)]
+        self.assert_same(b"".join([*events, DONE]), [])
+
+    def test_an_event_that_is_too_long(self) -> None:
+        texts = ["a", "b", "c" * 300, "d"]
+        stream = b"".join(event(chunk({"content": text})) for text in texts)
+        self.assert_same(stream, [], max_event=200)
+        out, _ = self.sent([stream], max_event=200)
+        self.assertIn(b"event_too_long", out)
+
+    def test_several_choices(self) -> None:
+        events = [event(chunk({"content": f"{n} "}, index=n % 3)) for n in range(90)]
+        self.assert_same(b"".join([*events, DONE]), [5, 3000])
+
+    def test_the_backends_own_calls(self) -> None:
+        call = {"index": 0, "id": "x", "function": {"name": "f", "arguments": "{}"}}
+        events = [
+            event(chunk({"content": "a"})),
+            event(chunk({"content": "b "})),
+            event(chunk({"tool_calls": [call]})),
+            event(chunk({"content": "c"})),
+            event(chunk({}, finish_reason="tool_calls")),
+            event(chunk({"content": "behind"})),
+            DONE,
+        ]
+        self.assert_same(b"".join(events), [])
