@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 from blockops import __version__
 from blockops.bodies import Body, Chunked, Sized
-from blockops.eager import Outlet, outlet
+from blockops.eager import Nowhere, Outlet, outlet
 from blockops.head import Head, body_length, end_of_head, read_head, request_line
 from blockops.limits import KEEP_ALIVE, LINGER, MAX_HELD, SLOWEST_BODY
 from blockops.room import Room
@@ -166,6 +166,7 @@ class Channel(TwistedProtocol):
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         self.due = self._body_due = None
         self._stage = _Stage.LEAVING
+        self._out = Nowhere()
         self.site.closed(self)
         request, self.request = self.request, None
         if request is not None:

@@ -55,6 +55,14 @@ class QueuingOutlet:
         self._transport.abortConnection()
 
 
+class Nowhere:
+    """The way out of a connection that is lost."""
+
+    def write(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
 @implementer(IPullProducer)
 class EagerOutlet:
     """

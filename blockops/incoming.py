@@ -140,8 +140,11 @@ class IncomingRequest(Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         self.channel.body_ended()
-        if self._when_received is not None:
-            self._when_received()
+        # A reference to itself would keep it until the garbage is collected.
+        self._take = discard
+        received, self._when_received = self._when_received, None
+        if received is not None:
+            received()
         elif self.upload is None:
             self._render()
         else:

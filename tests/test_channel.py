@@ -7,12 +7,15 @@ network cuts it. The other way round it is not so: ours is stricter.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -307,6 +310,36 @@ class Held(SynchronousTestCase):
         client.send("nonsense\r\n")
         self.assertTrue(client.wire.aborted)
         self.assertEqual(client.received(), sent)
+
+
+class Freed(SynchronousTestCase):
+    """What is done with is not left to the garbage collector."""
+
+    def test_a_request_that_was_answered(self) -> None:
+        gc.disable()
+        self.addCleanup(gc.enable)
+        world = World()
+        client, backend = world.ask(stream=False)
+        request = weakref.ref(client.protocol.request)  # type: ignore[attr-defined]
+        self.assertIsNotNone(request())
+        message = {"role": "assistant", "content": "Hello"}
+        backend.answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+        self.assertEqual(client.status(), 200)
+        self.assertIsNone(request())
+
+    def test_a_lost_connections_way_out(self) -> None:
+        channel = Channel(cast("Any", House()), cast("Any", None))
+        fed(channel, [])
+        channel.connectionLost(Failure(ConnectionDone()))
+        channel.transport = None
+        lost = weakref.ref(channel)
+        gc.disable()
+        self.addCleanup(gc.enable)
+        channel.write(b"late")
+        channel.abort()
+        channel.loseConnection()
+        del channel
+        self.assertIsNone(lost())
 
 
 class AsAChannel(SynchronousTestCase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import subprocess
 import sys
@@ -359,11 +360,18 @@ class MakeServiceTests(SynchronousTestCase):
     def make(self, *line: str) -> IService:
         parsed = Options({"BLOCKOPS_LOG_FILE": "off"}, system_file="/nowhere")
         parsed.parseOptions(list(line))
+        self.patch(tap, "settle", lambda: None)
         return tap.makeService(parsed)
 
     def test_a_daemon(self):
         self.assertTrue(IService.providedBy(self.make("--port=0")))
         self.assertIs(tap.Options, Options)
+
+    def test_what_is_here_when_it_runs_is_not_looked_at_again(self):
+        before = gc.get_freeze_count()
+        self.addCleanup(gc.unfreeze)
+        tap.settle()
+        self.assertGreater(gc.get_freeze_count(), before + 10_000)
 
     def test_what_cannot_be_made(self):
         def impossible(*_):
