@@ -46,6 +46,7 @@ class Noting:
     """A request that is noted when all of it is here, and answered at once with nothing."""
 
     startedWriting = 0
+    responseHeaders = Headers()
 
     def __init__(self, channel: Channel, head: Head, seen: list[Seen]) -> None:
         self.method, self.uri, self.clientproto, self.headers = head
