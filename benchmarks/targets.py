@@ -67,6 +67,14 @@ _BY_CPU = (
     "cProfile.Profile = functools.partial(cProfile.Profile, time.thread_time);"
 )
 
+#: Nothing is fetched, little is said, and clients need no key.
+_LITELLM_ENVIRON = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_LOG": "ERROR",
+    "NO_DOCS": "True",
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+}
+
 
 class Absent(Exception):
     """A target that cannot be measured here; the text says what to do."""
@@ -206,8 +214,7 @@ class LiteLLM(Target):
         config.write_text(_LITELLM.format(backend=backend))
         command = [str(self._environment / "bin" / "litellm"), "--config", str(config)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-        quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_DOCS": "True"}
-        return Program(command, folder, port, quiet, within=120)
+        return Program(command, folder, port, _LITELLM_ENVIRON, within=120)
 
     def _install(self) -> None:
         if (self._environment / "bin" / "litellm").exists():
