@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import cProfile
 import pstats
 import time
 from pathlib import Path
-from timeit import timeit
 
 from benchmarks.figures import table
 from benchmarks.load import Outcome
@@ -20,27 +20,64 @@ def costs(path: Path, name: str, unit: str, outcome: Outcome, lines: int = 40) -
     """
     Return the functions that took most themselves, per chunk or request of the whole run.
 
-    What the profiler's clock took is taken off what a function took itself: once for its call, and
-    once for each call that it made.
+    What the profiler took is taken off what a function took itself.
     """
     units = outcome.checked if unit == "request" else outcome.sent
-    every: dict[Function, Timing] = pstats.Stats(str(path)).stats  # type: ignore[attr-defined]
+    inside, outside = _overhead()
+    rows = []
+    every = _timings(path)
+    made = _made(every)
+    for function, (_, calls, own, below, _) in every.items():
+        if function[2] != "<method 'poll' of 'select.epoll' objects>":  # mostly waiting
+            spent = max(0.0, own - inside * calls - outside * made.get(function, 0))
+            figures = (1e6 * spent / units, calls / units, 1e6 * below / units)
+            rows.append((figures, _where(function)))
+    rows.sort(reverse=True)
+    heads = [f"{name}: {units} x {unit}", "own us", "calls", "raw, with callees"]
+    shown = [[where, *(f"{figure:.2f}" for figure in figures)] for figures, where in rows]
+    total = f"{sum(figures[0] for figures, _ in rows):.2f}"
+    return table(heads, [["all", total, "", ""], *shown[:lines]], markdown=False) + "\n"
+
+
+def _timings(source: Path | cProfile.Profile) -> dict[Function, Timing]:
+    stats = pstats.Stats(source if isinstance(source, cProfile.Profile) else str(source))
+    found: dict[Function, Timing] = stats.stats  # type: ignore[attr-defined]
+    return found
+
+
+def _made(every: dict[Function, Timing]) -> dict[Function, int]:
+    """Return how many calls each function made."""
     made: dict[Function, int] = {}
     for _, _, _, _, callers in every.values():
         for caller, (calls, *_) in callers.items():
             made[caller] = made.get(caller, 0) + calls
-    clock = timeit(time.thread_time, number=10_000) / 10_000
-    rows = []
-    for function, (_, calls, own, below, _) in every.items():
-        if function[2] != "<method 'poll' of 'select.epoll' objects>":  # mostly waiting
-            spent = max(0.0, own - clock * (calls + made.get(function, 0)))
-            figures_ = (1e6 * spent / units, calls / units, 1e6 * below / units)
-            rows.append((figures_, _where(function)))
-    rows.sort(reverse=True)
-    heads = [f"{name}: {units} x {unit}", "own us", "calls", "raw, with callees"]
-    shown = [[where, *(f"{figure:.2f}" for figure in figures_)] for figures_, where in rows]
-    total = f"{sum(figures_[0] for figures_, _ in rows):.2f}"
-    return table(heads, [["all", total, "", ""], *shown[:lines]], markdown=False) + "\n"
+    return made
+
+
+def _nothing() -> None:
+    pass
+
+
+def _calls(count: int) -> None:
+    for _ in range(count):
+        _nothing()
+
+
+def _overhead(count: int = 10_000, rounds: int = 20) -> tuple[float, float]:
+    """Return the seconds that the profiler adds to a call, and to its caller."""
+    inside, outside, plain = [], [], []
+    for _ in range(rounds):
+        profiler = cProfile.Profile()
+        profiler.runcall(_calls, count)
+        own = {function[2]: timing[2] for function, timing in _timings(profiler).items()}
+        inside.append(own["_nothing"] / count)
+        outside.append(own["_calls"] / count)
+        began = time.perf_counter()
+        _calls(count)
+        plain.append((time.perf_counter() - began) / count)
+    # What a call takes without a profiler is half the function's and half its caller's.
+    half = min(plain) / 2
+    return max(0.0, min(inside) - half), max(0.0, min(outside) - half)
 
 
 def _where(function: Function) -> str:

@@ -18,9 +18,9 @@ To see where blockops spends its time:
     python benchmarks/proxy.py --profile FOLDER --only paced
 
 runs blockops alone, a fresh one for each scenario under `twistd --profile ... --profiler cprofile`,
-prints what costs most, in microseconds of CPU per chunk or request, and leaves FOLDER/SCENARIO.prof
-for `python -m pstats`. What the profiler's own clock takes is taken off. Under it blockops is
-several times as slow, so paced scenarios have ten streams there.
+prints what costs most, in microseconds per chunk or request, and leaves FOLDER/SCENARIO.prof for
+`python -m pstats`. What the profiler itself takes is taken off. Under it blockops is several times
+as slow, so paced scenarios have ten streams there.
 
 nginx is Debian's package. LiteLLM is installed once from PyPI into an environment of its own, in
 ~/.cache/blockops-bench/litellm or what --litellm or BLOCKOPS_BENCH_LITELLM names. What is absent is
@@ -37,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -92,9 +92,8 @@ class Bench:
             sizes.append(memory(program.pids()))
 
     def stop(self) -> None:
-        for program in [*self.running.values(), self.backend]:
-            if program is not None:
-                program.stop()
+        for program in filter(None, [*self.running.values(), self.backend]):
+            program.stop()
 
     def measure(self, scenario: Scenario, target: Target, turn: int) -> None:
         """Put the load on a target, and keep what it took."""
@@ -182,7 +181,9 @@ class Bench:
         print(f"WRONG {what}", flush=True)
 
 
-def rounds(bench: Bench, chosen: list[Scenario], every: list[Target], turns: int) -> Iterator[str]:
+def rounds(
+    bench: Bench, chosen: list[Scenario], every: Sequence[Target], turns: int
+) -> Iterator[str]:
     """Measure round by round, each target of a scenario right behind the other."""
     for turn in range(turns):
         for scenario in chosen:
@@ -243,7 +244,9 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def measure(bench: Bench, chosen: list[Scenario], every: list[Target], turns: int) -> Iterator[str]:
+def measure(
+    bench: Bench, chosen: list[Scenario], every: Sequence[Target], turns: int
+) -> Iterator[str]:
     """Start what is needed, then yield what is done next, until all rounds are done."""
     needed = {name for scenario in chosen for name in scenario.against}
     for target in every:
@@ -266,7 +269,7 @@ def main() -> None:
             profile(bench, chosen, ours, options.profile)
             sys.exit(bool(bench.failures))
         litellm = targets.LiteLLM(folder, options.litellm)
-        known = (targets.Direct(folder), targets.Nginx(folder), ours, litellm)
+        known: list[Target] = [targets.Direct(folder), targets.Nginx(folder), ours, litellm]
         every = [each for each in known if each.name in options.targets.split(",")]
         for step in measure(bench, chosen, every, options.rounds):
             print(f"\r{step:60}", end="", file=sys.stderr, flush=True)

@@ -109,7 +109,8 @@ def _lines(line: str, length: int) -> str:
 
 
 def _prose(length: int) -> str:
-    return _lines("Line @ of what the model says. ", length)
+    # Cut by four its frames are as tokens are: the space stands before the word.
+    return _lines(" the big red fox@ can see our old cat not us.", length)
 
 
 def _code(length: int) -> str:

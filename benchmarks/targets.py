@@ -61,12 +61,6 @@ litellm_settings: {{telemetry: false, num_retries: 0}}
 #: What the `twistd` beside a Python runs.
 _TWISTD = "from twisted.scripts.twistd import run; run()"
 
-#: The same with a profiler that counts CPU time of the reactor's thread, not what passes meanwhile.
-_BY_CPU = (
-    "import cProfile, functools, time;"
-    "cProfile.Profile = functools.partial(cProfile.Profile, time.thread_time);"
-)
-
 #: Nothing is fetched, little is said, and clients need no key.
 _LITELLM_ENVIRON = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -254,7 +248,7 @@ class Blockops(Target):
         :raises Absent: it did not start
         """
         options = ["--profile", str(path.resolve()), "--profiler", "cprofile", "--savestats"]
-        return self._start([_BY_CPU + _TWISTD, *options], backend)
+        return self._start([_TWISTD, *options], backend)
 
     def _start(self, twistd: list[str], backend: int) -> Program:
         folder, port = self.fresh(), free_port()
