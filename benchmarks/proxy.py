@@ -80,6 +80,8 @@ class Bench:
             program = target.start(self.backend.port)
         except Absent as absent:
             print(f"SKIPPED {target.name}: {absent}", flush=True)
+            if target.name == OURS:
+                self._fail("blockops did not start")
             return
         self.running[target.name] = program
         self._note_start(target, program)

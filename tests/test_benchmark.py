@@ -351,7 +351,7 @@ class FigureTests(SynchronousTestCase):
         met = {each.what: each.met for each in every}
         self.assertFalse(met["CPU per paced chunk, x nginx"])
         self.assertTrue(met["wrong streams"])
-        self.assertEqual([each for each in met.values() if each is None], [None] * 8)
+        self.assertEqual([each for each in met.values() if each is None], [None] * 9)
 
     def test_what_has_to_be_much(self):
         much = Must("", 15.0, 22.0, Range(16.0, 1.0, 20.0), at_least=True)
@@ -364,7 +364,7 @@ class FigureTests(SynchronousTestCase):
             outcome = Outcome(frames=1000, proxy=Used(cpu))
             found.add(f"fast-{kind}-4", "blockops", 0, outcome)
         every = {each.what: each.measured for each in figures.musts(found, PAIRS)}
-        worst = every["tool-call formats against plain text, CPU per chunk (worst)"]
+        worst = every["tool-call formats against plain text, fast, worst"]
         self.assertEqual(worst, Range(2.0, 2.0, 2.0))
 
     def test_a_wrong_stream_is_no_success(self):
