@@ -30,8 +30,11 @@ class TooOpen(ValueError):
 
 def is_local(address: IAddress | None) -> bool:
     """Say whether only this machine reaches `address`: a loopback address or a Unix socket."""
-    if isinstance(address, UNIXAddress):
-        return True
+    return isinstance(address, UNIXAddress) or is_loopback(address)
+
+
+def is_loopback(address: IAddress | None) -> bool:
+    """Say whether `address` is one of the machine's loopback addresses."""
     if not isinstance(address, IPv4Address | TwistedIPv6Address):
         return False
     try:

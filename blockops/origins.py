@@ -25,7 +25,7 @@ from twisted.web.http_headers import Headers
 
 from blockops.exchange import Exchange
 from blockops.incoming import IncomingRequest
-from blockops.listening import is_local
+from blockops.listening import is_loopback
 from blockops.wire.errors import ApiError
 
 #: What pages may read of answers besides what every page may.
@@ -116,7 +116,8 @@ class Origins:
             or "." not in name
             or name.endswith(_OWN_DOMAINS)
             or _is_number(name)
-            or not is_local(request.getHost())
+            # No page gets at a Unix socket, and no name leads to one.
+            or not is_loopback(request.getHost())
         )
 
 

@@ -233,7 +233,8 @@ class Daemon(MultiService):
             backend=self._upstream.url,
             endpoints=", ".join(endpoints(self._settings)),
         )
-        if self._demo is not None and self._settings.port and not self._settings.listen:
+        plain = self._settings.port and not self._settings.listen and self._keys is None
+        if self._demo is not None and plain:
             self._log.info(
                 "This is the demo: a script instead of a model. To see a call, run\n{command}",
                 command=hint(self._settings.interface, self._settings.port),

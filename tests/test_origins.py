@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.address import UNIXAddress
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -284,6 +285,13 @@ class Names(Case):
     def test_names_do_not_matter_where_others_reach_it_or_keys_tell_friends(self) -> None:
         self.assertEqual(self.got("ai.lan", to="192.168.1.5").status(), 200)
         self.assertEqual(self.got("ai.lan", api_keys_file=self.key_file()).status(), 200)
+
+    def test_names_do_not_matter_behind_a_unix_socket(self) -> None:
+        self.world = World()
+        client = self.world.client()
+        client.wire.hostAddr = UNIXAddress(b"/run/blockops")
+        client.send("GET /health HTTP/1.1\r\nHost: ai.example\r\n\r\n")
+        self.assertEqual(client.status(), 200)
 
     def test_its_own_page_under_a_name_of_others(self) -> None:
         self.world = World()

@@ -309,6 +309,30 @@ class RawRequests(Case):
         self.assertEqual(heard, [("/v1/embeddings", b"hello")])
 
 
+class AdminPort(Case):
+    def test_metrics_have_a_port_of_their_own(self) -> None:
+        keys = self.folder() / "keys"
+        keys.write_text("alice: sk-alice")
+        port = free_port()
+        backend = self.backend(backends.says("hello"))
+        daemon = self.daemon(
+            backend, f"--api-keys-file={keys}", f"--admin-listen=tcp:{port}:interface=127.0.0.1"
+        )
+        key = {"Authorization": "Bearer sk-alice"}
+        self.assertEqual(ask(daemon.url, question(stream=True), headers=key).status, 200)
+        self.assertEqual(ask(daemon.url, method="GET", path="/metrics", headers=key).status, 404)
+        told = ask(f"http://127.0.0.1:{port}", method="GET", path="/metrics")
+        self.assertEqual(told.status, 200)
+        for line in (
+            b'blockops_requests_total{outcome="done",route="chat",status="200"} 1.0',
+            b'blockops_key_requests_total{key="alice"} ',
+            b"process_open_fds ",
+        ):
+            self.assertIn(line, told.body)
+        self.assertNotIn(b"sk-alice", told.body)
+        self.assertEqual(ask(f"http://127.0.0.1:{port}", {}).status, 404)
+
+
 class PublicAddresses(Case):
     def test_one_line_and_status_1(self) -> None:
         for options in (
