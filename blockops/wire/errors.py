@@ -6,6 +6,7 @@ Errors in the shape that OpenAI's clients read.
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 from http import HTTPStatus
 from typing import Any
@@ -78,13 +79,14 @@ def from_backend(status: int, body: bytes, content_type: str = "") -> tuple[int,
     """
     Return the status and the JSON body that the client gets for a backend's error answer.
 
-    An `error` object passes byte for byte; any other text is wrapped into the shape.
+    An `error` object passes byte for byte, and mended if it is only nearly JSON; any other text is
+    wrapped into the shape.
 
     :param content_type: the header's value as the backend sent it
     """
     value = _json(body)
     if _has_shape(value):
-        return status, body
+        return status, body if _is_json(body) else dumps(value)
     message = _message(value, body, markup="html" in content_type.lower())
     if not message:
         message = f"The backend answered with status {status} and no text. Its log may say why."
@@ -158,6 +160,15 @@ def _json(data: bytes) -> Any:
     except (ValueError, RecursionError):
         return None  # also where it is nested too deeply to be looked into
     return {} if value is None else value
+
+
+def _is_json(data: bytes) -> bool:
+    """Tell whether Python's own reader takes it, as most clients' do: NaN, but no raw control."""
+    try:
+        json.loads(data.decode())
+    except ValueError:
+        return False
+    return True
 
 
 def _has_shape(value: Any) -> bool:

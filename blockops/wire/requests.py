@@ -346,7 +346,16 @@ def _changed(body: bytes, changes: Mapping[str, Any], without: Collection[str] =
         fields = {name: msgspec.Raw(_text(value)) for name, value in read.items()}
     for name in without:
         fields.pop(name, None)
-    return msgspec.json.encode({**fields, **changes})
+    fields.update(changes)
+    try:
+        return msgspec.json.encode(fields)
+    except UnicodeEncodeError:
+        # The name of a field may hold half a surrogate pair, in JSON.
+        members = (
+            json.dumps(name).encode() + b":" + msgspec.json.encode(value)
+            for name, value in fields.items()
+        )
+        return b"{" + b",".join(members) + b"}"
 
 
 def _are_objects(values: list[msgspec.Raw]) -> bool:

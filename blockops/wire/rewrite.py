@@ -126,7 +126,7 @@ class Rewriter:
         becomes = self._speak(choice)
         role = choice.delta.role if choice.delta is not None else None
         if becomes is None:
-            if role:
+            if role and choice.index is not None:
                 return None
             becomes = Rewritten(as_it_came(choice))
         first = becomes.pieces[0] if becomes.pieces else Piece({})

@@ -46,6 +46,8 @@ from blockops.wire.toolcalls.rules import Rules
 
 MAX_EVENT = 8 * 1024 * 1024  # bytes: a whole answer in one event, with images, stays below
 _MAX_CHOICES = 4096  # of one answer: OpenAI allows 128 for each of a completion's prompts
+#: Bytes of an event besides its data.
+_FRAMING = len(b"data: \n\n")
 _DONE = b"data: [DONE]\n\n"
 _HEARTBEAT = b": heartbeat\n\n"
 
@@ -229,7 +231,10 @@ class StreamTranscoder:
             return self._take_odd_event(happened)
         if happened.name or self._mender.pending:
             return self._take_odd_event(happened)
-        return self._rewrite(read, data, happened.raw)
+        raw = happened.raw
+        if len(raw) != len(data) + _FRAMING:
+            raw = event(data)  # fields that mean nothing here, or a space less: clients stumble
+        return self._rewrite(read, data, raw)
 
     def _take_odd_event(self, happened: Event) -> bytes:
         data = happened.data.strip()
@@ -263,7 +268,7 @@ class StreamTranscoder:
         :raises ValueError: it is no JSON in any reading
         """
         if not self._mender.pending and is_strict(happened.data):
-            return happened.data, happened.raw
+            return happened.data, event(happened.data)
         try:
             data = self._mender.mend(happened.data)
         except ValueError:

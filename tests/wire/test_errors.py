@@ -49,6 +49,12 @@ class BackendTests(SynchronousTestCase):
         ):
             self.assertEqual(from_backend(418, body, "application/json"), (418, body))
 
+    def test_what_is_only_nearly_json_is_mended(self) -> None:
+        for body in (b'{"error":{"message":"a\xc3b"}}', b'{"error":{"message":"a\0b"}}'):
+            _, out = from_backend(418, body, "application/json")
+            message = json.loads(out)["error"]["message"]
+            self.assertEqual((message[0], message[-1]), ("a", "b"))
+
     def test_texts(self) -> None:
         cases = {
             b"Internal Server Error": "Internal Server Error",

@@ -67,6 +67,11 @@ class JoinTests(SynchronousTestCase):
         self.assertEqual(pairs(said), [("search", {"query": "x"}), ("get_weather", {})])
         self.assertEqual(said["tool_calls"][0].keys(), {"id", "type", "function"})
 
+    def test_odd_framing_costs_no_text(self) -> None:
+        a = text("a")
+        odd = [b"id: 1\n" + a, a.replace(b"data: ", b"data:"), a.replace(b"\n\n", b"\n}\n\n")]
+        self.assertEqual(message(ROLE + b"".join(odd) + STOP)["content"], "aaa")
+
     def test_only_calls(self) -> None:
         self.assertIsNone(message(ROLE + text(CALL) + STOP)["content"])
 

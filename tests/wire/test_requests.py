@@ -93,6 +93,12 @@ class RefusalTests(SynchronousTestCase):
             self.assertIn(word, message)
             self.assertIn("JSON object", message)
 
+    def test_half_a_surrogate_pair_in_a_name(self) -> None:
+        body = b'{"messages":[{"role":"user","content":"a"}],"\\ud800":1,"x":NaN}'
+        changed = ChatRequest.parse(body).body({"stream": True})
+        self.assertIn(b'"\\ud800":1', changed)
+        self.assertTrue(json.loads(changed)["stream"])
+
     def test_messages(self) -> None:
         cases = {
             b"{}": ("missing", "missing_required_parameter", "messages"),

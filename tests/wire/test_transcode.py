@@ -62,7 +62,9 @@ class PassingTests(SynchronousTestCase):
         self.assertEqual(transcode(stream + DONE), stream + DONE)
 
     def test_spelling_survives(self) -> None:
-        odd = b'data:{"choices": [{"index": 0,"delta":{"content":"\\u0041"}}], "x":1.50, "x":2}\n\n'
+        odd = (
+            b'data: {"choices": [{"index": 0,"delta":{"content":"\\u0041"}}], "x":1.50, "x":2}\n\n'
+        )
         self.assertEqual(transcode(ROLE + odd + STOP + DONE), ROLE + odd + STOP + DONE)
 
     def test_one_value_for_many_events(self) -> None:
@@ -531,11 +533,31 @@ class OddChunkTests(SynchronousTestCase):
         self.assertEqual(through.receive_data(foreign + ROLE), ROLE)
         self.assertEqual(through.report.tally["foreign_event"], 2)
 
+    def test_a_role_in_a_choice_without_an_index(self) -> None:
+        first = event({"id": "c", "choices": [{"delta": {"role": "assistant", "content": "a"}}]})
+        (choice, *_) = [
+            c for value in events(transcode(first + STOP + DONE)) for c in value["choices"]
+        ]
+        self.assertEqual(choice["index"], 0)
+        self.assertEqual(choice["delta"], {"role": "assistant", "content": "a"})
+
     def test_named_message(self) -> None:
         stream = b"event: message\nid: 5\n" + text(CALL)
         self.assertEqual(read(transcode(ROLE + stream + STOP + DONE)).said.pairs(), [SEARCH])
-        named = b"event: message\n" + text("a")
-        self.assertEqual(transcode(ROLE + named + STOP + DONE), ROLE + named + STOP + DONE)
+
+    def test_each_event_is_one_line_of_data(self) -> None:
+        """However the backend framed it: many clients look for `data: ` line by line."""
+        plain = text("a")
+        for odd in (
+            b"event: message\n" + plain,
+            b"id: 5\nretry: 3\n" + plain,
+            plain.replace(b"data: ", b"data:"),
+            plain.replace(b"\n\n", b"\n}\nx: y\n\n"),
+            plain.replace(b"data: {", b"data: {\ndata: "),
+            plain.replace(b"\n", b"\r\n"),
+        ):
+            with self.subTest(odd):
+                self.assertEqual(transcode(ROLE + odd + STOP + DONE), ROLE + plain + STOP + DONE)
 
     def test_whole_answer_in_the_stream(self) -> None:
         message = {"role": "assistant", "content": CALL}
