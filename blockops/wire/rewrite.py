@@ -73,8 +73,9 @@ class Rewriter:
 
     def take(self, choice: Choice) -> Rewritten | None:
         """Return what this part of the choice becomes; None if it may go as it came."""
+        again = self._state is not Rewriter._open_up and _says_role(choice)
         becomes = self._state(self, choice)
-        if becomes is None and (choice.delta is None or choice.index is None):
+        if becomes is None and (again or choice.delta is None or choice.index is None):
             return Rewritten(as_it_came(choice))
         return becomes
 
@@ -295,6 +296,11 @@ def as_it_came(choice: Choice) -> list[Piece]:
     content = choice.delta.content if choice.delta is not None else None
     delta = {} if content is None else {"content": content}
     return [Piece(delta, choice.finish_reason or None)]
+
+
+def _says_role(choice: Choice) -> bool:
+    # openai for Python joins roles as it joins text: "assistantassistant".
+    return choice.delta is not None and choice.delta.role is not None
 
 
 def _is_just(deltas: Sequence[found.Delta], text: str | None) -> bool:

@@ -317,6 +317,9 @@ class StreamTranscoder:
     def _learn(self, data: bytes, raw: bytes, choices: list[Choice]) -> None:
         """Take the shape of a chunk that was read, if what follows may have it too."""
         choice = self._choices[choices[0].index or 0].plainly
+        # Where a role comes with each delta (mlx-lm), none may go as it came.
+        if choices[0].delta is not None and choices[0].delta.role is not None:
+            choice = None
         as_it_came = len(raw) == len(_BEFORE) + len(data) + len(_BLANK_LINE)
         plain = choice is not None and self._spoken and as_it_came and not self._mender.pending
         if choice is None or not plain or len(choices) > 1:

@@ -1,8 +1,9 @@
 """
 A reader of OpenAI's streams that forgives nothing, so that no client is asked to.
 
-It refuses what has broken one client or another: a late role, a second finish reason, an id or a
-name said twice, calls that are out of order or not whole, anything behind the end.
+It refuses what has broken one client or another: a late role or a second one, a second finish
+reason, an id or a name said twice, calls that are out of order or not whole, anything behind
+the end.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ def _read_choice(answer: Answer, choice: dict[str, Any]) -> None:
     delta: dict[str, Any] = choice.get("delta") or {}
     demand(isinstance(choice.get("delta"), dict), f"delta of {choice!r}")
     demand(not first or delta.get("role") == "assistant", f"no role in the first delta {delta!r}")
+    demand(first or not delta.get("role"), f"a role once more in {delta!r}")
     for name in ("content", "reasoning_content"):
         demand(isinstance(delta.get(name), str | None), f"{name} is {delta.get(name)!r}")
     said.content += delta.get("content") or ""

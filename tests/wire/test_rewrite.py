@@ -178,6 +178,13 @@ class RoleTests(RewriterTestCase):
             self.pieces(choice.take(said("held", role="robot"))), [({"role": "robot"}, None)]
         )
 
+    def test_a_role_is_told_once(self) -> None:
+        choice = self.rewriter()
+        again = {"role": "assistant"}
+        self.assertEqual(self.pieces(choice.take(said("a", **again))), [({"content": "a"}, None)])
+        self.assertEqual(self.pieces(choice.take(said(None, **again))), [({}, None)])
+        self.assertEqual(self.pieces(choice.take(said(None, "stop", **again))), [({}, "stop")])
+
     def test_begin(self) -> None:
         choice = self.rewriter(role=False)
         self.assertEqual(self.pieces(choice.begin()), [({"role": "assistant"}, None)])

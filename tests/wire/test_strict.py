@@ -59,6 +59,7 @@ class StrictTests(SynchronousTestCase):
             ROLE + b"data: {}\ndata: \n\n" + STOP + DONE,
             ROLE + event({"choices": [{"index": 0}]}) + STOP + DONE,
             ROLE + event({"choices": [{"index": "0", "delta": {}}]}) + STOP + DONE,
+            ROLE + text("a") + ROLE + STOP + DONE,
             ROLE + delta(content=["a"]) + STOP + DONE,
             ROLE + delta(_finish="eos") + DONE,
             ROLE + delta(_finish="tool_calls") + DONE,

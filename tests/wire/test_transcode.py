@@ -660,6 +660,24 @@ class HeartbeatTests(SynchronousTestCase):
         through.heartbeat()
         self.assertEqual(through.receive_data(text("a")), text("a"))
 
+    def test_the_backends_role_is_not_told_again(self) -> None:
+        through = transcoder(heartbeat_style="chunk")
+        out = through.heartbeat()
+        for moment in (ROLE, delta(role="assistant", content="a"), ROLE, STOP, DONE):
+            out += through.receive_data(moment)
+        self.assertEqual(out.count(b'"role"'), 1)
+        self.assertEqual(read(out).said.content, "a")
+
+    def test_nor_where_it_stands_in_each_delta(self) -> None:
+        one = delta(role="assistant", content="a")
+        for piece in (1, len(one), 5 * len(one)):
+            through = transcoder()
+            stream = one * 20 + STOP + DONE
+            out = b"".join(
+                through.receive_data(stream[at : at + piece]) for at in range(0, len(stream), piece)
+            )
+            self.assertEqual((out.count(b'"role"'), read(out).said.content), (1, "a" * 20))
+
     def test_later_ones_look_like_the_others(self) -> None:
         through = transcoder(heartbeat_style="chunk")
         through.receive_data(ROLE)

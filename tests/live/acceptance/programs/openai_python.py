@@ -21,6 +21,8 @@ def loop(task: Task, ask: Callable[[OpenAI, list[Any]], Message]) -> str:
     talk: list[Any] = task.messages()
     for _ in range(4):
         message = ask(client, talk)
+        if message.get("role") != "assistant":
+            raise AssertionError(f"the role is {message.get('role')!r}")
         if not message.get("tool_calls"):
             return str(message["content"])
         talk.append(message)
