@@ -128,10 +128,16 @@ class TurnedAway(Protocol):
 
     def connectionMade(self) -> None:
         transport = cast("ITCPTransport", self.transport)
+        secure = ISSLTransport.providedBy(transport)
+        lingers = self._crowd.linger(self)
+        if secure and not lingers:
+            # Nothing can be told before it has shaken hands, and nobody bounds how long that takes.
+            transport.abortConnection()
+            return
         transport.write(parting(self._error, Headers()))
         # Who closes a connection without having read all that came resets it, and the refusal may
         # be lost. So what comes is read, for a moment.
-        if not self._crowd.linger(self) or ISSLTransport.providedBy(transport):
+        if secure or not lingers:
             transport.loseConnection()
         else:
             transport.loseWriteConnection()

@@ -7,10 +7,11 @@ from typing import Any, cast
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IAddress, IReactorTime, ISSLTransport
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface import alsoProvides
 
 from blockops.crowd import Crowd, TurnedAway
 from blockops.limits import FULL_FOR, MAX_TURNED_AWAY, PARTING
@@ -18,7 +19,7 @@ from blockops.wire.errors import ApiError
 from tests.faulty.client import FaultyClient
 from tests.faulty.reading import judge, read
 from tests.faulty.steps import Send
-from tests.memory import NOTHING_LEFT, Client, World, chat
+from tests.memory import NOTHING_LEFT, Client, Wire, World, chat
 
 
 def tcp(host: str) -> IAddress:
@@ -153,6 +154,22 @@ class Refused(SynchronousTestCase):
         self.assertTrue(self.refused(world).wire.disconnecting)
         world.pass_time(PARTING)
         self.assertFalse(self.refused(world).wire.disconnecting)
+
+    def test_behind_tls(self) -> None:
+        """Half of a connection cannot be closed there, and a handshake may never come."""
+        world = World(max_connections=1)
+        world.client()
+        wires = []
+        for _ in range(MAX_TURNED_AWAY + 1):
+            protocol = world.daemon.site.buildProtocol(tcp("192.0.2.1"))
+            wires.append(Wire(world.reactor, protocol))
+            alsoProvides(wires[-1], ISSLTransport)
+            protocol.makeConnection(wires[-1])
+        for wire in wires[:-1]:
+            self.assertEqual(judge(wire.value()).outcome, "503 too_many_connections")
+            self.assertTrue(wire.disconnecting)
+            self.assertFalse(wire.half_closed)
+        self.assertTrue(wires[-1].aborted)
 
     def test_room_is_made_when_connections_are_lost(self) -> None:
         world = World(max_connections=2)

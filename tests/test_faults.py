@@ -59,6 +59,7 @@ SEEN: dict[str, tuple[str | None, str | None]] = {
     "random bytes": ("502 backend_garbage", "502 backend_garbage"),
     "status without a number": ("502 backend_garbage", "502 backend_garbage"),
     "status beyond all numbers": ("502 backend_garbage", "502 backend_garbage"),
+    "status 777": ("502 backend_garbage", "502 backend_garbage"),
     "a header of 1 MiB": ("502 backend_garbage", "502 backend_garbage"),
     "headers without end": ("502 backend_garbage", "502 backend_garbage"),
     "a header without a colon": ("502 backend_garbage", "502 backend_garbage"),

@@ -169,6 +169,7 @@ FAULTS: dict[str, Fault] = {
     "random bytes": _both(Send(bytes(range(256)) * 8), Close()),
     "status without a number": _both(Send(b"HTTP/1.1 OK\r\n\r\n"), Close()),
     "status beyond all numbers": _both(Send(b"HTTP/1.1 99999 OK\r\n\r\n"), Close()),
+    "status 777": _refusal("777 Jackpot", ERROR),
     "a header of 1 MiB": _both(Send(head("X: " + (1 << 20) * "x"))),
     "headers without end": _both(Send(b"HTTP/1.1 200 OK\r\n"), Flood(b"X-Y: z\r\n" * 1000, 0.01)),
     "a header without a colon": _sent(head("nonsense"), head("nonsense", streams=False), Close()),
