@@ -232,6 +232,15 @@ class BadBackends(Case):
         for reply in self.both_ways(daemon.url):
             self.assert_error(reply, 502, "backend")
 
+    def test_down_for_long(self) -> None:
+        daemon = self.daemon(f"http://127.0.0.1:{free_port()}")
+        tried, opened = self.both_ways(daemon.url)
+        self.assert_error(tried, 502, "backend")
+        # Five failures in a row: from now on nobody waits for the next one.
+        for reply in (opened, *self.both_ways(daemon.url)):
+            self.assert_error(reply, 503, "backend")
+            self.assertIn(reply.headers["retry-after"], set("12345"))
+
     def test_html_with_500(self) -> None:
         daemon = self.daemon(self.backend(backends.fails_in_html))
         for reply in self.both_ways(daemon.url):
