@@ -215,6 +215,26 @@ class ArchitectureTests(SynchronousTestCase):
             )
         )
 
+    def test_the_ways_in_and_out_of_a_connection_know_nothing_of_what_is_behind(self):
+        allowed = {"blockops.bodies": ("limits", "wire"), "blockops.head": ("limits", "wire")}
+        for name in ("blockops.bodies", "blockops.head", "blockops.eager"):
+            near = tuple(f"blockops.{each}" for each in allowed.get(name, ()))
+            self.complaints(
+                *(
+                    f"{name} imports {each}"
+                    for each in self.modules[name]
+                    if each.library == "blockops" and not within(str(each), near)
+                )
+            )
+        for name in allowed:
+            self.complaints(
+                *(
+                    f"{name} imports {each}"
+                    for each in self.modules[name]
+                    if within(str(each), ("twisted.internet",))
+                )
+            )
+
     def test_settings_are_pure(self):
         for name in ("blockops.kinds", "blockops.settings"):
             libraries = {each.library for each in self.modules[name]}
