@@ -35,8 +35,23 @@ def costs(path: Path, name: str, unit: str, outcome: Outcome, lines: int = 40) -
     rows.sort(reverse=True)
     heads = [f"{name}: {units} x {unit}", "own us", "calls", "raw, with callees"]
     shown = [[where, *(f"{figure:.2f}" for figure in figures)] for figures, where in rows]
-    total = f"{sum(figures[0] for figures, _ in rows):.2f}"
-    return table(heads, [["all", total, "", ""], *shown[:lines]], markdown=False) + "\n"
+    modules: dict[str, float] = {}
+    for figures, where in rows:
+        module = where.partition(":")[0] if ":" in where else "built in"
+        modules[module] = modules.get(module, 0.0) + figures[0]
+    by_module = sorted(((own, module) for module, own in modules.items()), reverse=True)
+    total = f"{sum(modules.values()):.2f}"
+    return "\n\n".join(
+        [
+            table(heads, shown[:lines], markdown=False),
+            table(
+                [f"{name}, by module", "own us"],
+                [["all", total], *([each, f"{own:.2f}"] for own, each in by_module[: lines // 2])],
+                markdown=False,
+            ),
+            "",
+        ]
+    )
 
 
 def _timings(source: Path | cProfile.Profile) -> dict[Function, Timing]:
