@@ -57,13 +57,17 @@ class LogFile(RotatingFileHandler):
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
         """
-        Say whether to rotate; pipes and devices are never (Python 3.13.0 fails at them).
+        Say whether to rotate; pipes and devices are never.
+
+        One look at the open file tells both, where the standard library takes five.
 
         What was full stays so until it is rotated: where that cannot be, shorter lines would find
         room and longer ones not, and the log would be told to break and to work with each of them.
         """
-        if not self._full:
-            self._full = Path(self.baseFilename).is_file() and bool(super().shouldRollover(record))
+        if not self._full and self.stream is not None:
+            here = os.fstat(self.stream.fileno())
+            grown = here.st_size + len(record.msg) + len(self.terminator)
+            self._full = stat.S_ISREG(here.st_mode) and 0 < self.maxBytes <= grown
         return self._full
 
     def doRollover(self) -> None:

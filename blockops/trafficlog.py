@@ -31,6 +31,9 @@ MAX_WAITING_RECORDS = 10_000
 #: What a record takes besides its body, roughly.
 _FRAME = 1024
 
+#: Seconds that the log's thread lets records gather before it writes them.
+GATHERING = 0.05
+
 #: Seconds that the end of the log may take when blockops stops.
 CLOSE_WITHIN = 5.0
 
@@ -54,14 +57,18 @@ class Backlog:
 
     :param max_bytes: what they may take together
     :param max_records: how many they may be
+    :param gathering: seconds that the first of them waits for others
     """
 
-    def __init__(self, max_bytes: int, max_records: int) -> None:
+    def __init__(self, max_bytes: int, max_records: int, gathering: float = 0.0) -> None:
         self._max_bytes = max_bytes
         self._max_records = max_records
+        self._gathering = gathering
         self._records: deque[tuple[Stamped, int]] = deque()
         self._bytes = 0
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._pressing = threading.Condition(lock)
         self.closed = False
 
     @property
@@ -78,12 +85,18 @@ class Backlog:
             self._records.append((record, size))
             self._bytes += size
             self._changed.notify()
+            if not self.calm:
+                self._pressing.notify()
             return True
 
     def take(self) -> Stamped | None:
-        """Return the oldest record, as soon as there is one; None once all is over."""
+        """Return the oldest record, once there are any; None once all is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._records or self.closed)
+            if not self._records:
+                self._changed.wait_for(lambda: self._records or self.closed)
+                # While this waits, `put` wakes nobody: to wake a thread for each record costs the
+                # reactor more than the record itself.
+                self._pressing.wait_for(lambda: self.closed or not self.calm, self._gathering)
             if not self._records:
                 return None
             record, size = self._records.popleft()
@@ -95,6 +108,7 @@ class Backlog:
         with self._changed:
             self.closed = True
             self._changed.notify()
+            self._pressing.notify()
 
     def abandon(self) -> int:
         """Throw away what waits; return how many records that was."""
@@ -203,7 +217,7 @@ class TrafficLog:
         self._reactor = reactor
         self._keep_body = keep_body
         self._now = now
-        self._backlog = Backlog(MAX_WAITING_BYTES, MAX_WAITING_RECORDS)
+        self._backlog = Backlog(MAX_WAITING_BYTES, MAX_WAITING_RECORDS, GATHERING)
         self._writer = Writer(
             self._backlog,
             LogFile(path, rotate_at=rotate_at, keep=keep),

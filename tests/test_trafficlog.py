@@ -8,6 +8,7 @@ import queue
 import resource
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -387,6 +388,36 @@ class BacklogTests(SynchronousTestCase):
             end(backlog)
             taken.get(timeout=PATIENCE)
             thread.join(PATIENCE)
+
+    def gathering(self) -> tuple[Backlog, queue.Queue[Any]]:
+        """Return a backlog whose first record waits for others, and what a thread takes of it."""
+        backlog = Backlog(100, 4, gathering=10 * PATIENCE)
+        taken: queue.Queue[Any] = queue.Queue()
+        thread = threading.Thread(target=lambda: taken.put(backlog.take()), daemon=True)
+        thread.start()
+        self.addCleanup(thread.join, PATIENCE)
+        self.addCleanup(backlog.close)
+        backlog.put((7, request()), 10)
+        end = time.monotonic() + PATIENCE
+        while not getattr(backlog._pressing, "_waiters") and time.monotonic() < end:  # noqa: B009
+            pass  # until the thread waits for more
+        return backlog, taken
+
+    def test_the_first_waits_for_others(self):
+        backlog, taken = self.gathering()
+        backlog.put((8, request()), 10)
+        self.assertEqual(taken.get(timeout=PATIENCE)[0], 7)  # half of the room is taken
+
+    def test_the_first_does_not_wait_beyond_the_end(self):
+        backlog, taken = self.gathering()
+        backlog.close()
+        self.assertEqual(taken.get(timeout=PATIENCE)[0], 7)
+
+    def test_what_waits_longer_is_taken_one_by_one_at_once(self):
+        backlog = Backlog(100, 10, gathering=10 * PATIENCE)
+        backlog.put((7, request()), 10)
+        backlog.put((8, request()), 10)
+        self.assertEqual((stamp(backlog), stamp(backlog)), (7, 8))
 
 
 class BadFile:
