@@ -6,14 +6,19 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.internet.error import DNSLookupError, TimeoutError  # noqa: A004
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from blockops.backend import pauses
 from blockops.circuit import Circuit, State
 from blockops.upstream import Unreached
 from blockops.wire.errors import ApiError
+from tests.faulty.client import request
+from tests.faulty.house import CLOCK, House, until
+from tests.faulty.reading import judge
+from tests.faulty.scripts import well
+from tests.faulty.steps import Send
 from tests.memory import DONE, NOTHING_LEFT, Client, World, chat, chunk
 
 ONCE = {"circuit_after": 1, "connect_retries": 0}
@@ -458,3 +463,39 @@ class Refusing(SynchronousTestCase):
         world.refuse(1)
         self.assertEqual(ready.status(), 503)
         self.assertEqual(self.vitals(world), ("half-open", 1))
+
+
+class OverSockets(TestCase):
+    """A backend that is really restarted."""
+
+    timeout = 60
+
+    async def test_no_request_fails(self) -> None:
+        # More patience than by default, for a machine that has much to do.
+        patience = {"connect_retries": 8, "circuit_after": 100}
+        house = House(self, lambda asked: well(asked.streams), **patience)
+        await house.pause_backend()
+        clients = [await house.client() for _ in range(3)]
+        for stream, client in zip((True, False, True), clients, strict=True):
+            client.play([Send(request(chat(stream=stream), Connection="close"))])
+        await until(lambda: len(house.daemon.gateway) == 3)
+        house.resume_backend()
+        for client in clients:
+            await client.over
+            self.assertEqual(judge(bytes(client.received), closed=True).outcome, "whole")
+        await house.empty()
+
+    async def test_one_that_stays_away_comes_back(self) -> None:
+        house = House(self, lambda asked: well(asked.streams), circuit_pause=0.3, circuit_after=1)
+        await house.pause_backend()
+        seen = []
+        for there in (False, False, True):
+            if there:
+                house.resume_backend()
+                await deferLater(CLOCK, 0.4)
+            client = await house.client()
+            client.play([Send(request(chat(), Connection="close"))])
+            await client.over
+            seen.append(judge(bytes(client.received), closed=True).outcome)
+        self.assertEqual(seen, [*2 * ["503 backend_unreachable"], "whole"])
+        await house.empty()

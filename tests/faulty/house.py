@@ -30,25 +30,34 @@ class House:
 
     def __init__(self, test: TestCase, choose: Choose, **settings: Any) -> None:
         self.backend = FaultyBackend(CLOCK, choose)
-        behind = cast("Any", reactor).listenTCP(0, self.backend, interface="127.0.0.1")
+        self._behind = _listen(0, self.backend)
+        self._there = self._behind.getHost().port
         self.traffic = Traffic()
-        url = f"http://127.0.0.1:{behind.getHost().port}"
+        url = f"http://127.0.0.1:{self._there}"
         self.settings = Settings(
             **{"backend": url, "port": 0, "log_file": None, "drain": 0.0, **settings}
         )
         self.daemon = Daemon(self.settings, reactor, traffic=self.traffic)
         self.daemon.privilegedStartService()
         self.daemon.startService()
-        self._port = cast("Any", reactor).listenTCP(0, self.daemon.site, interface="127.0.0.1")
+        self._port = _listen(0, self.daemon.site)
         self.port = self._port.getHost().port
-        test.addCleanup(self._end, behind)
+        test.addCleanup(self._end)
 
-    async def _end(self, behind: Any) -> None:
+    async def _end(self) -> None:
         await self._port.stopListening()
         await self.daemon.stopService()
         self.backend.close()
         await self.backend.ended
-        await behind.stopListening()
+        await self._behind.stopListening()
+
+    async def pause_backend(self) -> None:
+        """Let the backend refuse connections."""
+        await self._behind.stopListening()
+
+    def resume_backend(self) -> None:
+        """Let it listen again, where it did."""
+        self._behind = _listen(self._there, self.backend)
 
     async def client(self) -> FaultyClient:
         return await FaultyClient.connect(reactor, "127.0.0.1", self.port)
@@ -67,6 +76,10 @@ class House:
     async def empty(self) -> None:
         """Wait until nothing is left behind."""
         await until(lambda: not any(self.left().values()), self.left)
+
+
+def _listen(port: int, factory: Any) -> Any:
+    return cast("Any", reactor).listenTCP(port, factory, interface="127.0.0.1")
 
 
 async def until(condition: Callable[[], object], tell: Callable[[], object] = str) -> None:
