@@ -65,6 +65,25 @@ class TreeTests(SynchronousTestCase):
         self.assertGreater(len(required), 3)
         self.assertEqual([each for each in required if ">=" not in each], [])
 
+    def test_the_lock_file_has_all_that_is_asked_for(self):
+        """CI installs nothing else: what setup.cfg names and it lacks would be missing there."""
+        checked = subprocess.run(
+            [sys.executable, ROOT / ".ci" / "lock", "--check"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual((checked.returncode, checked.stderr), (0, ""))
+
+    def test_the_lock_files_name_hashes_and_no_place(self):
+        for name in ("requirements-ci.txt", "requirements-audit.txt"):
+            text = (ROOT / name).read_text("utf-8")
+            self.assertNotIn("://", text)
+            packages = text.split("\n\n", 1)[1].replace(" \\\n    --hash", " --hash").splitlines()
+            self.assertEqual(
+                [one for one in packages if "==" not in one or "--hash" not in one], []
+            )
+
     def test_editable_installs_put_the_folder_on_the_path(self):
         metadata = configparser.ConfigParser()
         metadata.read(ROOT / "setup.cfg", "utf-8")

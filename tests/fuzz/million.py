@@ -102,7 +102,7 @@ def check_stream(said: bytes, data: bytes) -> None:
     """Check what a client is sent for `data`."""
     try:
         read_strictly(said, bare=True)
-    except (StreamRefused, KeyError, TypeError) as refused:
+    except (StreamRefused, KeyError, TypeError, AttributeError) as refused:
         if not any(word in data for word in ITS_OWN) and not AS_IT_CAME.match(str(refused)):
             raise
         events = said.split(b"\n\n")

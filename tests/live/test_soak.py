@@ -53,7 +53,7 @@ OPTIONS = {
 
 
 class Soak(SynchronousTestCase):
-    skip = LONG
+    skip = LONG or (None if SECONDS else "BLOCKOPS_SOAK_SECONDS is 0")
 
     def test_all_is_true_and_nothing_is_left(self):
         print(f"seed {SEED}, {SECONDS:.0f} s, {CLIENTS} clients")  # noqa: T201
