@@ -86,6 +86,8 @@ class Rewriter:
 
     def say(self, text: str) -> list[Piece] | None:
         """Return what a delta becomes that is only `text`; None if it may go as it came."""
+        if self._parser.passes(text):
+            return None
         deltas = self._parser.feed(text)
         return None if _is_just(deltas, text) else self._pieces(deltas)
 

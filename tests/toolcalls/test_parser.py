@@ -312,6 +312,23 @@ class StreamingTests(ReadCase):
             parser.feed(f"A <tool_call> B\n{LINE}")[:-1],
         )
 
+    def test_spaces_at_the_end_wait_for_what_follows(self) -> None:
+        parser = ToolCallParser(OFFER, Rules(max_hold=3))
+        said = [
+            parser.feed(text) for text in ("one", "two ", "three  ", "four", "five     ", "six")
+        ]
+        texts = ["one", "two", " three", "  four", "five     ", "six"]
+        self.assertEqual(said, [[Text(text)] for text in texts])
+
+    def test_what_passes_need_not_be_fed(self) -> None:
+        parser = ToolCallParser(OFFER)
+        self.assertFalse(parser.passes("one"))
+        parser.feed("one")
+        said = {text: parser.passes(text) for text in ("two", "two ", "", "<t", "two\n")}
+        self.assertEqual(said, {"two": True, "two ": False, "": False, "<t": False, "two\n": False})
+        parser.feed(CALL.partition("1")[0])
+        self.assertFalse(parser.passes("2"))
+
     def test_choices_do_not_mix(self) -> None:
         one, other = ToolCallParser(OFFER), ToolCallParser(OFFER)
         texts = f"A {CALL} B", f"`x\n{XML}\nD"

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(msgspec.Struct, frozen=True, gc=False):
     """Text for the client's `content`: never empty."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reasoning:
+class Reasoning(msgspec.Struct, frozen=True, gc=False):
     """Text for the client's `reasoning_content`: never empty."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallBegan:
+class CallBegan(msgspec.Struct, frozen=True, gc=False):
     """A call is certain: its name is whole, and what follows belongs to its arguments."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallArguments:
+class CallArguments(msgspec.Struct, frozen=True, gc=False):
     """A piece of the JSON text of the call that began last: never empty."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallEnded:
+class CallEnded(msgspec.Struct, frozen=True, gc=False):
     """The call that began last has all of its arguments; one that was cut off has no such end."""
 
 

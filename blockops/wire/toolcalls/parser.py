@@ -80,9 +80,8 @@ class ToolCallParser:
             max_hold=rules.max_hold if translate else 0,
             thoughts=self._drafts.hear if self._drafts else str,
         )
-        self._read: Callable[[str, list[Delta]], str] = (
-            self._search if translate or split else self._pass
-        )
+        self._searches = translate or split
+        self._read: Callable[[str, list[Delta]], str] = self._search
         self._reader: CallReader
         self._fluent: Fluent | None = None
         self._opening = Opening("", offer)
@@ -92,6 +91,8 @@ class ToolCallParser:
         self._room = 0
         # Text that this agrees to is a delta as it stands, of this kind, and changes nothing.
         self._agrees: Callable[[str], object] = _never
+        # The same, but for spaces at its end.
+        self._glides: Callable[[str], object] = _never
         self._kind: type[Text | CallArguments] = Text
         self._look_ahead()
 
@@ -105,25 +106,35 @@ class ToolCallParser:
             self.tally["untranslated"] += seen
         if text and self._agrees(text):
             return [self._kind(text)]
+        if self._glides(text):
+            said = self._scanner.glide(text)
+            self._agrees = self._literals.plain.fullmatch if self._scanner.ready else _never
+            return [Text(said)]
         out: list[Delta] = []
         self._read_all(text, out)
         self._scanner.flush(out)
         self._look_ahead()
         return out
 
+    def passes(self, text: str) -> bool:
+        """Say whether `feed` would make nothing of `text` but text: then it need not be fed."""
+        return self._kind is Text and self._count is None and bool(text and self._agrees(text))
+
     def _look_ahead(self) -> None:
         """Note which text that comes next has not to be looked at any closer."""
-        self._agrees = _never
+        self._agrees = self._glides = _never
         self._kind = Text
         if self._read == self._stream:
             self._kind = CallArguments
             verbatim = self._fluent.verbatim if self._fluent is not None else None
             if verbatim is not None:
                 self._agrees = verbatim.fullmatch
-        elif self._read == self._pass:
+        elif not self._searches:
             self._agrees = str
-        elif self._read == self._search and self._scanner.ready:
-            self._agrees = self._literals.plain.fullmatch
+        elif self._read == self._search and self._scanner.gliding:
+            self._glides = self._literals.spaced.fullmatch
+            if self._scanner.ready:
+                self._agrees = self._literals.plain.fullmatch
 
     def finish(self, reason: str | None) -> list[Delta]:
         """
@@ -133,7 +144,7 @@ class ToolCallParser:
         """
         whole = reason in _WHOLE
         out: list[Delta] = []
-        while self._read not in (self._search, self._pass):
+        while self._read != self._search:
             self._read_all(self._end_reader(out, whole=whole), out)
         self._scanner.finish(out)
         if self._drafts and whole and not self.tally["calls"]:
@@ -146,12 +157,6 @@ class ToolCallParser:
         while waiting:
             if rest := self._read(waiting.pop(), out):
                 waiting += _pieces(rest)
-
-    # Without translation.
-
-    def _pass(self, text: str, out: list[Delta]) -> str:
-        out.append(Text(text))
-        return ""
 
     # Searching.
 

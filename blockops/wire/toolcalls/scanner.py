@@ -71,6 +71,7 @@ class Literals:
     What to look for: the openers of some formats, and the think tag.
 
     :ivar plain: matches text, in the middle of a line, that holds nothing to look at
+    :ivar spaced: the same, and spaces behind it
     """
 
     def __init__(self, formats: tuple[ToolCallFormat, ...]) -> None:
@@ -82,6 +83,7 @@ class Literals:
                 there[opener.text] = (*there.get(opener.text, ()), each)
         firsts = "".join(sorted({re.escape(text[0]) for text in self.anywhere}))
         self.plain = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s]")
+        self.spaced = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s][ \t]*")
         self.in_line = re.compile(rf"[{firsts}`\n]")
         self.in_fence = re.compile(rf"[{firsts}\n]")
         # The longest first, so that a literal is not taken for a shorter one it begins with.
@@ -103,6 +105,7 @@ class TextScanner:
     :param max_hold: characters of white space that may be held back
     :param thoughts: is told what stands in think blocks, and, with None, where one ends
     :ivar ready: whether text that `literals.plain` matches would pass unchanged
+    :ivar gliding: whether `glide` may be given text that `literals.spaced` matches
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class TextScanner:
         # Whether text went out yet, and whether a call came after it.
         self._said = False
         self._behind_call = False
-        self.ready = False
+        self.ready = self.gliding = False
 
     def feed(self, text: str, out: list[Delta]) -> Opened | None:
         """Read `text`; return what opened, or None when all of it was read."""
@@ -159,12 +162,28 @@ class TextScanner:
         self._pass(text, end)
         if self._opened is None:
             self._begun = text[end:]
-        self.ready = (
+        self.gliding = (
             self._state == self._line
-            and not (self._begun or self._space or self._behind_call)
+            and not (self._begun or self._behind_call)
             and self._opened is None
         )
+        self.ready = self.gliding and not self._space
         return self._opened
+
+    def glide(self, text: str) -> str:
+        """Return what passes of `text`, and hold back the spaces at its end, as `feed` would."""
+        said = text.rstrip(" \t")
+        out = "".join(self._space) + said
+        self._space.clear()
+        self._space_length = len(text) - len(said)
+        self.ready = not self._space_length
+        if self._space_length > self._max_hold:
+            self._space_length, self.ready = 0, True
+            return out + text[len(said) :]
+        if self._space_length:
+            self._space.append(text[len(said) :])
+        self._said = True
+        return out
 
     def take_for_text(self, text: str) -> None:
         """Take for text what opened no call, or has no place in a call's frame."""
