@@ -38,6 +38,9 @@ class ScriptedParser:
         self.reasons: list[str | None] = []
         self.tally = Counter(scripted=1)
 
+    def passes(self, text: str) -> bool:
+        return False
+
     def feed(self, text: str) -> list[Found]:
         return self.script.get(text, [Text(text)])
 
