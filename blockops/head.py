@@ -16,12 +16,18 @@ from typing import NamedTuple
 
 from twisted.web.http_headers import Headers
 
-from blockops.limits import MAX_DIGITS, MAX_HEAD, MAX_LINE, too_large
+from blockops.limits import MAX_DIGITS, MAX_HEAD, MAX_LINE, MAX_NAME, too_large
 from blockops.wire.errors import ApiError
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_LETTER = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_TOKEN = _LETTER + b"+"
 _REQUEST_LINE = re.compile(rb"(%s) ([!-~]+) (HTTP/1\.[01])" % _TOKEN)
-_HEADER = re.compile(rb"(%s):([\t\x20-\x7e\x80-\xff]*)\r\n" % _TOKEN)
+#: At the start of a line only: to try a line that is none from each of its bytes takes seconds.
+_HEADER = re.compile(
+    rb"^(%s{1,%d}):([\t\x20-\x7e\x80-\xff]*)\r\n" % (_LETTER, MAX_NAME), re.MULTILINE
+)
+#: What a request line begins with while it is not whole, or an empty line before it.
+_BEGINNING = re.compile(rb"%s|\r?\Z" % _TOKEN)
 #: A header's colon and the end of its line.
 _AROUND = len(b":\r\n")
 _END = b"\r\n\r\n"
@@ -73,7 +79,7 @@ def read_head(data: bytes) -> Head:
     headers = _HEADER.findall(rest)
     # What is skipped in the search for headers is none.
     if sum([len(name) + len(value) + _AROUND for name, value in headers]) != len(rest) - 2:
-        raise _not_http("one of its headers is none")
+        raise _not_http(f"one of its headers is none, or has a name of more than {MAX_NAME} bytes")
     read = Headers()
     for name, value in headers:
         read.addRawHeader(name, value.strip(b" \t"))
@@ -122,8 +128,9 @@ def _check_beginning(data: bytes) -> None:
     :raises ApiError: it does not begin as one, or is already too long
     """
     line, found, _ = _from_its_line(data).partition(b"\r\n")
-    if found and not _REQUEST_LINE.fullmatch(line):
-        # Somebody speaks another protocol: nothing like an end will ever come.
+    whole_line = _REQUEST_LINE.fullmatch if found else _BEGINNING.match
+    if not whole_line(line):
+        # Somebody speaks another protocol, such as TLS: nothing like an end will ever come.
         _check_size(data)
         raise _not_http("its first line is no request line")
     last = data.rfind(b"\r\n") + 2

@@ -10,6 +10,8 @@ SLOWEST_BODY = 16 * 1024
 #: large_client_header_buffers.
 MAX_LINE = 8 * 1024
 MAX_HEAD = 4 * MAX_LINE
+#: Bytes of a header's name. Twisted keeps up to 10,000 names that clients made up, for good.
+MAX_NAME = 256
 #: Bytes of further requests that are read while one is answered: so much shows soon when the client
 #: leaves, and is no burden.
 MAX_HELD = 16 * 1024

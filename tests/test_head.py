@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.head import body_length, end_of_head, read_head, request_line
-from blockops.limits import MAX_DIGITS, MAX_HEAD, MAX_LINE
+from blockops.head import _HEADER, body_length, end_of_head, read_head, request_line
+from blockops.limits import MAX_DIGITS, MAX_HEAD, MAX_LINE, MAX_NAME
 from blockops.wire.errors import ApiError
 
 LIMIT = 1000
@@ -101,6 +101,18 @@ class Reading(Refusals):
             error = self.assertRaises(ApiError, read_head, head(b"A: b", line, b"C: d"))
             self.assertIn("headers", error.message, line)
 
+    def test_a_name_that_nobody_would_give(self) -> None:
+        # Twisted keeps the names that it has seen.
+        longest = b"N" * MAX_NAME
+        self.assertTrue(read_head(head(longest + b": x")).headers.hasHeader(longest))
+        error = self.assertRaises(ApiError, read_head, head(longest + b"N: x"))
+        self.assertIn(str(MAX_NAME), error.message)
+
+    def test_what_is_no_header_is_looked_at_once(self) -> None:
+        # 32 KB of it took two seconds when each of its bytes could begin a header.
+        lines = b"no name: x\r\n no: x\r\nName: x\r\n"
+        self.assertEqual(_HEADER.findall(lines), [(b"Name", b" x")])
+
     def test_its_line_as_far_as_it_is_known(self) -> None:
         self.assertEqual(request_line(b"GET /x HTTP/1.1\r\nbad"), (b"GET", b"/x"))
         self.assertEqual(request_line(b"\r\nGET /x HTTP/1.1"), (b"GET", b"/x"))
@@ -175,6 +187,9 @@ class Sizes(Refusals):
         for status, data in (
             (400, b"GET /\r\n"),
             (400, b"\x16\x03\x01\x02\x00\x01\r\n"),
+            (400, b"\x16\x03\x01\x02\x00\x01"),
+            (400, b" "),
+            (400, b"\rG"),
             (414, b"GET /".ljust(MAX_LINE + 2, b"x")),
             (414, b"x" * (MAX_LINE + 1) + b"\r\n"),
             (431, b"GET / HTTP/1.1\r\nX: ".ljust(MAX_LINE + 20, b"x")),
@@ -184,6 +199,8 @@ class Sizes(Refusals):
             self.assertEqual(error.status, status, data[:20])
 
     def test_that_may_still_fit(self) -> None:
+        for beginning in (b"\r", b"\r\n", b"\r\n\r", b"G", b"\r\nGET", b"GET "):
+            self.assertEqual(end_of_head(beginning), 0, beginning)
         whole = of_size(MAX_LINE, MAX_LINE)
         for cut in (1, 2, MAX_LINE, MAX_LINE + 1, MAX_LINE + 2, len(whole) - 4, len(whole) - 1):
             self.assertEqual(end_of_head(whole[:cut]), 0, cut)
