@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import fields
 from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from blockops.settings import Settings
 from tests.live.backends import DONE, event
 from tests.live.harness import LONG, Daemon, question, start_daemon
 from tests.live.wires import Heard, Stage, Wire, allow_files, connect, post
 
 #: Bounds for what has to come to an end: generous, nothing is judged by them.
 PATIENCE = 300
-
-
-def known(**options: object) -> list[str]:
-    """Return `options` as a command line, without those that this version does not have."""
-    names = {field.name for field in fields(Settings)}
-    return [
-        word
-        for name, value in options.items()
-        if name in names
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
 
 
 _WHOLE = json.dumps(
@@ -72,8 +59,13 @@ class Case(SynchronousTestCase):
     skip = LONG
 
     def start(self, stage: Stage, **options: object) -> Daemon:
-        caps = known(max_connections=8000, max_connections_per_client=8000)
-        return start_daemon(self, "--backend", stage.url, *caps, *known(**options))
+        options = {"max_connections": 8000, **options}
+        words = [
+            word
+            for name, value in options.items()
+            for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
+        return start_daemon(self, "--backend", stage.url, *words)
 
     def allow(self, files: int) -> None:
         try:
