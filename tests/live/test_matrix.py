@@ -23,9 +23,18 @@ from tests.live.acceptance.matrix import (
     judge_cell,
     judge_oracle,
 )
+from tests.live.acceptance.matrix import (
+    lost as lost_texts,
+)
 from tests.live.acceptance.oracle import Judged, Said, expected, known_texts, lost_by_server
 from tests.live.acceptance.table import page, summary
-from tests.live.real_backends import LLAMA_CPP, LLAMA_CPP_TOOLS, MLX_LM_TOOLS, REAL_BACKENDS
+from tests.live.real_backends import (
+    LLAMA_CPP,
+    LLAMA_CPP_TOOLS,
+    MLX_LM_TOOLS,
+    REAL_BACKENDS,
+    VLLM_MLX,
+)
 from tests.live.tools import TEXTS
 
 OPENAI = next(one for one in CLIENTS if one.name == "openai (Python)")
@@ -132,15 +141,20 @@ class Cells(SynchronousTestCase):
 class Oracle(SynchronousTestCase):
     def test_what_is_lost_is_what_is_known_to_be(self) -> None:
         texts = {f"{text.key}#{text.turn}": text for text in TEXTS}
-        lost = [Judged(texts[name], ("stream",)) for name in LOST[LLAMA_CPP_TOOLS]]
+        known = lost_texts(LLAMA_CPP_TOOLS, BLOCKOPS)
+        lost = [Judged(texts[name], ("stream",)) for name in known]
         fine = [Judged(texts["j-add#0"])]
-        self.assertEqual(judge_oracle(LLAMA_CPP_TOOLS, lost + fine), "")
-        self.assertIn("not lost", judge_oracle(LLAMA_CPP_TOOLS, fine))
-        self.assertIn("does not say so", judge_oracle(LLAMA_CPP, lost))
+        self.assertEqual(judge_oracle(known, lost + fine), "")
+        self.assertIn("not lost", judge_oracle(known, fine))
+        self.assertIn("does not say so", judge_oracle(set(), lost))
+
+    def test_a_server_loses_nothing_that_it_does_not_know_to_be_a_call(self) -> None:
+        self.assertEqual(lost_texts(VLLM_MLX, PROMPT), set())
+        self.assertEqual(lost_texts(VLLM_MLX, BLOCKOPS), LOST[VLLM_MLX])
 
     def test_trouble_is_told(self) -> None:
         judged = [Judged(TEXTS[0], ("whole",), "whole: nothing came")]
-        self.assertIn("nothing came", judge_oracle(LLAMA_CPP, judged))
+        self.assertIn("nothing came", judge_oracle(set(), judged))
 
     def test_only_a_server_that_changed_the_text_can_have_lost_it(self) -> None:
         text = next(one for one in TEXTS if one.key == "x-add" and one.turn == 0)

@@ -14,7 +14,7 @@ from tests.live.acceptance.cells import Between, Cell, Outcome
 from tests.live.acceptance.clients import CLIENTS, Agent, Client
 from tests.live.acceptance.known import LOST, READ_THEMSELVES, broken
 from tests.live.acceptance.oracle import Judged, judge_all
-from tests.live.real_backends import LLAMA_CPP, REAL_BACKENDS, RealBackend
+from tests.live.real_backends import LLAMA_CPP, REAL_BACKENDS, VLLM_MLX, RealBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +54,8 @@ class Wanted:
         columns = [(backend, between) for backend in self.backends()]
         if LLAMA_CPP in self.backends() and not self.heartbeat_style:
             columns += [(LLAMA_CPP, PROMPT), (LLAMA_CPP, NOTHING)]
+        if VLLM_MLX in self.backends() and not self.heartbeat_style:
+            columns.append((VLLM_MLX, PROMPT))
         return columns
 
     def oracle(self) -> bool:
@@ -152,8 +154,9 @@ class Matrix:
         # The longest first.
         if self.wanted.oracle():
             plan += [
-                (Row(one, ORACLE), self._oracle(urls.get(one, "")))
-                for one in reversed(self.wanted.backends())
+                (Row(backend, ORACLE, between), self._oracle(urls.get(backend, "")))
+                for backend, between in reversed(self.wanted.columns())
+                if between.daemon
             ]
         for client in reversed(self.wanted.clients()):
             for backend, between in self.wanted.columns():
@@ -193,9 +196,9 @@ class Matrix:
                 return
             folder = self.folder / f"oracle-{id(row):x}"
             folder.mkdir(parents=True)
-            with BLOCKOPS.running(url, folder) as (near, _):
+            with row.between.running(url, folder) as (near, _):
                 row.judged = judge_all(row.backend, near.url, url)
-            row.trouble = judge_oracle(row.backend, row.judged)
+            row.trouble = judge_oracle(lost(row.backend, row.between), row.judged)
 
         return run
 
@@ -222,10 +225,16 @@ def judge_cell(cell: Cell, outcome: Outcome) -> str:
     return "; ".join(troubles)
 
 
-def judge_oracle(backend: RealBackend, judged: list[Judged]) -> str:
+def lost(backend: RealBackend, between: Between) -> set[str]:
+    """Return the names of the texts that a server is known to lose."""
+    # A parser works where a request offers tools: those in the prompt it does not know of.
+    return LOST.get(backend, set()) if between.tools == "pass" else set()
+
+
+def judge_oracle(known: set[str], judged: list[Judged]) -> str:
+    """Return what is not as it should be, in words; nothing if `known` was lost, and no more."""
     troubles = [f"{one.name} {one.trouble}" for one in judged if one.trouble]
     lost = {one.name for one in judged if one.ways}
-    known = LOST.get(backend, set())
     if lost - known:
         troubles.append(f"lost, and known.py does not say so: {sorted(lost - known)}")
     if known - lost:

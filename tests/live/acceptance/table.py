@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import blockops
 from tests.live.acceptance.clients import CLIENTS
-from tests.live.acceptance.known import LOST, WHY_LOST, broken
-from tests.live.acceptance.matrix import ORACLE, Matrix, Row
+from tests.live.acceptance.known import WHY_LOST, broken
+from tests.live.acceptance.matrix import ORACLE, Matrix, Row, lost
 from tests.live.tools import FORMATS
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def _cell(row: Row, notes: list[str]) -> str:
 
 
 def _texts(row: Row, notes: list[str]) -> str:
-    lost = LOST.get(row.backend, set())
-    count = f"{len(row.judged) - len(lost)} of {len(row.judged)}"
-    return f"{count} {_note(WHY_LOST[row.backend], notes)}" if lost else count
+    known = lost(row.backend, row.between)
+    count = f"{len(row.judged) - len(known)} of {len(row.judged)}"
+    return f"{count} {_note(WHY_LOST[row.backend], notes)}" if known else count
 
 
 def _note(text: str, notes: list[str]) -> str:
