@@ -327,7 +327,8 @@ class StreamTranscoder:
             return
         if self._stencil is None or self._stencil.read(raw, 0, len(raw) - 2) is None:
             self._lessons -= 1
-            self._stencil = stencil_of(data)
+            # The last one leaves no shape behind: nobody would notice when it stops to count.
+            self._stencil = stencil_of(data) if self._lessons else None
         if self._stencil is not None:
             self._say = choice.say if self._stencil.content else _as_it_is
 

@@ -177,6 +177,18 @@ class Streams(SynchronousTestCase):
         events = [event(chunk({"content": f"word {n} "}, number=n)) for n in range(1, 40)]
         self.assert_same(b"".join([*events, DONE]), [])
 
+    def test_what_is_given_up_is_forgotten(self) -> None:
+        """The shape of the last lesson does not count behind the finish reason either."""
+        events = [event(chunk({"content": f"{n} "}, index=n % 2)) for n in range(17)]
+        for more in (
+            [event(chunk({}, index=0, finish_reason="stop"))],
+            [event(chunk({}, index=1, finish_reason="stop"))],
+        ):
+            for index in (0, 1):
+                behind = event(chunk({"content": "behind"}, index=index))
+                stream = b"".join([*events, *more, behind, DONE])
+                self.assert_same(stream, [stream.index(behind)])
+
     def test_an_event_that_is_too_long(self) -> None:
         texts = ["a", "b", "c" * 300, "d"]
         stream = b"".join(event(chunk({"content": text})) for text in texts)
