@@ -13,7 +13,8 @@ from blockops.backend import Backend, Refused
 from blockops.exchange import Exchange
 from blockops.records import Record
 from blockops.wire.errors import ApiError
-from blockops.wire.naming import renamed_entry, with_short_names
+from blockops.wire.mend import UNREADABLE
+from blockops.wire.naming import id_of, renamed_entry, with_short_names
 
 #: Statuses that say that a backend has no such route.
 NO_ROUTE = frozenset({404, 405, 501})
@@ -99,13 +100,9 @@ def find_model(listing: bytes, name: str) -> bytes | None:
     """Return the JSON of the model `name` in the backend's answer to `/v1/models`."""
     try:
         models = msgspec.json.decode(listing, type=_Models).data
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
-    for raw in models:
-        model = msgspec.json.decode(raw)
-        if isinstance(model, dict) and model.get("id") == name:
-            return memoryview(raw).tobytes()
-    return None
+    return next((bytes(raw) for raw in models if id_of(raw) == name), None)
 
 
 class _Models(msgspec.Struct):

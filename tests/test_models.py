@@ -187,6 +187,15 @@ class Relayed(Named):
         self.world.reactor.advance(0)
         self.assertEqual(self.world.connecting(), 1)
 
+    def test_names_that_cannot_be_read(self) -> None:
+        """They are the backend's to judge."""
+        for name in (b'"\xff"', b"1e999", b"[1]", b'"\\ud83d"'):
+            for world in (World(), World(model_alias=ALIASES)):
+                self.world = world
+                body = b'{"model": ' + name + b', "input": "x"}'
+                _, backend = self.post("/v1/embeddings", body)
+                self.assertTrue(backend.received().endswith(body))
+
 
 class Lists(Named):
     def test_short_names_stand_beside_the_others(self) -> None:
@@ -217,6 +226,18 @@ class Lists(Named):
             client, backend = self.get("/v1/models")
             backend.answer(body)
             self.assertEqual((client.status(), client.body()), (200, body))
+
+    def test_entries_whose_names_cannot_be_read(self) -> None:
+        ids = (b"[1]", b'{"a": 1}', b'"\xff"', b"1e999", b"null")
+        entries = b", ".join(b'{"id": ' + name + b"}" for name in ids)
+        client, backend = self.get("/v1/models")
+        backend.answer(b'{"data": [' + entries + b"]}")
+        self.assertIn(b'{"id":"qwen",', client.body())
+        client, backend = self.get("/v1/models/qwen")
+        backend.answer(b"", "404 Not Found")
+        listing = entries + b", " + json.dumps(ENTRY).encode()
+        self.world.backend().answer(b'{"data": [' + listing + b"]}")
+        self.assertEqual(client.json(), {**ENTRY, "id": "qwen"})
 
     def test_without_short_names_it_is_relayed(self) -> None:
         self.world = World()

@@ -17,6 +17,7 @@ from blockops.wire.mend import UNREADABLE
 from blockops.wire.transcode import StreamTranscoder
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_text = msgspec.json.Decoder(str).decode
 _DATA = b"data: "
 
 
@@ -87,9 +88,8 @@ def real_name(body: bytes, names: Mapping[str, str]) -> tuple[bytes, str | None]
     :param names: short name -> real name
     :returns: the body, and the short name, if it had one; what is no JSON object stays as it is
     """
-    said = _field(body, "model")
-    name = msgspec.json.decode(said) if said else None
-    real = names.get(name) if isinstance(name, str) else None
+    name = _text(_field(body, "model")) if names else None
+    real = None if name is None else names.get(name)
     if real is None:
         return body, None
     return msgspec.json.encode({**_decode_fields(body), "model": real}), name
@@ -106,7 +106,7 @@ def with_short_names(listing: bytes, names: Mapping[str, str]) -> bytes:
         entries = msgspec.json.decode(fields["data"], type=list[dict[str, msgspec.Raw]])
     except (*UNREADABLE, KeyError):
         return listing
-    known = {msgspec.json.decode(entry.get("id", b"null")): entry for entry in entries}
+    known = {_text(entry.get("id", b"")): entry for entry in entries}
     for short, real in names.items():
         if short not in known:
             entries.append(renamed(known.get(real, _UNKNOWN), short))
@@ -124,6 +124,19 @@ def renamed_entry(entry: bytes, name: str) -> bytes:
         return msgspec.json.encode(renamed(_decode_fields(entry), name))
     except UNREADABLE:
         return entry
+
+
+def id_of(entry: bytes | msgspec.Raw) -> str | None:
+    """Return what a model's entry says that it is called; None if it says nothing of the kind."""
+    return _text(_field(bytes(entry), "id"))
+
+
+def _text(data: bytes | msgspec.Raw) -> str | None:
+    """Return the text that this JSON is; None if it is anything else."""
+    try:
+        return _decode_text(data)
+    except UNREADABLE:
+        return None
 
 
 def _field(data: bytes, name: str) -> bytes:
