@@ -42,13 +42,16 @@ NAMING = frozenset(
 
 def streams_up(target: bytes, read: Collection[bytes] = ()) -> bool:
     """
-    Say whether a body sent to `target` goes to the backend as it comes: it is not read here.
+    Say whether nothing here waits for a body sent to `target`.
+
+    It goes to the backend as it comes, or to nobody: where there is nothing that reads it, such as
+    `/health`, which needs no key, it must not take the room of those who have one.
 
     :param read: paths of which the bodies are read, besides those of chats and completions
     """
     path = target.partition(b"?")[0]
     whole = unquote_to_bytes(path)
-    return path.startswith(BELOW) and whole not in {CHAT, COMPLETIONS} and whole not in read
+    return not path.startswith(BELOW) or (whole not in {CHAT, COMPLETIONS} and whole not in read)
 
 
 class Route(Resource):

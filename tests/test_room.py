@@ -52,6 +52,19 @@ class Bodies(SynchronousTestCase):
         self.assertEqual(judge(client.received()).outcome, "503 too_many_bytes")
         self.assertEqual(reply.headers["retry-after"], str(FULL_FOR))
 
+    def test_what_nobody_reads_takes_none(self) -> None:
+        # Some of it would need no key.
+        for target in ("/health", "/ready", "/metrics", "/nowhere", "/"):
+            client = self.world.client()
+            client.send(f"POST {target} HTTP/1.1\r\nHost: b\r\nContent-Length: {64 * KIB}\r\n\r\n")
+            client.send(b"x" * 63 * KIB)
+            self.assertEqual(self.held(), 0, target)
+            self.assertIn(client.status(), {404, 405}, target)
+            client.send(b"x" * KIB)
+            client.reactor.advance(0)
+            self.assertTrue(client.wire.closed, target)
+        self.assertEqual(self.world.idle(), NOTHING_LEFT)
+
     def test_a_queue_of_large_bodies(self) -> None:
         clients = [self.post(16 * KIB) for _ in range(4)]
         self.assertEqual(self.held(), 64 * KIB)

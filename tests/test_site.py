@@ -34,7 +34,7 @@ BAD_REQUESTS = (
     b"POST /health HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     b"POST /health HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     b"POST /health HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
-    b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
 )
 
 
@@ -185,7 +185,7 @@ class Deadlines(SynchronousTestCase):
         self.assertTrue(client.wire.closed)
 
     def test_a_body_that_trickles_in(self) -> None:
-        for target in ("/v1/chat/completions", "/elsewhere"):
+        for target in ("/v1/chat/completions", "/v1/completions"):
             world = World(header_timeout=60)
             client = world.client()
             size = SLOWEST_BODY * 40
