@@ -36,6 +36,7 @@ from prometheus_client.utils import floatToGoString
 from blockops import __version__
 from blockops.exchange import Exchange, Logged
 from blockops.records import ResponseRecord
+from blockops.wire.report import tokens_in
 
 #: Upper ends of the histograms' buckets, in seconds: prompts are read for minutes.
 BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -162,8 +163,8 @@ class Metrics(Collector):
         if key:
             self._keys[key] += 1
         for kind, name in _TOKENS.items():
-            tokens = usage.get(name)
-            if isinstance(tokens, int) and tokens > 0:
+            tokens = tokens_in(usage, name)
+            if tokens:
                 self._tokens[kind] += tokens
                 if key:
                     self._key_tokens[key, kind] += tokens

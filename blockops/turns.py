@@ -34,7 +34,7 @@ from blockops.refusals import Refusals
 from blockops.settings import Settings
 from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError
-from blockops.wire.report import Report
+from blockops.wire.report import Report, tokens_in
 from blockops.wire.requests import ChatRequest
 
 #: Seconds that a request which begins a session anew waits for the backend to be idle.
@@ -367,8 +367,7 @@ class Turn:
         if self.aside is None or not self.aside.said:
             for kind, told in self._due.items():
                 told.unsay(kind)
-        usage = report.usage if report is not None else None
-        reported = usage.get("prompt_tokens") if usage else None
-        if isinstance(reported, int) and self._sent:
+        reported = tokens_in(report.usage, "prompt_tokens") if report is not None else 0
+        if reported and self._sent:
             self._turns.tokens.learn(self._asked.real_model, weight_of(self._sent), reported)
             self._thread.learn(self._sent, self._tally, reported)

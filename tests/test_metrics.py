@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 from twisted.internet.address import IPv4Address
@@ -245,6 +246,10 @@ class Odd(SynchronousTestCase):
             for sample in family.samples:
                 if sample.name == "blockops_tokens_total":
                     self.assertGreaterEqual(sample.value, 0)
+
+    def test_usage_that_no_gauge_can_show(self) -> None:
+        metrics = self.metrics([ResponseRecord(id="1", usage={"prompt_tokens": 10**400})])
+        self.assertNotIn(b"blockops_tokens_total{", generate_latest(metrics._registry))
 
     def test_many_events(self) -> None:
         names = [

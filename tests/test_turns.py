@@ -159,6 +159,14 @@ class Usage(SynchronousTestCase):
         health.get("/health")
         self.assertLess(abs(health.json()["token_estimate_error_percent"]), 1)
 
+    def test_what_is_no_count_teaches_nothing(self) -> None:
+        talk = Talk()
+        for absurd in (2**32 - 1, 10**400):
+            talk.turn(user("word " * 2_000), reported=absurd)
+            # A history of so many tokens would not be sent on.
+            talk.turn(user("word " * 2_000), user("more"), reported=4_000)
+            self.assertEqual(len(talk.asked["messages"]), 2)
+
 
 class Cutting(SynchronousTestCase):
     def talk(self) -> Talk:

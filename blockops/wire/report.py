@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 _MAX_NAMES = 256  # a log line's worth; the calls behind them are only counted
+
+#: Nothing has as many: a backend that says so counts nothing, such as -1 in 32 bits.
+_MOST_TOKENS = 10**9
 
 
 @dataclass(slots=True)
@@ -36,3 +40,9 @@ class Report:
         self.calls += 1
         if self.calls <= _MAX_NAMES:
             self.names.append(name)
+
+
+def tokens_in(usage: Mapping[str, Any] | None, name: str) -> int:
+    """Return the tokens that a backend's `usage` says by `name`; 0 where it says no such number."""
+    said = usage.get(name) if usage else None
+    return said if type(said) is int and 0 < said < _MOST_TOKENS else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.report import Report
+from blockops.wire.report import Report, tokens_in
 
 
 class ReportTests(SynchronousTestCase):
@@ -14,3 +14,12 @@ class ReportTests(SynchronousTestCase):
             report.call_began(f"f{number}")
         self.assertEqual(report.calls, 1000)
         self.assertEqual(report.names, [f"f{number}" for number in range(256)])
+
+    def test_tokens(self) -> None:
+        self.assertEqual(tokens_in({"prompt_tokens": 7}, "prompt_tokens"), 7)
+        self.assertEqual(tokens_in(None, "prompt_tokens"), 0)
+        self.assertEqual(tokens_in({}, "prompt_tokens"), 0)
+
+    def test_numbers_that_count_nothing(self) -> None:
+        for said in (0, -1, True, None, 1.5, "7", [7], 2**32 - 1, 2**64 - 1, 10**400):
+            self.assertEqual(tokens_in({"prompt_tokens": said}, "prompt_tokens"), 0, said)
