@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 from twisted.internet import defer
@@ -50,25 +50,41 @@ class Admission:
         """How many wait for one."""
         return len(self._places.waiting)
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    def place(self) -> Place:
         """
-        Wait for a place, and hold it as long as the block runs.
+        Return a place to wait for, and to hold as long as an `async with` block runs.
 
         Cancelling the wait leaves the queue; every way out of the block gives the place back.
 
-        :raises ApiError: 429, the queue is full or the wait was too long; what `dismiss` says
+        :raises ApiError: at the block: 429, the queue is full or the wait was too long; what
+            `dismiss` says
         """
-        await self._acquire()
-        try:
+        return Place(self)
+
+    async def enter(self) -> float:
+        """Wait for a place; return since when it is held, in seconds of the clock."""
+        acquired = self._acquire()
+        if not acquired.called:
+            await acquired
             # release() runs the next waiter inside itself: a hundred that end at once would
             # overflow the stack and lose a place (twisted#9304). So nobody ends in there.
-            await deferLater(self._clock, 0)
-            began = self._clock.seconds()
-            yield
-            self._learn(self._clock.seconds() - began)
-        finally:
-            self._places.release()
+            try:
+                await deferLater(self._clock, 0)
+            except BaseException:
+                self._places.release()
+                raise
+        return self._clock.seconds()
+
+    def leave(self, since: float, *, well: bool) -> None:
+        """
+        Give a place back.
+
+        :param since: from `enter`
+        :param well: the request took as long as one takes that nothing has cut short
+        """
+        if well:
+            self._learn(self._clock.seconds() - since)
+        self._places.release()
 
     def dismiss(self, verdict: Callable[[], ApiError]) -> None:
         """Let all who wait fail with what `verdict` returns: there is nothing to wait for."""
@@ -111,3 +127,21 @@ class Admission:
         ahead = (self.waiting + 1) / self._places.limit
         shortest, longest = self.RETRY_AFTER
         return min(max(math.ceil(ahead * self._seconds_held), shortest), longest)
+
+
+class Place:
+    """A place of `admission`, held as long as a block runs."""
+
+    __slots__ = ("_admission", "_since")
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._since = 0.0
+
+    async def __aenter__(self) -> None:
+        self._since = await self._admission.enter()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._admission.leave(self._since, well=kind is None)

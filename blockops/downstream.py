@@ -42,6 +42,9 @@ class _State(Enum):
     GONE = auto()
 
 
+_SETTLED = frozenset({_State.DELIVERED, _State.GONE})
+
+
 @implementer(IPushProducer)
 class Downstream:
     """
@@ -93,6 +96,11 @@ class Downstream:
         return self._state is _State.GONE
 
     @property
+    def settled(self) -> bool:
+        """The transport has the last of a finished answer, or all is off."""
+        return self._state in _SETTLED
+
+    @property
     def over(self) -> bool:
         """Nothing more is to be said, or nobody is there to hear it."""
         return self._state is not _State.OPEN
@@ -135,7 +143,7 @@ class Downstream:
     def delivered(self) -> Deferred[None]:
         """Return what fires when the transport has the last of a finished answer, or all is off."""
         delivered: Deferred[None] = Deferred()
-        if self._state in {_State.DELIVERED, _State.GONE}:
+        if self.settled:
             delivered.callback(None)
         else:
             self._delivered.append(delivered)

@@ -121,7 +121,8 @@ class Exchange:
         await work
         if not self.client.over:
             raise RuntimeError(f"{self.request!r} was left without an answer")
-        await self.client.delivered()
+        if not self.client.settled:
+            await self.client.delivered()
 
     def ask_again(self) -> None:
         """Forget what the backend said: it is going to be asked another way."""

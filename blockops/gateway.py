@@ -106,7 +106,7 @@ class Gateway:
     def _forget(self, _: object, exchange: Exchange, route: str) -> None:
         self._pulse.discard(exchange)
         self._live.pop(exchange, None)
-        if exchange.response is not None:
+        if exchange.response is not None and exchange.heard.first is None:
             drop(exchange.response)
         if exchange.logged is Logged.NOT_YET:
             self._traffic.write(exchange.came())

@@ -7,8 +7,9 @@ comes meanwhile waits for the purge, which is short and bounded. So neither feel
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
 from twisted.internet import defer
@@ -48,17 +49,20 @@ class Purge:
         self._behind: list[Deferred[None]] | None = None
         self.skipped = 0
 
-    @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        """Hold purges off as long as the block runs."""
+    def working(self) -> Working:
+        """Return what holds purges off as long as an `async with` block runs."""
+        return Working(self)
+
+    async def begin(self) -> None:
+        """Hold purges off until `end`; wait for the end of the one that is under way."""
         await self._end_of_purge()
         self._working += 1
-        try:
-            yield
-        finally:
-            self._working -= 1
-            if not self._working:
-                self._when_idle()
+
+    def end(self) -> None:
+        """Hold them off no longer."""
+        self._working -= 1
+        if not self._working:
+            self._when_idle()
 
     def later(self, session: str) -> None:
         """Purge for `session` as soon as the backend is idle."""
@@ -75,7 +79,7 @@ class Purge:
         if not self._possible():
             return
         if not self._working:
-            self._begin()
+            self._forget_now()
         else:
             try:
                 await _told(self._patient).addTimeout(patience, self._clock)
@@ -91,10 +95,10 @@ class Purge:
     def _when_idle(self) -> None:
         if self._owed or self._patient:
             self._owed.clear()
-            self._begin()
+            self._forget_now()
             _tell(self._patient)
 
-    def _begin(self) -> None:
+    def _forget_now(self) -> None:
         if self._behind is None:
             self._behind = []
             Deferred.fromCoroutine(self._purge())
@@ -110,6 +114,23 @@ class Purge:
         finally:
             behind, self._behind = self._behind or [], None
             _tell(behind)
+
+
+class Working:
+    """Somebody who is at the backend as long as a block runs."""
+
+    __slots__ = ("_purge",)
+
+    def __init__(self, purge: Purge) -> None:
+        self._purge = purge
+
+    async def __aenter__(self) -> None:
+        await self._purge.begin()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._purge.end()
 
 
 def _told(line: list[Deferred[None]]) -> Deferred[None]:

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from blockops.capabilities import Tokenizer
 from blockops.conversation import notices
 from blockops.conversation.context import Guard, Limits
-from blockops.conversation.history import Facts, Line, Reader, first_user, text_in
+from blockops.conversation.history import Facts, Line, Reader, Recent, digest, first_user, text_in
 from blockops.conversation.notices import Kind
 from blockops.conversation.prompting import FIELDS, Prompting
 from blockops.conversation.sessions import Identity, Session, Sessions, Told
@@ -39,6 +39,8 @@ from blockops.wire.requests import ChatRequest
 
 #: Seconds that a request which begins a session anew waits for the backend to be idle.
 PURGE_WITHIN = 5.0
+#: Lists of tools of which the weight is kept, twice: agents send theirs with each request.
+MAX_TOOLS = 100
 #: Messages that are counted by the backend at once.
 COUNTED_AT_ONCE = 8
 
@@ -81,6 +83,7 @@ class Turns:
             settings.token_warn_threshold, settings.token_hard_threshold, settings.target
         )
         self.guard = Guard(limits, self.reader.read)
+        self._tools: Recent[bytes, Facts] = Recent(MAX_TOOLS)
         self.wording = wording_of(settings.tool_format)
         self.refusals = Refusals()
         self.cut = 0
@@ -93,6 +96,15 @@ class Turns:
             "prompts_cut": self.cut,
             "token_estimate_error_percent": None if error is None else round(100 * error, 1),
         }
+
+    def facts_of_tools(self, text: bytes) -> Facts:
+        """Return a request's tools as something to be counted."""
+        key = digest(text)
+        facts = self._tools.get(key)
+        if facts is None:
+            facts = of_tools(text)
+            self._tools.put(key, facts)
+        return facts
 
     def writes_tools(self, asked: ChatRequest) -> bool:
         """Say whether the tools of a request are written into its prompt."""
@@ -174,7 +186,7 @@ class Turn:
         self._tools_text = asked.tools()
         if turns.writes_tools(asked):
             self._write_tools()
-        self._tools = of_tools(self._tools_text)
+        self._tools = turns.facts_of_tools(self._tools_text)
         self._offers_tools = bool(asked.field("tools") or asked.field("functions"))
         self._tally = turns.tokens.of(asked.real_model)
         self._thread = session.thread(first_user(self._lines))
@@ -246,7 +258,7 @@ class Turn:
             refused, self._asked.real_model, with_results=self._has_results
         ):
             self._write_tools()
-            self._tools = of_tools(self._tools_text)
+            self._tools = self._turns.facts_of_tools(self._tools_text)
             self._sent[-1:] = [self._tools]
             return self._body()
         return None

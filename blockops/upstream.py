@@ -158,10 +158,11 @@ class Upstream:
         The body of the answer waits: `deliverBody` starts it. Cancelling closes the connection.
 
         :param target: path and query as the client wrote them, from `/v1` on
+        :param headers: the request's own from here on
         :raises ApiError: 502 or 504, no answer came; the message says which part failed
         :raises Unreached: the same, and not a byte of the request has left
         """
-        sent = headers.copy() if headers is not None else Headers()
+        sent = headers if headers is not None else Headers()
         if self.key is not None:
             sent.setRawHeaders("Authorization", [f"Bearer {self.key}"])
         asked = self._client.request(

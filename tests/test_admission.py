@@ -103,10 +103,17 @@ class Places(SynchronousTestCase):
 
     def test_leaving_in_the_turn_between(self) -> None:
         admission = self.admission(places=1)
-        guest = Guest(admission, self.order)
-        guest.done.cancel()
+        guests = self.guests(admission, 2)
+        guests[0].leave.callback(None)
+        self.assertEqual((admission.running, self.order), (1, [0]))
+        guests[1].done.cancel()
         self.clock.advance(0)
-        self.assertEqual((admission.running, self.order), (0, []))
+        self.assertEqual((admission.running, self.order), (0, [0]))
+
+    def test_a_free_place_is_had_at_once(self) -> None:
+        admission = self.admission(places=1)
+        Guest(admission, self.order)
+        self.assertEqual((admission.running, self.order), (1, [0]))
 
     def test_an_error_gives_the_place_back(self) -> None:
         admission = self.admission(places=1)

@@ -111,14 +111,14 @@ class Thread:
         :param sent: its messages, and its tools
         :param reported: its `usage.prompt_tokens`
         """
-        unsure = {facts.digest for facts in tally.unknown(sent)}
-        guessed = [facts for facts in sent if facts.digest in unsure]
-        for facts in guessed[MAX_GUESSED:]:
-            tally.count(facts)
-        del guessed[MAX_GUESSED:]
-        self._guessed = b"".join(facts.digest for facts in guessed)
-        self._guesses = array("Q", map(tally.guess, guessed))
-        self._beyond = reported - sum(map(tally.guess, sent)) + sum(self._guesses)
+        guesses = [tally.guess(facts) for facts in sent]
+        unsure = [at for at, facts in enumerate(sent) if not tally.knows(facts)]
+        for at in unsure[MAX_GUESSED:]:
+            tally.count(sent[at])
+        del unsure[MAX_GUESSED:]
+        self._guessed = b"".join([sent[at].digest for at in unsure])
+        self._guesses = array("Q", [guesses[at] for at in unsure])
+        self._beyond = reported - sum(guesses) + sum(self._guesses)
 
     def missed(self, messages: Iterable[Facts], tally: Tally) -> int:
         """
@@ -129,6 +129,8 @@ class Thread:
 
         :param messages: those that have come, and the tools
         """
+        if self._beyond <= 0:
+            return 0
         came = {facts.digest: facts for facts in messages}
         counted = 0
         for at, then in enumerate(self._guesses):

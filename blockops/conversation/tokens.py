@@ -84,25 +84,24 @@ class Tally:
             self._counts.put(facts.digest, known)
         return known
 
+    def knows(self, facts: Facts) -> bool:
+        """Say whether a message was counted."""
+        return self._counts.get(facts.digest) is not None
+
     def guess(self, facts: Facts) -> int:
         """Return the tokens of a message as they were counted, or else as they might be."""
         known = self._counts.get(facts.digest)
-        if known is not None:
-            return known
-        return self._around(facts) + round(facts.weight * self.ratio)
+        return _around(facts) + round(facts.weight * self.ratio) if known is None else known
 
     def unknown(self, messages: Sequence[Facts]) -> list[Facts]:
         """Return those of `messages` that were not counted yet, each once."""
-        new = {facts.digest: facts for facts in messages if self._counts.get(facts.digest) is None}
+        new = {facts.digest: facts for facts in messages if not self.knows(facts)}
         return list(new.values())
 
     def note(self, facts: Facts, tokens: int) -> None:
         """Remember that the backend's tokenizer makes `tokens` tokens of a message's text."""
-        if self._counts.get(facts.digest) is None:
-            self._counts.put(facts.digest, self._around(facts) + tokens)
-
-    def _around(self, facts: Facts) -> int:
-        return MESSAGE_TOKENS + IMAGE_TOKENS * facts.images
+        if not self.knows(facts):
+            self._counts.put(facts.digest, _around(facts) + tokens)
 
     def learn(self, ratio: float) -> None:
         """Let new estimates follow `ratio`."""
@@ -114,13 +113,18 @@ class Tally:
 
 def weight_of(messages: Sequence[Facts]) -> float:
     """Return what a prompt of `messages` weighs: its tokens, times a ratio that is the model's."""
-    return sum(MESSAGE_TOKENS + IMAGE_TOKENS * facts.images + facts.weight for facts in messages)
+    return sum([_around(facts) + facts.weight for facts in messages])
+
+
+def _around(facts: Facts) -> int:
+    """Return the tokens of a message besides those of its text."""
+    return MESSAGE_TOKENS + IMAGE_TOKENS * facts.images
 
 
 def most_of(messages: Sequence[Facts]) -> int:
     """Return how many tokens `messages` have at most, whatever the model."""
     return sum(
-        2 * MESSAGE_TOKENS + 4 * IMAGE_TOKENS * facts.images + facts.size for facts in messages
+        [2 * MESSAGE_TOKENS + 4 * IMAGE_TOKENS * facts.images + facts.size for facts in messages]
     )
 
 

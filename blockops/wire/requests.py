@@ -20,16 +20,18 @@ from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.rules import Rules
 
 # Fields of vLLM, SGLang and llama.cpp that bind the answer to a grammar.
-_CONSTRAINTS = (
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "json_schema",
-    "grammar",
-    "regex",
-    "ebnf",
+_CONSTRAINTS = frozenset(
+    {
+        "structured_outputs",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "json_schema",
+        "grammar",
+        "regex",
+        "ebnf",
+    }
 )
 _NULL = msgspec.Raw(b"null")
 
@@ -135,7 +137,7 @@ class ChatRequest:
         kind = form.get("type") if isinstance(form, dict) else None
         if kind is not None and kind != "text":
             return True
-        return any(self._fields.value(name) is not None for name in _CONSTRAINTS)
+        return self._fields.any_of(_CONSTRAINTS)
 
     def streamed(self) -> bytes | None:
         """Return the body changed to ask for a stream with its usage; None if it cannot be."""
@@ -207,13 +209,14 @@ class CompletionRequest:
 
 class _Fields:
     """
-    The top level of a request's JSON object, each field read when it is asked for.
+    The top level of a request's JSON object, each field read when it is asked for, and once.
 
     :param raw: field -> its JSON text, or its value where `of` had to read leniently
     """
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self._raw = raw
+        self._values: dict[str, Any] = {}
 
     @classmethod
     def of(cls, body: bytes) -> Self:
@@ -230,7 +233,8 @@ class _Fields:
         except UNREADABLE:
             read = None
         if read is not None and read.messages and _are_objects(read.messages):
-            return cls(msgspec.structs.asdict(read))
+            said = msgspec.structs.asdict(read)
+            return cls({name: raw for name, raw in said.items() if raw is not _NULL})
         fields = cls.of(body)
         fields.require_objects("messages")
         return fields
@@ -242,10 +246,13 @@ class _Fields:
             return None  # most fields of most requests
         if not isinstance(raw, msgspec.Raw):
             return raw
-        try:
-            return msgspec.json.decode(raw)
-        except UNREADABLE:
-            return None
+        if name not in self._values:
+            self._values[name] = _value(raw)
+        return self._values[name]
+
+    def any_of(self, names: Collection[str]) -> bool:
+        """Say whether one of the fields is neither missing nor null."""
+        return any(self.value(name) is not None for name in self._raw.keys() & names)
 
     def text_of(self, name: str) -> bytes:
         """Return the JSON text of a field; empty if it is missing."""
@@ -369,6 +376,13 @@ def _opening(value: Any) -> str:
     if isinstance(value, msgspec.Raw):
         return chr(memoryview(value)[0])
     return {list: "[", dict: "{", type(None): "n"}.get(type(value), '"')
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except UNREADABLE:
+        return None
 
 
 def _text(value: Any) -> bytes:
