@@ -151,10 +151,22 @@ class KeyRing:
     def reload(self) -> None:
         """Read the file again; where it has become a bad one, the keys stay as they are."""
         try:
-            self._keys = ApiKeys.read(self._path)
+            self._keys = _read_again(self._path)
         except KeyFileError as error:
             self._log.error("The API keys stay as they were: {error}", error=error)
         else:
             self._log.info(
                 "Read {count} API keys from {path}", count=len(self._keys), path=self._path
             )
+
+
+def _read_again(path: Path) -> ApiKeys:
+    """
+    Return the keys that are now in the file at `path`.
+
+    :raises KeyFileError: there are none, or it has become a pipe: nothing would be served until
+        somebody writes into it
+    """
+    if path.is_fifo():
+        raise KeyFileError(f"{path} is a pipe, which can be read once")
+    return ApiKeys.read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hypothesis import given
@@ -140,4 +141,13 @@ class Files(SynchronousTestCase):
             self.assertIn(str(self.path), str(told["error"]))
         self.path.unlink()
         ring.reload()
+        self.assertEqual(ring.name_of(b"sk-1"), "alice")
+
+    def test_a_pipe_is_not_waited_for(self) -> None:
+        ring = KeyRing(self.write("alice: sk-1"))
+        self.path.unlink()
+        os.mkfifo(self.path)
+        with capturedLogs() as logs:
+            ring.reload()
+        self.assertIn("pipe", str(logs[0]["error"]))
         self.assertEqual(ring.name_of(b"sk-1"), "alice")
