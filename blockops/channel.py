@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
+    IDelayedCall,
     IPushProducer,
     ISSLTransport,
     ITCPTransport,
@@ -24,7 +25,7 @@ from blockops import __version__
 from blockops.bodies import Body, Chunked, Sized
 from blockops.eager import Nowhere, Outlet, outlet
 from blockops.head import Head, body_length, end_of_head, read_head, request_line
-from blockops.limits import KEEP_ALIVE, LINGER, MAX_HELD, SLOWEST_BODY
+from blockops.limits import KEEP_ALIVE, LINGER, MAX_HELD, MAX_IN_A_ROW, SLOWEST_BODY
 from blockops.room import Room
 from blockops.wire.errors import ApiError
 
@@ -124,6 +125,7 @@ class Channel(TwistedProtocol):
         "_pending",
         "_producer",
         "_reading",
+        "_resting",
         "_searched",
         "_stage",
         "_taking",
@@ -147,6 +149,8 @@ class Channel(TwistedProtocol):
         # Of that, what was searched for the end of a head.
         self._searched = 0
         self._taking = False
+        # Until it goes on with what has come; None while it is not others' turn.
+        self._resting: IDelayedCall | None = None
         self._body: Body | None = None
         # Until when a body has to be whole; None while there is none on its way.
         self._body_due: float | None = None
@@ -167,6 +171,9 @@ class Channel(TwistedProtocol):
         self.due = self._body_due = None
         self._stage = _Stage.LEAVING
         self._out = Nowhere()
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         self.site.closed(self)
         request, self.request = self.request, None
         if request is not None:
@@ -179,16 +186,24 @@ class Channel(TwistedProtocol):
         self._take_on()
 
     def _take_on(self) -> None:
-        """Take of what has come as much as there is a use for now."""
-        if self._taking:
+        """Take of what has come as much as there is a use for now, and let others have a turn."""
+        if self._taking or self._resting is not None:
             return
         self._taking = True
         try:
-            while self._pending and self._take():
-                """An answer that is given at once makes room for the next request."""
+            for _ in range(MAX_IN_A_ROW):
+                if not self._pending or not self._take():
+                    break
+                # An answer that is given at once makes room for the next request.
+            else:
+                self._resting = self.site.reactor.callLater(0, self._rested)
         finally:
             self._taking = False
         self._regulate()
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._take_on()
 
     def _take(self) -> bool:
         """Take what is next; return False if it is not whole, or not wanted yet."""
@@ -315,7 +330,8 @@ class Channel(TwistedProtocol):
         """Read from the client if there is a use for what it sends."""
         if self._stage is _Stage.LEAVING:
             return
-        held = self._stage is _Stage.ANSWERING and len(self._pending) > MAX_HELD
+        waits = self._stage is _Stage.ANSWERING or self._resting is not None
+        held = waits and len(self._pending) > MAX_HELD
         behind = self._full and self._stage in {_Stage.IDLE, _Stage.HEAD}
         paused = self._paused_since is not None
         if self._reading is (held or behind or paused):

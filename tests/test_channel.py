@@ -29,9 +29,9 @@ from zope.interface import provider
 from blockops.channel import Channel, expects_leave, stays_open
 from blockops.gateway import refusal
 from blockops.head import Head
-from blockops.limits import MAX_HEAD, MAX_HELD, MAX_LINE
+from blockops.limits import MAX_HEAD, MAX_HELD, MAX_IN_A_ROW, MAX_LINE
 from blockops.wire.errors import ApiError
-from tests.memory import World
+from tests.memory import NOTHING_LEFT, World
 
 
 class Seen(NamedTuple):
@@ -130,6 +130,8 @@ def ours(pieces: Iterable[bytes]) -> tuple[list[Seen], int]:
 
     channel = Channel(cast("Any", house), noting)
     transport = fed(channel, pieces)
+    while house.reactor.getDelayedCalls():
+        house.reactor.advance(0)
     assert bool(house.errors) <= transport.disconnecting
     return seen, house.errors[0].status if house.errors else 0
 
@@ -285,7 +287,35 @@ class Held(SynchronousTestCase):
         world = World()
         client = world.client()
         client.send(b"GET /health HTTP/1.1\r\n\r\n" * 2000)
+        for _ in range(2000 // MAX_IN_A_ROW):
+            world.reactor.advance(0)
         self.assertEqual(client.received().count(b"HTTP/1.1 200"), 2000)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_others_have_their_turn_between_them(self) -> None:
+        world = World()
+        client = world.client()
+        one = b"GET /health HTTP/1.1\r\n\r\n"
+        client.send(one * MAX_HELD)
+        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_IN_A_ROW)
+        # What waits does not grow meanwhile.
+        self.assertEqual(client.wire.producerState, "paused")
+        client.send(one)
+        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_IN_A_ROW)
+        other = world.client()
+        other.send(one)
+        self.assertEqual(other.status(), 200)
+        world.reactor.advance(0)
+        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_HELD + 1)
+
+    def test_who_leaves_between_them_is_answered_no_more(self) -> None:
+        world = World()
+        client = world.client()
+        client.send(b"GET /health HTTP/1.1\r\n\r\n" * 100)
+        client.leave()
+        world.reactor.advance(0)
+        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_IN_A_ROW)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
 
     def test_nothing_is_sent_behind_a_refusal(self) -> None:
         world = World()
