@@ -30,7 +30,8 @@ RESET_PATTERN = re.compile(r"/(?:new|reset)(?!\S)")
 
 Role = Literal["system", "user", "assistant", "result", "other"]
 
-_ROLES: dict[str, Role] = {
+#: What a message says of whose it is -> what that is here.
+ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -199,7 +200,7 @@ def facts_of(raw: bytes, key: bytes, reset_pattern: re.Pattern[str] | None) -> F
     if message is None:
         return Facts(key, "other", (), "", len(raw) / 3, len(raw), readable=False)
     text = text_of(message)
-    role = _ROLES.get(message.role, "other")
+    role = ROLES.get(message.role, "other")
     return Facts(
         digest=key,
         role=role,

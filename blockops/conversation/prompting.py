@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from blockops.conversation.history import Line
+from blockops.conversation.history import ROLES, Line
 from blockops.wire.mend import UNREADABLE
 from blockops.wire.requests import ChatRequest
 from blockops.wire.toolcalls.formats.wording import Wording
@@ -55,15 +55,14 @@ class Prompting:
         """Return the JSON of each message for the backend."""
         written: list[bytes] = []
         asks = None  # where the last message of a user stands
-        for is_result, group in groupby(lines, lambda line: line.facts.role == "result"):
+        for is_result, group in groupby(lines, lambda line: _role(line) == "result"):
             if is_result:
                 asks = len(written)
                 written.append(_from_results([line.raw for line in group], self._wording))
                 continue
             for line in group:
                 asks = len(written) if line.facts.role == "user" else asks
-                called = bool(line.facts.calls)
-                written.append(_with_calls(line.raw, self._wording) if called else line.raw)
+                written.append(_with_calls(line.raw, self._wording) if _calls(line) else line.raw)
         if self.told and self._forbids and asks is not None:
             written[asks] = _with_text(written[asks], NO_CALL, role="user")
         if self.told and lines and lines[0].facts.role == "system":
@@ -94,12 +93,34 @@ def _as_tool(function: Any) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
+def _role(line: Line) -> str:
+    """Return whose message it is, also where its other fields are not as the API has them."""
+    if line.facts.readable:
+        return line.facts.role
+    said = _value(_fields(line.raw).get("role"))
+    return ROLES.get(said, "other") if isinstance(said, str) else "other"
+
+
+def _calls(line: Line) -> bool:
+    """Say whether it is a message of an assistant that makes calls."""
+    if line.facts.readable:
+        return bool(line.facts.calls)
+    return _role(line) == "assistant" and bool(_called(_fields(line.raw)))
+
+
+def _called(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the calls that a message makes."""
+    calls = _value(fields.get("tool_calls"))
+    said = [*(calls if isinstance(calls, list) else ()), _value(fields.get("function_call"))]
+    return [call for call in said if isinstance(call, dict)]
+
+
 def _with_calls(raw: bytes, wording: Wording) -> bytes:
     """Return an assistant's message with its calls as the text that they were."""
     fields = _fields(raw)
-    called = [*(_value(fields.pop("tool_calls", None)) or ()), _value(fields.get("function_call"))]
-    fields.pop("function_call", None)
-    functions = [_function(call) for call in called if isinstance(call, dict)]
+    functions = [_function(call) for call in _called(fields)]
+    for name in ("tool_calls", "function_call"):
+        fields.pop(name, None)
     calls = [wording.call(_name(each), _arguments(each)) for each in functions]
     content = _value(fields.get("content"))
     if isinstance(content, list):
@@ -110,7 +131,7 @@ def _with_calls(raw: bytes, wording: Wording) -> bytes:
 
 
 def _function(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function", call)
+    function = call.get("function", call.get("custom", call))
     return function if isinstance(function, dict) else {}
 
 
@@ -119,8 +140,8 @@ def _name(function: dict[str, Any]) -> str:
 
 
 def _arguments(function: dict[str, Any]) -> dict[str, Any] | str:
-    """Return the arguments of a call; as they are, where they are no object."""
-    arguments = function.get("arguments")
+    """Return the arguments of a call; as they are, where they are no object or free text."""
+    arguments = function.get("arguments", function.get("input"))
     if isinstance(arguments, str):
         try:
             value = json.loads(arguments)

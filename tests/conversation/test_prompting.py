@@ -224,6 +224,11 @@ class Calls(SynchronousTestCase):
         came = self.one(calls({"id": "1", "type": "custom"}))
         self.assertIn('"name": ""', came["content"])
 
+    def test_calls_of_free_text(self) -> None:
+        made = {"id": "1", "type": "custom", "custom": {"name": "sh", "input": "ls -l"}}
+        came = self.one(calls(made))
+        self.assertEqual(came["content"], HERMES.call("sh", "ls -l"))
+
     def test_an_answer_without_calls_stays_as_it_came(self) -> None:
         body = b'{"messages": [{"role":"assistant",  "content":"\\u0041", "x": 1e0}]}'
         self.assertEqual(said_to(body), [b'{"role":"assistant",  "content":"\\u0041", "x": 1e0}'])
@@ -277,10 +282,17 @@ class Results(SynchronousTestCase):
         )
 
     def test_what_is_no_text(self) -> None:
-        for content, shown in ((None, ""), ({"a": 1}, '{"a": 1}'), (7, "7")):
-            body = {"role": "tool", "content": content}
-            (came,) = written(body) if content is None else written(result(json.dumps(content)))
+        for content, shown in ((None, ""), ({"a": 1}, '{"a": 1}'), (7, "7"), ("7", "7")):
+            (came,) = written(result(content))
+            self.assertEqual(came["role"], "user")
             self.assertEqual(came["content"], f"<tool_response>\n{shown}\n</tool_response>")
+
+    def test_numbers_for_ids(self) -> None:
+        """Nothing but their ids is odd in these messages."""
+        odd = written(
+            calls({**call(), "id": 1}, content="Now"), {**result("21"), "tool_call_id": 1}
+        )
+        self.assertEqual(odd, written(calls(call(), content="Now"), result("21")))
 
     def test_halves_of_characters(self) -> None:
         body = b'{"messages": [{"role": "tool", "content": "\\ud83d \\u00e9", "x": NaN}]}'
