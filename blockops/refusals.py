@@ -61,24 +61,30 @@ class Refusals:
 
     def of_tools(self, refused: ApiError, model: str | None, *, with_results: bool) -> bool:
         """
-        Say whether the backend refused the tools, which `model` is then told of in its prompt.
+        Say whether the backend may have refused the tools, so that it is asked without them.
+
+        If it says so in so many words, that is remembered for `model`. What a template says of
+        roles may have other reasons: that is `learn`t from an answer to the request without tools.
 
         :param with_results: the request had results of tools too
         """
-        said = refused.message
-        if not (_TOOLS.search(said) or (with_results and _ROLES.search(said))):
-            return False
+        if _TOOLS.search(refused.message):
+            self.learn(model, refused)
+            return True
+        return with_results and bool(_ROLES.search(refused.message))
+
+    def learn(self, model: str | None, refused: ApiError) -> None:
+        """Remember that `model` is told of its tools in its prompt."""
         if not self.takes_no_tools(model):
             self._log.info(
                 "The backend takes no tools for {model!r}: they are written into its prompt from "
                 "now on. It said: {said}",
                 model=model or "",
-                said=said,
+                said=refused.message,
             )
         self._told[model or ""] = None
         if len(self._told) > MAX_MODELS:
             del self._told[next(iter(self._told))]
-        return True
 
     def takes_no_tools(self, model: str | None) -> bool:
         """Say whether tools were refused for `model`."""

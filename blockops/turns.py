@@ -183,6 +183,7 @@ class Turn:
         self._marked = any(line.facts.reset for line in lines)
         self._anew = anew
         self._prompting: Prompting | None = None
+        self._refused: ApiError | None = None  # why its tools are in its prompt
         self._tools_text = asked.tools()
         if turns.writes_tools(asked):
             self._write_tools()
@@ -257,6 +258,7 @@ class Turn:
         if self._may_write_tools and refusals.of_tools(
             refused, self._asked.real_model, with_results=self._has_results
         ):
+            self._refused = refused
             self._write_tools()
             self._tools = self._turns.facts_of_tools(self._tools_text)
             self._sent[-1:] = [self._tools]
@@ -379,6 +381,9 @@ class Turn:
         if self.aside is None or not self.aside.said:
             for kind, told in self._due.items():
                 told.unsay(kind)
+        answered = report is not None and report.chunks > 0 and report.error is None
+        if self._refused is not None and answered:
+            self._turns.refusals.learn(self._asked.real_model, self._refused)
         reported = tokens_in(report.usage, "prompt_tokens") if report is not None else 0
         if reported and self._sent:
             self._turns.tokens.learn(self._asked.real_model, weight_of(self._sent), reported)

@@ -14,7 +14,7 @@ from blockops.formats import wording_of
 from blockops.refusals import MAX_MODELS, Refusals
 from blockops.wire.errors import ApiError
 from blockops.wire.toolcalls.formats.wording import CoderWording, HermesWording, LineWording
-from tests.memory import DONE, NOTHING_LEFT, WEATHER, Backend, Client, World, chat, chunk
+from tests.memory import DONE, MESSAGES, NOTHING_LEFT, WEATHER, Backend, Client, World, chat, chunk
 
 USER = {"role": "user", "content": "And in Rome?"}
 CALLED = {
@@ -294,6 +294,20 @@ class Learnt(SynchronousTestCase):
         self.assertEqual(roles, ["user", "assistant", "user", "user"])
         reply(backend)
         self.assertEqual(client.status(), 200)
+        _, backend = world.ask()
+        self.assertNotIn("tools", backend.asked())
+
+    def test_a_template_that_knows_results_and_refuses_something_else(self) -> None:
+        """A client's mistake does not take the tools from all the others."""
+        said = b'{"error": {"message": "Conversation roles must alternate user/assistant/..."}}'
+        for stream in (True, False):
+            world = World(tools="auto")
+            client, backend = world.ask(messages=[*MESSAGES, *HISTORY], stream=stream)
+            backend.answer(said, "400 Bad Request")
+            world.backend().answer(said, "400 Bad Request")
+            self.assertEqual(client.status(), 400)
+            _, backend = world.ask()
+            self.assertIn("tools", backend.asked())
 
     def test_what_has_nothing_to_do_with_tools(self) -> None:
         roles = b'{"error": {"message": "Conversation roles must alternate user/assistant/..."}}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from hypothesis import given
@@ -214,6 +215,13 @@ class OfferTests(SynchronousTestCase):
         self.assertFalse(self.offer(tools=[TOOL], parallel_tool_calls=False).parallel)
         self.assertTrue(self.offer(tools=[TOOL], parallel_tool_calls=True).parallel)
         self.assertTrue(self.offer(tools=[TOOL], parallel_tool_calls=None).parallel)
+
+    def test_a_number_that_is_out_of_range(self) -> None:
+        """Python's own reader takes it, and so do the backends that are written in Python."""
+        tool = b'{"function": {"name": "f", "parameters": {"maximum": 1e400}}}'
+        asked = ChatRequest.parse(b'{"messages": [{}], "tools": [%s]}' % tool)
+        self.assertEqual(asked.offer(Rules()).schemas, {"f": {"maximum": math.inf}})
+        self.assertTrue(asked.offer(Rules()).translate)
 
     def test_unreadable_field(self) -> None:
         """A field that cannot be read is as good as missing; the backend will say so."""
