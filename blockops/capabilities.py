@@ -22,6 +22,7 @@ from twisted.web.iweb import IResponse
 from blockops.relay import TooLarge, collect
 from blockops.upstream import Upstream
 from blockops.wire.errors import ApiError
+from blockops.wire.mend import UNREADABLE
 
 #: Seconds that one question may take: less than a purge may, so that its failure is known there.
 PATIENCE = 4.0
@@ -69,7 +70,7 @@ class Answer(NamedTuple):
         """Return the body as a `kind`; None if it is none."""
         try:
             return msgspec.json.decode(self.body, type=kind)
-        except (msgspec.MsgspecError, RecursionError):
+        except UNREADABLE:
             return None
 
 

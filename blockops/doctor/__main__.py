@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
 from blockops.doctor.examination import Examination
-from blockops.doctor.findings import Examined
+from blockops.doctor.findings import Examined, presentable
 from blockops.doctor.tools import QUESTION
 from blockops.settings import SettingError, Settings, resolve
 from blockops.upstream import Upstream
@@ -72,11 +72,13 @@ async def _examine(reactor: Any, arguments: argparse.Namespace, settings: Settin
     )
     findings = []
     try:
-        async for finding in examination.findings():
+        async for found in examination.findings():
+            finding = found.presentable(settings.backend_key)
             findings.append(finding)
             sys.stderr.write(f"{finding.topic}: {finding.verdict}\n")
     except ApiError as error:
-        raise SystemExit(f"blockops: {error.message}") from None
+        message = presentable(error.message, settings.backend_key)
+        raise SystemExit(f"blockops: {message}") from None
     examined = Examined(backend=settings.backend, findings=tuple(findings))
     sys.stdout.write(examined.json().decode() if arguments.json else examined.written())
 

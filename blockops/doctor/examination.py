@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
+from typing import NoReturn
 from urllib.parse import urlsplit
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from blockops.capabilities import Asking, Tokenizer
@@ -49,9 +51,9 @@ class Examination:
         """
         Yield what is found out, as it is.
 
-        :raises ApiError: the backend cannot be reached, or does not answer a plain question
+        :raises ApiError: the backend cannot be reached, or does not answer a plain question in time
         """
-        drop(await self._upstream.request("GET", "/v1/models"))
+        await Deferred.fromCoroutine(self._reach()).addTimeout(self._patience, self._clock, _late)
         server = await recognise(self._asking)
         for finding in server.findings():
             yield finding
@@ -67,6 +69,10 @@ class Examination:
         yield await Cache(self._asking, model, self._patience).finding(server.kind)
         yield await self._leaving(server.kind, model).finding()
 
+    async def _reach(self) -> None:
+        """Raise why the backend cannot be reached, if it cannot."""
+        drop(await self._upstream.request("GET", "/v1/models"))
+
     async def _said(self, model: str | None, *, offer: bool) -> tools.Said:
         return await tools.ask(
             self._asking, model, self._question, offer=offer, patience=self._patience
@@ -79,6 +85,14 @@ class Examination:
         else:
             load = burnt(self._clock, local_port(self._upstream.url))
         return Leaving(self._clock, self._asking, model, load, counts=counts)
+
+
+def _late(_: object, seconds: float) -> NoReturn:
+    raise ApiError(
+        504,
+        f"The backend takes connections, and did not answer GET /v1/models within {seconds:g} "
+        "seconds. Is it loading its model? --patience says how long it may take.",
+    )
 
 
 def local_port(url: str) -> int | None:

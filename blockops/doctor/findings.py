@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import textwrap
 from collections.abc import Iterable
 
 import msgspec
 
+from blockops.redaction import HIDDEN
+
 #: Columns of a line.
 WIDTH = 100
 #: Columns of the topics, before what is said of them.
 _INDENT = 10
+
+
+# What moves a terminal's cursor, or worse.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +37,24 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     options: tuple[str, ...] = ()
     hint: str = ""
+
+    def presentable(self, key: str | None) -> Finding:
+        """Return it without the backend's key, and without what a terminal would obey."""
+        return msgspec.structs.replace(
+            self,
+            verdict=presentable(self.verdict, key),
+            text=presentable(self.text, key),
+        )
+
+
+def presentable(text: str, key: str | None) -> str:
+    """
+    Return what a backend says as it may stand on a terminal.
+
+    :param key: the backend's, which refusals like to repeat
+    """
+    told = text.replace(key, HIDDEN) if key else text
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", told)
 
 
 class Examined(msgspec.Struct, frozen=True, kw_only=True):

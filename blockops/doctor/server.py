@@ -25,6 +25,8 @@ VERSIONS = {
     "SGLang": ("GET /get_server_info", "version"),
     "Ollama": ("GET /api/version", "version"),
 }
+#: Models that are named.
+MAX_LISTED = 10
 #: How Python's own HTTP server calls itself: mlx-lm is built on it, and names no owner.
 _PYTHON = "BaseHTTP/"
 
@@ -51,7 +53,9 @@ class Server(NamedTuple):
         return [self._about(), self._about_context(), self._about_places()]
 
     def _about(self) -> Finding:
-        names = ", ".join(self.models) or "none that it lists"
+        names = ", ".join(self.models[:MAX_LISTED]) or "none that it lists"
+        more = len(self.models) - MAX_LISTED
+        names += f" and {more} more" if more > 0 else ""
         what = f"{self.kind} {self.version}".strip() or "A server that is not known here"
         return Finding(
             topic="server", verdict=self.kind or "unknown", text=f"{what}. Models: {names}."
@@ -136,4 +140,4 @@ def _context(models: list[_Model], told: Mapping[str, Any]) -> int | None:
 
 
 def _number(value: Any) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
+    return value if type(value) is int and value > 0 else None  # True is none

@@ -39,12 +39,12 @@ def answer(exchange: Exchange) -> None:
 
 
 class Command(SynchronousTestCase):
-    def run_doctor(self, *options: str) -> subprocess.CompletedProcess[str]:
+    def run_doctor(self, *options: str, key: str = "") -> subprocess.CompletedProcess[str]:
         home = Path(self.mktemp()).resolve()
         home.mkdir()
         return subprocess.run(
             [sys.executable, "-m", "blockops.doctor", *options],
-            env=clean_environ(home),
+            env=clean_environ(home) | ({"BLOCKOPS_BACKEND_KEY": key} if key else {}),
             cwd=home,
             capture_output=True,
             text=True,
@@ -72,6 +72,16 @@ class Command(SynchronousTestCase):
         self.assertIn("cannot be reached", done.stderr)
         self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
 
+    def test_the_key_is_not_told(self) -> None:
+        def refuse(exchange: Exchange) -> None:
+            said = f"bad key {exchange.headers['authorization']}\x1b[2J"
+            exchange.whole(json.dumps({"error": {"message": said}}).encode(), "401 Unauthorized")
+
+        with Backend(refuse) as backend:
+            done = self.run_doctor("--backend", backend.url, key="sk-secret-1")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("bad key Bearer ***\ufffd[2J", done.stderr)
+
     def test_no_url(self) -> None:
         done = self.run_doctor("--backend", "nonsense")
         self.assertEqual(done.returncode, 1)
@@ -86,6 +96,12 @@ class Examined_(SynchronousTestCase):  # noqa: N801 - beside what it tests
         self.assertIn("  - Do this.\n", examined.written())
         told = msgspec.json.decode(examined.json())
         self.assertEqual(told["findings"][0]["hint"], "Do this.")
+
+    def test_what_a_backend_says_is_made_presentable(self) -> None:
+        finding = Finding(topic="a", verdict="\x9b k", text="k3y\x1b]0;x\x07, of k3y")
+        told = finding.presentable("k3y")
+        self.assertEqual((told.verdict, told.text), ("\ufffd k", "***\ufffd]0;x\ufffd, of ***"))
+        self.assertEqual(finding.presentable(None).text[:3], "k3y")
 
     def test_without_hints(self) -> None:
         finding = Finding(topic="a", verdict="b", text="word " * 60)
@@ -145,6 +161,23 @@ class Asked(SynchronousTestCase):
         self.assertIsInstance(failure, ApiError)
         self.assertIn("refuses a plain question", str(failure))
         self.assertEqual([each.topic for each in found], TOPICS[:3])
+
+
+class Silent(SynchronousTestCase):
+    def test_a_backend_that_takes_connections_and_nothing_else(self) -> None:
+        reactor = Reactor()
+        upstream = Upstream(reactor, "http://192.0.2.7:8082")
+
+        async def examine() -> list[Finding]:
+            return [each async for each in Examination(reactor, upstream, patience=30).findings()]
+
+        first = Deferred.fromCoroutine(examine())
+        factory: Any = reactor.tcpClients[0][2]
+        Wire(reactor, factory.buildProtocol(None))
+        reactor.advance(29)
+        self.assertNoResult(first)
+        reactor.advance(1)
+        self.assertIn("within 30 seconds", str(self.failureResultOf(first, ApiError).value))
 
 
 class Ports(SynchronousTestCase):

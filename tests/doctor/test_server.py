@@ -55,6 +55,7 @@ class Recognised(SynchronousTestCase):
             Answer(404, b""),
             Answer(200, b""),
             said({"data": "?"}),
+            Answer(200, b'{"data": [{"id": "\xff", "owned_by": "vllm"}]}'),
             listing("me"),
         ):
             server = self.recognise(answer)
@@ -62,7 +63,7 @@ class Recognised(SynchronousTestCase):
 
     def test_odd_numbers_are_none(self) -> None:
         odd: Any
-        for odd in (0, -1, "4", None, 1.5, {}):
+        for odd in (0, -1, "4", None, 1.5, {}, True):
             props = said({"default_generation_settings": {"n_ctx": odd}, "total_slots": odd})
             server = self.recognise(listing("llamacpp"), props=props)
             self.assertEqual((server.context, server.places), (None, None), odd)
@@ -79,6 +80,11 @@ class Words(SynchronousTestCase):
             options,
             ["--token-hard-threshold=3000", "--token-warn-threshold=2400", "--max-concurrent=2"],
         )
+
+    def test_a_long_list_of_models(self) -> None:
+        text = Server(models=tuple(f"m{number}" for number in range(300))).findings()[0].text
+        self.assertIn("m9 and 290 more.", text)
+        self.assertNotIn("m10", text)
 
     def test_what_is_not_told_is_not_set(self) -> None:
         findings = Server().findings()
