@@ -85,7 +85,7 @@ class Cells(SynchronousTestCase):
     def test_tools_have_to_be_in_the_prompt_and_nowhere_else(self) -> None:
         cell = Cell(LLAMA_CPP, OPENAI, PROMPT)
         self.assertEqual(cell.keys, ["j-add"])
-        prompt = b'{"messages": [{"content": "<tools>..."}, {"content": "<tool_response>"}]'
+        prompt = b'{"messages": [{"content": "<tools>..."}]'
         sent = Heard(b'{"content":"42"}')
         self.assertEqual(cell.check(told("j-add"), sent, Heard(prompt + b"}")), [])
         for wrong in (prompt + b', "tools": []}', b"{}"):

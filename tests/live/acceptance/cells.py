@@ -172,4 +172,4 @@ class Cell:
 
 
 def _in_prompt(asked: bytes | bytearray) -> bool:
-    return b"<tools>" in asked and b"<tool_response>" in asked and not _TOOLS.search(asked)
+    return b"<tools>" in asked and not _TOOLS.search(asked)
