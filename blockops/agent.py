@@ -51,6 +51,8 @@ from twisted.web.iweb import (
 )
 from zope.interface import implementer
 
+from blockops import nearby
+from blockops.eager import send_first
 from blockops.inflate import CODINGS, Inflating
 from blockops.responses import Framing, ResponseReader
 
@@ -87,6 +89,7 @@ class _Origin:
         self._timeout = timeout
         self._secure = uri.scheme == b"https"
         self._endpoint = self._endpoint_for(uri, policy)
+        self._near = self._endpoint is None and nearby.is_near(reactor, self._host)
         self.netloc = uri.netloc
 
     def _endpoint_for(self, uri: URI, policy: IPolicyForHTTPS) -> IStreamClientEndpoint | None:
@@ -107,6 +110,8 @@ class _Origin:
 
     def connect(self, connection: _Connection) -> Callable[[], object]:
         """Let `connection` be made, or fail; return what ends the attempt."""
+        if self._near and self._connect_at_once(connection):
+            return _nothing
         if self._endpoint is None:
             # An address needs no resolver, which is a thread, and no layer that stays between the
             # socket and what reads from it, as endpoints leave one.
@@ -121,6 +126,9 @@ class _Origin:
         connecting.addTimeout(self._timeout, self._reactor, _took_too_long)
         connecting.addErrback(connection.unconnected)
         return connecting.cancel
+
+    def _connect_at_once(self, connection: _Connection) -> bool:
+        return nearby.connected(self._reactor, self._host, self._port, _Factory(connection))
 
 
 def _is_address(host: str) -> bool:
@@ -277,7 +285,7 @@ class _Sending:
         made: Deferred[None] = maybeDeferred(self._body.startProducing, self)
         made.addCallback(self._made).addBoth(self._end)
         self._put = self._transport.write
-        self._transport.writeSequence(early)
+        send_first(self._transport, b"".join(early))
         if not self.over.called:
             self._transport.registerProducer(self._body, True)  # noqa: FBT003
             self.over.addBoth(self._released)
@@ -470,7 +478,7 @@ class _Connection(Protocol):
         head, self._head = self._head, b""
         body, self._body = self._body, None
         if body is None:
-            self._wire.write(head)
+            send_first(self._wire, head)
         else:
             self._sending = _Sending(self._wire, body)
             self._sending.start(head)

@@ -53,6 +53,7 @@ WITHOUT_JSON = (
     "agent",
     "downstream",
     "inflate",
+    "nearby",
     "pulse",
     "relay",
     "responses",

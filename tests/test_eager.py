@@ -18,7 +18,15 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides, implementer
 
-from blockops.eager import ROOM, EagerOutlet, Outlet, QueuingOutlet, is_bare, outlet
+from blockops.eager import (
+    ROOM,
+    EagerOutlet,
+    Outlet,
+    QueuingOutlet,
+    is_bare,
+    outlet,
+    send_first,
+)
 
 #: What the system makes of it is still small: a few writes fill it.
 SEND_BUFFER = 4096
@@ -124,6 +132,31 @@ def a_line(case: SynchronousTestCase, kind: Kind = EagerOutlet) -> Line:
     line = Line(kind)
     case.addCleanup(line.hang_up)
     return line
+
+
+class TheFirst(SynchronousTestCase):
+    def test_it_leaves_at_once(self) -> None:
+        line = a_line(self, QueuingOutlet)
+        send_first(line.transport, b"hello")
+        self.assertEqual((line.read(100), line.reactor.asked), (b"hello", 0))
+
+    def test_what_the_socket_does_not_take_follows(self) -> None:
+        line = a_line(self, QueuingOutlet)
+        data = bytes(range(256)) * 4096
+        send_first(line.transport, data)
+        line.drain()
+        self.assertEqual(line.received, data)
+
+    def test_a_connection_that_is_lost(self) -> None:
+        line = a_line(self, QueuingOutlet)
+        line.peer.close()
+        send_first(line.transport, b"hello")
+        self.assertEqual(line.reactor.asked, 1)
+
+    def test_no_socket(self) -> None:
+        transport = StringTransport()
+        send_first(transport, b"hello")
+        self.assertEqual(transport.value(), b"hello")
 
 
 STEPS = st.lists(
