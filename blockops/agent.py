@@ -120,7 +120,8 @@ class _Origin:
             ).stopConnecting
         connecting: Deferred[Any] = self._endpoint.connect(_Factory(connection))
         if self._secure:
-            connecting.addCallback(lambda _: connection.secured)
+            secured = connection.to_be_secured()
+            connecting.addCallback(lambda _: secured)
         # The endpoint bounds each attempt, but not how long a name takes to become an address, nor
         # how long a peer is silent that TLS waits for.
         connecting.addTimeout(self._timeout, self._reactor, _took_too_long)
@@ -345,7 +346,7 @@ class _Response:
         self.code = reader.code
         self.phrase = reader.phrase
         self.headers = Headers()
-        for name, value in reader.headers:
+        for name, value in reader.take_headers():
             self.headers.addRawHeader(name, value)
         self.request = asked
         self.previousResponse: IResponse | None = None
@@ -422,8 +423,6 @@ class _Connection(Protocol):
 
     :param head: the request's, as it is sent
     :ivar answered: fires with the response when its headers are here; cancelling it ends all
-    :ivar secured: where it is one of TLS, fires when the peer is known, or lost; cancelling it ends
-        all
     :ivar ends_attempt: ends the attempt to connect, as long as it is one
     """
 
@@ -437,10 +436,10 @@ class _Connection(Protocol):
         "_paused",
         "_reader",
         "_response",
+        "_secured",
         "_sending",
         "answered",
         "ends_attempt",
-        "secured",
     )
 
     def __init__(
@@ -451,7 +450,6 @@ class _Connection(Protocol):
         on_made: Callable[[], object],
     ) -> None:
         self.answered: Deferred[IResponse] = Deferred(self._cancelled)
-        self.secured: Deferred[None] = Deferred(lambda _: self.abortConnection())
         self.ends_attempt: Callable[[], object] = _nothing
         self._asked = asked
         self._on_made = on_made
@@ -460,6 +458,7 @@ class _Connection(Protocol):
         self._sending: _Sending | None = None
         self._reader = ResponseReader(asked.method)
         self._response: _Response | None = None
+        self._secured: Deferred[None] | None = None
         self._paused = False
 
     @property
@@ -482,16 +481,21 @@ class _Connection(Protocol):
         else:
             self._sending = _Sending(self._wire, body)
             self._sending.start(head)
-            self._sending.over.addErrback(self._unsent)
+            self._sending.over.addErrback(self._unsent).addBoth(self._sent)
 
     def handshakeCompleted(self) -> None:
         """Take note that the peer is who it should be: only now it gets what was written."""
         self._on_made()
         self._settle()
 
+    def to_be_secured(self) -> Deferred[None]:
+        """Return what fires when the peer is known, or lost; cancelling it ends all."""
+        self._secured = Deferred(lambda _: self.abortConnection())
+        return self._secured
+
     def _settle(self) -> None:
-        if not self.secured.called:
-            self.secured.callback(None)
+        if self._secured is not None and not self._secured.called:
+            self._secured.callback(None)
 
     def unconnected(self, reason: Failure) -> None:
         """Take note that there is no connection, and why."""
@@ -500,6 +504,9 @@ class _Connection(Protocol):
     def _unsent(self, reason: Failure) -> None:
         self._fail(Failure(RequestGenerationFailed([reason])))
         self.abortConnection()
+
+    def _sent(self, _: object) -> None:
+        self._sending = None
 
     def _fail(self, reason: Failure) -> None:
         if not self.answered.called:

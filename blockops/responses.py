@@ -101,6 +101,11 @@ class ResponseReader:
         )
         self._feed = self._parser.feed_data
 
+    def take_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers, and keep them no longer: a stream may stand for hours."""
+        taken, self.headers = self.headers, []
+        return taken
+
     def receive_data(self, data: bytes) -> bytes:
         """Return what `data` holds of the body; look at `fault` and `ended` then."""
         if self.ended or self.fault is not None:
