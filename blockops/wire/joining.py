@@ -107,7 +107,7 @@ class _Answer:
             self.error = chunk["error"]
             return
         for choice in chunk.pop("choices"):
-            index = _index(choice, 0)
+            index = _index(choice)
             _merge(self._choices.setdefault(index, {"index": index}), {**choice, "index": index})
         for key, value in chunk.items():
             self._fields[key] = self._fields.get(key) if value is None else value
@@ -124,8 +124,30 @@ class _Parts(list[str]):
     """The parts of a text."""
 
 
-class _Calls(dict[int, dict[str, Any]]):
-    """The calls of a message, by their indexes."""
+class _Calls(list[dict[str, Any]]):
+    """The calls of a message, as they began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_index: dict[int, dict[str, Any]] = {}
+
+    def of(self, delta: dict[str, Any]) -> dict[str, Any]:
+        """
+        Return the call that a delta is a part of.
+
+        Backends that give no index send a call at once, or its name first: a name begins a call.
+        """
+        index, function = delta.get("index"), delta.get("function")
+        if isinstance(index, int):
+            return self._by_index.get(index) or self._begun(index)
+        names = isinstance(function, dict) and bool(function.get("name"))
+        return self[-1] if self and not names else self._begun(len(self))
+
+    def _begun(self, index: int) -> dict[str, Any]:
+        call: dict[str, Any] = {}
+        self.append(call)
+        self._by_index[index] = call
+        return call
 
 
 def _merge(into: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -139,7 +161,9 @@ def _merge(into: dict[str, Any], fields: dict[str, Any]) -> None:
             into[key].append(value)
         elif key == "tool_calls" and isinstance(value, list):
             into[key] = known if isinstance(known, _Calls) else _Calls()
-            _merge_calls(into[key], value)
+            for call in value:
+                if isinstance(call, dict):
+                    _merge(into[key].of(call), call)
         elif isinstance(value, dict):
             into[key] = known if type(known) is dict else {}
             _merge(into[key], value)
@@ -149,16 +173,9 @@ def _merge(into: dict[str, Any], fields: dict[str, Any]) -> None:
             into[key] = value
 
 
-def _merge_calls(into: _Calls, calls: list[Any]) -> None:
-    """Add the deltas of calls."""
-    for place, call in enumerate(calls):
-        if isinstance(call, dict):
-            _merge(into.setdefault(_index(call, place), {}), call)
-
-
-def _index(item: dict[str, Any], otherwise: int) -> int:
-    index = item.get("index")
-    return index if isinstance(index, int) else otherwise
+def _index(choice: dict[str, Any]) -> int:
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
 
 
 def _whole(choice: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +197,7 @@ def _joined(value: Any) -> Any:
     if isinstance(value, _Parts):
         return "".join(value)
     if isinstance(value, _Calls):
-        return [_joined(call) for call in value.values()]
+        return [_joined(call) for call in value]
     if isinstance(value, dict):
         return {key: _joined(item) for key, item in value.items()}
     return value

@@ -78,6 +78,18 @@ class JoinTests(SynchronousTestCase):
     def test_nothing(self) -> None:
         self.assertEqual(message(b""), {"role": "assistant", "content": ""})
 
+    def test_calls_without_an_index(self) -> None:
+        """A name begins one, as it does in a report of a stream."""
+        calls = [{"name": "f", "arguments": ""}, {"arguments": "{}"}, {"name": "f"}, {"name": "g"}]
+        made = [{"function": call} for call in calls]
+        for stream in (
+            b"".join(delta(tool_calls=[call]) for call in made),
+            delta(tool_calls=made),
+            delta(tool_calls=made[:2]) + delta(tool_calls=made[2:]),
+        ):
+            told = [call["function"] for call in message(ROLE + stream + STOP)["tool_calls"]]
+            self.assertEqual(told, [{"name": "f", "arguments": "{}"}, {"name": "f"}, {"name": "g"}])
+
     def test_function_call(self) -> None:
         parts = ({"name": "f", "arguments": "{"}, {"arguments": "}"})
         said = message(ROLE + b"".join(delta(function_call=part) for part in parts) + STOP)
