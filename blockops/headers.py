@@ -112,5 +112,7 @@ def _passing(headers: Headers, held: frozenset[bytes]) -> Iterator[tuple[bytes, 
     named = headers.getRawHeaders(b"Connection", [])
     of_this_hop = {token.strip().lower() for value in named for token in value.split(b",")}
     for name, values in headers.getAllRawHeaders():
-        if name.lower() not in held and name.lower() not in of_this_hop:
+        # Behind WSGI and CGI there is no telling an underscore from a dash.
+        lowered = name.lower()
+        if lowered.replace(b"_", b"-") not in held and lowered not in of_this_hop:
             yield name, list(values)

@@ -178,6 +178,19 @@ class Lengths(Case):
         )
         self.assertEqual(one.data(), b"")
 
+    def test_a_backend_that_does_not_tell_them_apart_hears_none(self) -> None:
+        held = (
+            b"Content_Length",
+            b"api_key",
+            b"X_API-Key",
+            b"X_Forwarded_For",
+            b"Proxy_Connection",
+        )
+        (one,) = self.both_ways(post(TARGETS[0], *(name + b": 9" for name in (*held, b"My_Own"))))
+        self.assertIn(b"my_own", one.names)
+        for name in held:
+            self.assertNotIn(name.lower(), one.names)
+
     def test_what_is_said_clearly(self) -> None:
         for headers, body in (
             ((b"Content-Length: %d" % len(BODY),), BODY),
