@@ -54,6 +54,11 @@ STATUS_BODY = 1024
 FLUSH = 5.0
 
 
+#: Connections that the system may hold before they are taken. With Twisted's 50 a crowd that comes
+#: at once overflows that, and who was dropped from it believes to be connected until it sends.
+BACKLOG = 1024
+
+
 class Daemon(MultiService):
     """
     blockops as a whole.
@@ -304,7 +309,8 @@ def endpoints(settings: Settings) -> tuple[str, ...]:
     if settings.listen:
         return settings.listen
     family = "tcp6" if ":" in settings.interface else "tcp"
-    return (f"{family}:{settings.port}:interface={quoteStringArgument(settings.interface)}",)
+    interface = quoteStringArgument(settings.interface)
+    return (f"{family}:{settings.port}:interface={interface}:backlog={BACKLOG}",)
 
 
 def make_service(settings: Settings, reactor: Any, read: Callable[[], Settings]) -> IService:

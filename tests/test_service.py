@@ -18,11 +18,11 @@ from tests.memory import DONE, NOTHING_LEFT, Reactor, World, chat, chunk
 
 class Listening(SynchronousTestCase):
     def test_by_default(self) -> None:
-        self.assertEqual(endpoints(Settings()), ("tcp:8080:interface=127.0.0.1",))
+        self.assertEqual(endpoints(Settings()), ("tcp:8080:interface=127.0.0.1:backlog=1024",))
 
     def test_another_interface(self) -> None:
         settings = Settings(interface="::1", port=1)
-        self.assertEqual(endpoints(settings), (r"tcp6:1:interface=\:\:1",))
+        self.assertEqual(endpoints(settings), (r"tcp6:1:interface=\:\:1:backlog=1024",))
 
     def test_endpoints(self) -> None:
         settings = Settings(listen=("unix:/run/b.sock", "tcp:9"))
