@@ -49,10 +49,6 @@ def never_again(_: Refused) -> None:
     """Return no other way to ask."""
 
 
-def as_it_came(_: bytes) -> None:
-    """Return no change to a body."""
-
-
 def otherwise(refused: Refused, again: Again) -> bytes:
     """
     Return the body with which the backend is asked in another way.
@@ -201,15 +197,12 @@ class Answering:
         form = exchange.form = WholeJson(white_space=self._settings.heartbeat_json)
         body = await prompt
         out: bytes | None = None
-        changed: Callable[[bytes], bytes | None] = self._streamed
         while out is None:
-            as_stream = changed(body)
+            as_stream = self._streamed(body)
             try:
                 out = await self._taken_whole(exchange, asked, as_stream or body, aside)
             except Refused as refused:
-                if as_stream is not None and self._turns.refusals.of_stream(refused):
-                    changed = as_it_came
-                else:
+                if as_stream is None or not self._turns.refusals.of_usage(refused):
                     body = otherwise(refused, again)
                 exchange.ask_again()
         renaming = renaming_for(asked)

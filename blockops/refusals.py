@@ -59,10 +59,6 @@ class Refusals:
             self._log.info("The backend does not tell what prompts have: it refuses include_usage")
         return True
 
-    def of_stream(self, refused: ApiError) -> bool:
-        """Say whether the backend refused to stream, or to tell usage there: `of_usage`."""
-        return self.of_usage(refused) or "stream" in refused.message.lower()
-
     def of_tools(self, refused: ApiError, model: str | None, *, with_results: bool) -> bool:
         """
         Say whether the backend may have refused the tools, so that it is asked without them.

@@ -54,26 +54,6 @@ class WithoutUsage(SynchronousTestCase):
         self.answer_whole(again, backend)
         self.assertEqual(world.idle(), NOTHING_LEFT)
 
-    def test_what_the_backend_cannot_stream(self) -> None:
-        """As vLLM says of a beam search: that is no reason to fail, nor to stream nothing more."""
-        world = World(whole_as_stream=True)
-        client, refused = world.ask(stream=False, use_beam_search=True)
-        said = b'{"error": {"message": "Streaming is not currently supported with beam search"}}'
-        refused.answer(said, "400 Bad Request")
-        backend = world.backend()
-        self.answer_whole(client, backend)
-        _, backend = world.ask(stream=False)
-        self.assertTrue(backend.asked()["stream"])
-
-    def test_a_whole_answer_that_is_refused_in_both_ways(self) -> None:
-        world = World(whole_as_stream=True)
-        client, refused = world.ask(stream=False)
-        for backend in (refused, None):
-            said = b'{"error": {"message": "No stream for you"}}'
-            (backend or world.backend()).answer(said, "400 Bad Request")
-        self.assertEqual((client.status(), world.connecting()), (400, 2))
-        self.assertEqual(world.idle(), NOTHING_LEFT)
-
     def answer_whole(self, client: Client, backend: Backend) -> None:
         self.assertFalse(backend.asked()["stream"])
         message = {"role": "assistant", "content": "Hello"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -78,21 +77,6 @@ class Chats(Named):
         self.assertIn("error", json.loads(error))
         self.assertEqual({json.loads(event)["model"] for event in chunks}, {"qwen"})
         self.assertGreater(len(chunks), 3)
-
-    def test_a_beginning_that_is_written_anew(self) -> None:
-        """The role has left, so the first chunk is not the backend's own; those behind it are."""
-        for ascii_only, probs in [(True, 0.5), (True, math.nan), (False, math.nan)]:
-            self.world = World(model_alias=ALIASES, heartbeat_style="chunk", heartbeat=1)
-            client, backend = self.world.ask(model="qwen")
-            self.world.pass_time(2)
-            backend.begin_stream()
-            name = json.dumps(REAL, ensure_ascii=ascii_only)
-            events = [chunk("Hi", role="assistant", x=probs), chunk("you"), chunk("", x=math.nan)]
-            events += [chunk(finish="stop"), DONE]
-            for event in events:
-                backend.stream(event.replace('"tiny"', name))
-            backend.reactor.advance(0)
-            self.assertEqual(self.models(client), {"qwen"})
 
     def test_a_long_wait(self) -> None:
         self.world = World(model_alias=ALIASES, cold_start_notice=2)

@@ -7,7 +7,6 @@ exchanged as bytes: in an answer's text the same bytes cannot occur, for there q
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +46,8 @@ class Renaming:
         for event in events.split(b"\n\n") if b'"model"' in events else ():
             said = _field(event.removeprefix(_DATA), "model")
             if said.startswith(b'"') and said != self._name:
-                return _spellings(said, event)
+                spelled = re.search(rb'"model"\s*:\s*' + re.escape(said), event)
+                return list({b'"model":' + said, spelled[0] if spelled else b'"model":' + said})
         return []
 
     def whole(self, answer: bytes) -> bytes:
@@ -79,22 +79,6 @@ class RenamedTranscoder(StreamTranscoder):
 
     def _end_with_error(self, message: str, json: bytes) -> bytes:
         return self._renaming.events(super()._end_with_error(message, json))
-
-
-def _spellings(said: bytes, event: bytes) -> list[bytes]:
-    """
-    Return how the chunks of an answer may name a model.
-
-    Those that are passed on do as the backend does, which may not be how `event` does: that may be
-    one that was written anew, and others will be.
-
-    :param said: the name's JSON, as it stands in `event`
-    """
-    found = re.search(rb'"model"\s*:\s*' + re.escape(said), event)
-    name = _text(said)
-    texts = {said, msgspec.json.encode(name), json.dumps(name).encode()}
-    ways = {before + text for before in (b'"model":', b'"model": ') for text in texts}
-    return [*ways, *({found[0]} - ways if found else ())]
 
 
 def real_name(body: bytes, names: Mapping[str, str]) -> tuple[bytes, str | None]:
