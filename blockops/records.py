@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from blockops.redaction import shown_headers, without_secrets
+from blockops.redaction import may_hold_secrets, shown_headers, without_secrets
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +80,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 Record = RequestRecord | ResponseRecord
 
+_TEXTS = ("body", "path", "error")
 _EVENTS = {RequestRecord: "request", ResponseRecord: "response"}
 
 
@@ -87,24 +88,35 @@ def line(record: Record, when: float, secrets: Sequence[str] = ()) -> str:
     """
     Return `record` as one line of JSON, without the newline and without secrets.
 
+    Most records have none: one look at all of it together tells.
+
     :param when: seconds since 1970
     :param secrets: what is hidden wherever it stands
     """
     written: dict[str, Any] = {"time": _time(when), "event": _EVENTS[type(record)]}
     written |= msgspec.structs.asdict(record)
     # Most bodies are UTF-8 that was cut somewhere; others are better garbled than missing.
-    body = record.body.decode("utf-8", "replace")
-    written["body"] = without_secrets(body, secrets)
+    written["body"] = record.body.decode("utf-8", "replace")
     if isinstance(record, RequestRecord):
-        path = record.path.partition("?")[0].partition("#")[0]
-        written["path"] = without_secrets(path, secrets)
-        written["headers"] = {
-            name: without_secrets(value, secrets)
-            for name, value in shown_headers(record.headers).items()
-        }
-    elif record.error is not None:
-        written["error"] = without_secrets(record.error, secrets)
+        written["path"] = record.path.partition("?")[0].partition("#")[0]
+        written["headers"] = shown_headers(record.headers)
+    if secrets or may_hold_secrets("\n".join(_searched(written))):
+        _hide_secrets(written, secrets)
     return _json(written)
+
+
+def _searched(written: dict[str, Any]) -> list[str]:
+    """Return what of a record comes from outside as text."""
+    texts = [written[name] for name in _TEXTS if written.get(name)]
+    return [*texts, *written.get("headers", {}).values()]
+
+
+def _hide_secrets(written: dict[str, Any], secrets: Sequence[str]) -> None:
+    for name in _TEXTS:
+        if written.get(name):
+            written[name] = without_secrets(written[name], secrets)
+    for name, value in written.get("headers", {}).items():
+        written["headers"][name] = without_secrets(value, secrets)
 
 
 def _time(when: float) -> str:

@@ -60,6 +60,12 @@ _TRACES = (
 )
 _BEGINNINGS = ("bearer", "basic", "sk-", "hf_", "ghp_", "xox")
 
+# Without one of these, it has none of those.
+_HINTS = (
+    *("authorization", "secret", "private", "cookie", "pass", "credential", "api", "token"),
+    *_BEGINNINGS,
+)
+
 # A quote with its backslashes, the name, the same quote, a colon, and the value: a string up to the
 # same quote, a list, an object without others inside, or a plain word. What is cut off ends it too.
 _FIELD = re.compile(
@@ -80,6 +86,14 @@ _LOOKS = re.compile(
     r"\b(?P<kind>Bearer\s+|Basic\s+|sk-|hf_|ghp_|xox[a-z]-)(?:[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9._~+/=-]+\Z)",
     re.IGNORECASE,
 )
+
+
+def may_hold_secrets(text: str) -> bool:
+    """Say whether `without_secrets` could find any in a part of `text` that it is not told."""
+    small = text.lower()
+    return any(map(small.__contains__, _HINTS)) and any(
+        map(small.__contains__, (*_TRACES, *_BEGINNINGS))
+    )
 
 
 def without_secrets(text: str, known: Iterable[str] = ()) -> str:
