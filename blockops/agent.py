@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import Any, NoReturn, cast
 
 from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
     IAddress,
@@ -75,6 +75,35 @@ class WrongLength(Exception):
     """The body of a request is not as long as was announced."""
 
 
+@implementer(IBodyProducer)
+class WholeBody:
+    """
+    A request's body that is already here: it leaves with the head, and nobody has to be asked.
+
+    treq's own producer feeds bytes through the global cooperator, which needs the real reactor and
+    sends headers and body apart.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
+
+    def take(self) -> bytes:
+        """Return the body, and keep it no longer: an answer may take minutes."""
+        body, self._body = self._body, b""
+        return body
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self.take())
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """All of it is written at once: there is nothing to pause."""
+
+    resumeProducing = pauseProducing
+    stopProducing = pauseProducing
+
+
 class _Origin:
     """
     A server, and how to connect to it.
@@ -89,7 +118,8 @@ class _Origin:
         self._timeout = timeout
         self._secure = uri.scheme == b"https"
         self._endpoint = self._endpoint_for(uri, policy)
-        self._near = self._endpoint is None and nearby.is_near(reactor, self._host)
+        plain = self._endpoint is None
+        self._near = nearby.family_if_near(reactor, self._host) if plain else None
         self.netloc = uri.netloc
 
     def _endpoint_for(self, uri: URI, policy: IPolicyForHTTPS) -> IStreamClientEndpoint | None:
@@ -110,15 +140,18 @@ class _Origin:
 
     def connect(self, connection: _Connection) -> Callable[[], object]:
         """Let `connection` be made, or fail; return what ends the attempt."""
-        if self._near and self._connect_at_once(connection):
+        factory = _Factory(connection)
+        if self._near is not None and nearby.connected(
+            self._reactor, self._near, self._host, self._port, factory
+        ):
             return _nothing
         if self._endpoint is None:
             # An address needs no resolver, which is a thread, and no layer that stays between the
             # socket and what reads from it, as endpoints leave one.
             return self._reactor.connectTCP(  # type: ignore[no-any-return]
-                self._host, self._port, _Factory(connection), timeout=self._timeout
+                self._host, self._port, factory, timeout=self._timeout
             ).stopConnecting
-        connecting: Deferred[Any] = self._endpoint.connect(_Factory(connection))
+        connecting: Deferred[Any] = self._endpoint.connect(factory)
         if self._secure:
             secured = connection.to_be_secured()
             connecting.addCallback(lambda _: secured)
@@ -127,9 +160,6 @@ class _Origin:
         connecting.addTimeout(self._timeout, self._reactor, _took_too_long)
         connecting.addErrback(connection.unconnected)
         return connecting.cancel
-
-    def _connect_at_once(self, connection: _Connection) -> bool:
-        return nearby.connected(self._reactor, self._host, self._port, _Factory(connection))
 
 
 def _is_address(host: str) -> bool:
@@ -478,6 +508,8 @@ class _Connection(Protocol):
         body, self._body = self._body, None
         if body is None:
             send_first(self._wire, head)
+        elif isinstance(body, WholeBody):
+            send_first(self._wire, head + body.take())
         else:
             self._sending = _Sending(self._wire, body)
             self._sending.start(head)

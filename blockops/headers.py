@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from twisted.web.http_headers import Headers
 
 #: They speak of one connection, not of the message (RFC 9110, section 7.6.1).
@@ -73,18 +71,21 @@ def to_backend(headers: Headers, *, besides: frozenset[bytes] = frozenset()) -> 
 
     :param besides: names, in small letters, of what is told although others keep it to themselves
     """
-    passed = Headers()
-    for name, values in _passing(headers, NOT_TO_BACKEND - besides):
-        passed.setRawHeaders(name, values)
+    held = NOT_TO_BACKEND - besides if besides else NOT_TO_BACKEND
+    passed = headers.copy()
+    for name in _staying(headers, held):
+        passed.removeHeader(name)
     return passed
 
 
 def to_client(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return what of a backend's response headers the client is told."""
     # An encoding that was undone on the way leaves an empty header behind.
+    staying = _staying(headers, NOT_TO_CLIENT)
     return [
         (name, value)
-        for name, values in _passing(headers, NOT_TO_CLIENT)
+        for name, values in headers.getAllRawHeaders()
+        if name not in staying
         for value in values
         if value
     ]
@@ -108,11 +109,14 @@ def coding(headers: Headers) -> str:
     return "" if name == "identity" else name
 
 
-def _passing(headers: Headers, held: frozenset[bytes]) -> Iterator[tuple[bytes, list[bytes]]]:
-    named = headers.getRawHeaders(b"Connection", [])
-    of_this_hop = {token.strip().lower() for value in named for token in value.split(b",")}
-    for name, values in headers.getAllRawHeaders():
-        # Behind WSGI and CGI there is no telling an underscore from a dash.
-        lowered = name.lower()
-        if lowered.replace(b"_", b"-") not in held and lowered not in of_this_hop:
-            yield name, list(values)
+def _staying(headers: Headers, held: frozenset[bytes]) -> list[bytes]:
+    """Return the names, as they are spelled in `headers`, of what does not pass."""
+    named = headers.getRawHeaders(b"Connection")
+    if named:
+        held |= {token.strip().lower() for value in named for token in value.split(b",")}
+    # Behind WSGI and CGI there is no telling an underscore from a dash.
+    return [
+        name
+        for name, _ in headers.getAllRawHeaders()
+        if (lowered := name.lower()) in held or lowered.replace(b"_", b"-") in held
+    ]

@@ -8,27 +8,33 @@ two turns of the loop, nine system calls and two timers, which are a tenth of a 
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from socket import AF_INET, AF_INET6, SOCK_STREAM, socket
+from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, SOCK_STREAM, AddressFamily, socket
 from typing import Any
 
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.posixbase import PosixReactorBase
 
 
-def is_near(reactor: object, host: str) -> bool:
+def family_if_near(reactor: object, host: str) -> AddressFamily | None:
     """
-    Say whether `connected` is worth trying.
+    Return what `connected` takes; None if it is not worth trying.
 
     :param reactor: one whose connections are sockets, or another one
     """
+    if not isinstance(reactor, PosixReactorBase):
+        return None
     try:
-        return isinstance(reactor, PosixReactorBase) and ip_address(host).is_loopback
+        address = ip_address(host)
     except ValueError:
-        return False
+        return None
+    family = {4: AF_INET, 6: AF_INET6}[address.version]
+    return family if address.is_loopback else None
 
 
-def connected(reactor: Any, host: str, port: int, factory: IProtocolFactory) -> bool:
+def connected(
+    reactor: Any, family: AddressFamily, host: str, port: int, factory: IProtocolFactory
+) -> bool:
     """
     Connect a protocol of `factory` to a server; False if that takes longer, or cannot be.
 
@@ -36,8 +42,6 @@ def connected(reactor: Any, host: str, port: int, factory: IProtocolFactory) -> 
 
     :param host: an address of this machine
     """
-    address: IPv4Address | IPv6Address = ip_address(host)
-    family = AF_INET if address.version == 4 else AF_INET6  # noqa: PLR2004 - of IP
     try:
         near = socket(family, SOCK_STREAM)
     except OSError:

@@ -17,8 +17,7 @@ from typing import Any, cast
 from hyperlink import EncodedURL
 from treq.client import HTTPClient
 from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IConsumer
+from twisted.internet.defer import CancelledError
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.python.failure import Failure
 from twisted.web.client import (
@@ -29,41 +28,14 @@ from twisted.web.client import (
 )
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IResponse
-from zope.interface import implementer
 
-from blockops.agent import OneShotAgent
+from blockops.agent import OneShotAgent, WholeBody
 from blockops.responses import BadResponse
 from blockops.wire.errors import ApiError
 
 
 class Unreached(ApiError):
     """There was no connection to the backend: not a byte of the request has left."""
-
-
-@implementer(IBodyProducer)
-class WholeBody:
-    """
-    A request's body that is already here.
-
-    treq's own producer feeds bytes through the global cooperator, which needs the real reactor and
-    sends headers and body apart.
-    """
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self.length = len(body)
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        # Not kept: an answer may take minutes, and a body megabytes.
-        body, self._body = self._body, b""
-        consumer.write(body)
-        return succeed(None)
-
-    def pauseProducing(self) -> None:
-        """All of it is written at once: there is nothing to pause."""
-
-    resumeProducing = pauseProducing
-    stopProducing = pauseProducing
 
 
 class _NoCookies(CookieJar):

@@ -159,7 +159,7 @@ class Api(Nowhere):
 
     def getChild(self, path: bytes, request: Request) -> Route:
         whole = unquote_to_bytes(request.path)
-        if not request.path.startswith(BELOW) or _climbs(whole):
+        if not request.path.startswith(BELOW) or (whole != CHAT and _climbs(whole)):
             return Nowhere(self._gateway)
         if whole == CHAT:
             return self._chat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from socket import AF_INET, AF_INET6, SOCK_STREAM, fromfd, socket
+from socket import AF_INET, AF_INET6, SOCK_STREAM, AddressFamily, fromfd, socket
 from typing import Any, cast
 
 from twisted.internet import reactor
@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from blockops.agent import OneShotAgent
-from blockops.nearby import connected, is_near
+from blockops.nearby import connected, family_if_near
 
 HERE = "127.0.0.1"
 FACTORY = cast("IProtocolFactory", Factory())
@@ -35,15 +35,23 @@ class Adopting:
 
 
 class Nearby(SynchronousTestCase):
-    def listening(self, family: int = AF_INET, host: str = HERE, queue: int = 5) -> socket:
+    def listening(
+        self, family: AddressFamily = AF_INET, host: str = HERE, queue: int = 5
+    ) -> socket:
         server = socket(family, SOCK_STREAM)
         self.addCleanup(server.close)
         server.bind((host, 0))
         server.listen(queue)
         return server
 
-    def connect(self, port: int, reactor: Adopting, host: str = HERE) -> bool:
-        made = connected(reactor, host, port, FACTORY)
+    def connect(
+        self,
+        port: int,
+        reactor: Adopting,
+        host: str = HERE,
+        family: AddressFamily = AF_INET,
+    ) -> bool:
+        made = connected(reactor, family, host, port, FACTORY)
         for connection in reactor.adopted:
             self.addCleanup(connection.close)
         return made
@@ -52,7 +60,7 @@ class Nearby(SynchronousTestCase):
         for family, host in ((AF_INET, HERE), (AF_INET6, "::1")):
             with self.subTest(host=host):
                 server, reactor = self.listening(family, host), Adopting()
-                self.assertTrue(self.connect(server.getsockname()[1], reactor, host))
+                self.assertTrue(self.connect(server.getsockname()[1], reactor, host, family))
                 (ours,) = reactor.adopted
                 self.assertFalse(os.get_blocking(ours.fileno()))
                 ours.sendall(b"hello")
@@ -83,17 +91,18 @@ class Nearby(SynchronousTestCase):
 
     def test_what_is_near(self) -> None:
         for host, near in (
-            (HERE, True),
-            ("127.3.4.5", True),
-            ("::1", True),
-            ("192.0.2.1", False),
-            ("localhost", False),
+            (HERE, AF_INET),
+            ("127.3.4.5", AF_INET),
+            ("::1", AF_INET6),
+            ("192.0.2.1", None),
+            ("2001:db8::1", None),
+            ("localhost", None),
         ):
             with self.subTest(host=host):
-                self.assertEqual(is_near(reactor, host), near)
+                self.assertEqual(family_if_near(reactor, host), near)
 
     def test_reactors_without_sockets(self) -> None:
-        self.assertFalse(is_near(MemoryReactorClock(), HERE))
+        self.assertIsNone(family_if_near(MemoryReactorClock(), HERE))
 
 
 class OfTheAgent(TestCase):
