@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +30,8 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there, too")
     parser.add_argument("--folder", type=Path, help="keep all logs there")
     asked = parser.parse_args()
+    # So that servers and daemons are stopped, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("matrix: told to stop"))
     with tempfile.TemporaryDirectory() as made:
         folder = (asked.folder or Path(made)).resolve()
         matrix = Matrix(Wanted(asked.only, asked.heartbeat_style), folder)
