@@ -242,8 +242,6 @@ class _Fields:
     def value(self, name: str) -> Any:
         """Return the field as Python values; None if it is missing or null."""
         raw = self._raw.get(name)
-        if raw is _NULL:
-            return None  # most fields of most requests
         if not isinstance(raw, msgspec.Raw):
             return raw
         if name not in self._values:
