@@ -199,9 +199,9 @@ class Sessions:
         return session if now - last < self._idle else None
 
     def _forget(self, now: float) -> None:
-        while len(self._known) > self._most:
-            del self._known[next(iter(self._known))]
-        for name, (last, _) in list(self._known.items()):
-            if now - last < self._idle:
+        # They stand in the order in which they were last asked for: to look at the first is enough.
+        while self._known:
+            name, (last, _) = next(iter(self._known.items()))
+            if len(self._known) <= self._most and now - last < self._idle:
                 break
             del self._known[name]
