@@ -143,6 +143,15 @@ def identify(asked: ChatRequest, request: IncomingRequest, lines: Sequence[Line]
     )
 
 
+def _too_deep(field: str) -> ApiError:
+    return ApiError(
+        400,
+        f"The request's {field} are nested too deeply to be written into the prompt. Send flatter "
+        "ones.",
+        param=field,
+    )
+
+
 def _header(request: IncomingRequest, name: bytes) -> str:
     """Return what a header says, in whatever encoding; empty if it is missing."""
     values = request.requestHeaders.getRawHeaders(name, [b""])
@@ -277,14 +286,20 @@ class Turn:
 
     def _write_tools(self) -> None:
         """Let the tools stand in the prompt."""
-        self._prompting = Prompting(self._asked, self._turns.wording)
+        try:
+            self._prompting = Prompting(self._asked, self._turns.wording)
+        except RecursionError:
+            raise _too_deep("tools") from None
         self._tools_text = self._prompting.told.encode("utf-8", "replace")
 
     def _body(self) -> bytes:
         """Return the body for the backend, with what of the history is sent on."""
         prompting = self._prompting
         raw = [line.raw for line in self._left]
-        messages = raw if prompting is None else prompting.messages(self._left)
+        try:
+            messages = raw if prompting is None else prompting.messages(self._left)
+        except RecursionError:
+            raise _too_deep("messages") from None
         changes: dict[str, Any] = {}
         if messages != self._came:
             changes["messages"] = [msgspec.Raw(message) for message in messages]

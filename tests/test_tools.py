@@ -167,6 +167,23 @@ class Written(SynchronousTestCase):
             ],
         )
 
+    def test_what_is_nested_too_deeply_is_refused(self) -> None:
+        """Where what may be read cannot be written, no more than where it cannot be read."""
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"x": "DEEP"}}}
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "DEEP"}}
+        called = {"role": "assistant", "content": None, "tool_calls": [call]}
+        world = World(tools="prompt")
+        for fields in ({"tools": [tool]}, {"messages": [*MESSAGES, called]}):
+            told = set()
+            for depth in range(900, 1010):
+                body = json.dumps(chat(**fields)).replace('"DEEP"', "[" * depth + "]" * depth)
+                client = world.client()
+                client.post("/v1/chat/completions", body.encode())
+                told.add(client.status())
+                client.leave()
+            self.assertLessEqual(told, {0, 400}, fields)
+            self.assertIn(400, told, fields)
+
 
 class Counted(SynchronousTestCase):
     """What is written into the prompt counts once, as it is written."""
