@@ -223,6 +223,9 @@ class Visit:
         self.manner = dice.choices(list(MANNERS), list(MANNERS.values()))[0]
         if play.fault in ENDLESS:
             self.manner = "left"
+        elif play.fault == "an event of 7 MiB" and self.manner == "read slowly":
+            # One event is one thing to blockops: whoever reads it for too long does not read.
+            self.manner = "stayed"
         self.cuts = self.manner not in {"stayed", "kept their connection", "read slowly"}
 
     async def pay(self) -> Judged | None:
