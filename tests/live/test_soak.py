@@ -182,16 +182,21 @@ class Crowd:
                     self.wrong.append(f"{play}: {error!r}")
             else:
                 self._take(play, seen)
+                if seen is not None and seen.outcome.startswith("503"):
+                    await asyncio.sleep(0.5)  # as it was asked to
             self._tally[visit.manner] += 1
 
     def _take(self, play: Play, seen: Judged | None) -> None:
         if seen is None:
             return
-        wrong = play.wrong(seen, heard=play.number in self._heard)
-        self._heard.discard(play.number)
+        heard = self._heard & {play.number}
+        self._heard -= heard
+        wrong = play.wrong(seen, heard=bool(heard))
         if wrong is not None:
             self.wrong.append(wrong)
         self._tally["whole answers" if seen.outcome == "whole" else "errors told"] += 1
+        if seen.outcome != "whole" and play.number not in heard:
+            self._tally[f"told {seen.outcome} before the backend heard of them"] += 1
 
 
 #: What clients do, and how many of them.
