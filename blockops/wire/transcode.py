@@ -117,7 +117,8 @@ class StreamTranscoder:
         try:
             while position < len(data) and not self.ended:
                 position = self._compare(data, position, ready)
-                position = self._read_on(data, position, ready)
+                if position < len(data):
+                    position = self._read_on(data, position, ready)
         except EventTooLong:
             ready.append(self.fail(_too_long(self._max_event)))
         except ApiError as error:
