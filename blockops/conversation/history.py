@@ -18,9 +18,9 @@ import msgspec
 from blockops.conversation.notices import without_notices
 from blockops.wire.mend import UNREADABLE
 
-#: Messages of which the facts are kept, twice: ten long sessions, some 2.5 MB. To read one anew
+#: Messages of which the facts are kept, twice: six long sessions, some 1.5 MB. To read one anew
 #: takes microseconds: more would hold memory for ever and win little.
-MAX_KNOWN = 5_000
+MAX_KNOWN = 3_000
 
 #: Characters of a call's id that are kept; of a longer one, a digest is.
 LONGEST_ID = 64
