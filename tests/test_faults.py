@@ -1,19 +1,17 @@
 """
 What clients see of a backend's faults: a table, fault by fault.
 
-Each is played in memory against a whole daemon, once for a stream and once for a whole answer.
+Each is played in memory against a whole daemon, once for a stream and once for a whole answer; over
+real sockets, in tests/live/test_faults.py.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import TimeoutError  # noqa: A004
 from twisted.logger import LogLevel, capturedLogs
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 
-from tests.faulty.client import request
-from tests.faulty.house import CLOCK, House
 from tests.faulty.lines import InMemory
 from tests.faulty.reading import Judged, judge
 from tests.faulty.scripts import (
@@ -33,7 +31,7 @@ from tests.faulty.scripts import (
     well,
 )
 from tests.faulty.steps import Close, Reset, Send, Step, play
-from tests.memory import NOTHING_LEFT, Backend, Client, World, chat
+from tests.memory import NOTHING_LEFT, Backend, Client, World
 
 #: Seconds: so many that heartbeats do not begin the answers, so few that tests need few steps.
 SETTINGS: dict[str, Any] = {
@@ -232,64 +230,6 @@ class Faults(Playing):
             self.assertEqual(seen.judged.outcome, "whole")
             self.assertEqual(seen.judged.text, "Gr\ufffd\ufffde ✓")
             self.assert_clean(seen)
-
-
-class OverSockets(TestCase):
-    """The same table with real sockets, where ends are FIN and RST, and pieces come as they may."""
-
-    timeout = 120
-
-    def setUp(self) -> None:
-        self.script: Script = ()
-        self.house = House(
-            self,
-            lambda _: self.script,
-            # Long enough for a busy machine, short enough for those who wait for them.
-            first_byte_timeout=1.5,
-            idle_timeout=1.0,
-            max_answer=1 << 20,
-        )
-
-    async def see(self, script: Script, *, stream: bool, patience: float = 20.0) -> Judged:
-        """Let a client ask, and the backend play `script`; return what the client makes of it."""
-        self.script = script
-        client = await self.house.client()
-        client.play([Send(request(chat(stream=stream), Connection="close"))])
-        client.over.addTimeout(patience, CLOCK)
-        try:
-            await client.over
-        except TimeoutError:
-            client.reset()
-        await self.house.empty()
-        return judge(bytes(client.received), closed=True)
-
-    async def check(self, name: str, *, stream: bool) -> None:
-        expected = SEEN[name][0 if stream else 1]
-        script = FAULTS[name].stream if stream else FAULTS[name].whole
-        with capturedLogs() as events:
-            judged = await self.see(script, stream=stream)
-        what = f"{name}, {'stream' if stream else 'whole'}"
-        self.assertEqual(judged.outcome, expected, f"{what}: {judged.message}")
-        record = self.house.traffic.responses()[-1]
-        self.assertEqual(record.outcome, "done" if judged.outcome == "whole" else "failed", what)
-        lines = [each for each in events if each["log_namespace"].startswith("blockops")]
-        self.assertEqual(lines, [], what)
-        for event in events:
-            self.assertLess(event["log_level"], LogLevel.error, what)
-
-    async def test_the_table(self) -> None:
-        for name, (stream, whole) in SEEN.items():
-            if stream is not None:
-                await self.check(name, stream=True)
-            if whole is not None:
-                await self.check(name, stream=False)
-
-    async def test_what_goes_on_for_ever(self) -> None:
-        fault = FAULTS["comments without end"]
-        for stream, script in ((True, fault.stream), (False, fault.whole)):
-            judged = await self.see(script, stream=stream, patience=2.5)
-            self.assertIn(judged.outcome, {"cut", "nothing"})
-            self.assertEqual(self.house.traffic.responses()[-1].outcome, "client left")
 
 
 class Cuts(Playing):
