@@ -37,7 +37,7 @@ class Heard:
     def __init__(self, clock: IReactorTime, keep: int) -> None:
         self._clock = clock
         self._room = keep
-        self._kept: list[bytes] = []
+        self._kept = bytearray()
         self.size = 0
         self.first: float | None = None
         self.last = 0.0
@@ -48,12 +48,12 @@ class Heard:
             self.first = self.last
         self.size += len(data)
         if self._room > 0:
-            self._kept.append(data[: self._room])
+            self._kept += data[: self._room]
             self._room -= len(data)
 
     def body(self) -> bytes:
         """Return the beginning of what it said."""
-        return b"".join(self._kept)
+        return bytes(self._kept)
 
 
 class Logged(Enum):
