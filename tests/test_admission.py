@@ -38,6 +38,7 @@ class Places(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.order: list[int] = []
+        self.came: list[Guest] = []
 
     def admission(self, places: int = 2, max_queue: int = 3, **more: Any) -> Admission:
         return Admission(
@@ -46,6 +47,8 @@ class Places(SynchronousTestCase):
 
     def guests(self, admission: Admission, count: int) -> list[Guest]:
         guests = [Guest(admission, self.order, number) for number in range(count)]
+        # One that nobody knows any more would be collected, and leave its place.
+        self.came += guests
         self.clock.advance(0)
         return guests
 

@@ -23,6 +23,7 @@ from tests.live import backends
 from tests.live.backends import Backend, Exchange
 from tests.live.harness import (
     CHAT,
+    LONG,
     TWISTD,
     Daemon,
     Program,
@@ -223,6 +224,8 @@ class BadRequests(Case):
 
 
 class BadBackends(Case):
+    skip = LONG
+
     def both_ways(self, url: str) -> list[Reply]:
         return [ask(url, question(stream=stream)) for stream in (True, False)]
 
@@ -291,6 +294,8 @@ class BadBackends(Case):
 
 
 class Heartbeats(Case):
+    skip = LONG
+
     def test_comments_before_the_first_byte_and_in_midstream(self) -> None:
         daemon = self.daemon(self.backend(_pauses), "--heartbeat", "0.2")
         stream = open_stream(daemon.url, question(stream=True))
@@ -341,6 +346,8 @@ def _pauses(exchange: Exchange) -> None:
 
 
 class Departures(Case):
+    skip = LONG
+
     def test_a_client_that_leaves_frees_the_backend(self) -> None:
         for name, script in (
             ("before the head", backends.never_answers),
