@@ -48,7 +48,7 @@ class Prompting:
 
     def __init__(self, asked: ChatRequest, wording: Wording) -> None:
         self._wording = wording
-        self._forbids = asked.tool_mode == "none"
+        self._forbids = asked.tool_choice.mode == "none"
         self.told = _told(asked, wording)
 
     def messages(self, lines: Sequence[Line]) -> list[bytes]:
@@ -75,16 +75,18 @@ class Prompting:
 
 def _told(asked: ChatRequest, wording: Wording) -> str:
     """Return what the model is told of the tools that it is offered; empty if there are none."""
+    choice = asked.tool_choice
     tools = [*(asked.field("tools") or ()), *map(_as_tool, asked.field("functions") or ())]
+    tools = choice.allowed_of(tools)
     if not tools:
         return ""
     said = [wording.offer(tools)]
     if asked.field("parallel_tool_calls") is False:
         said.append(ONE_CALL)
-    if asked.tool_mode == "required":
+    if choice.mode == "required":
         said.append(MUST_CALL)
-    elif asked.tool_mode == "function":
-        said.append(MUST_CALL_ONE.format(name=asked.forced))
+    elif choice.mode == "function":
+        said.append(MUST_CALL_ONE.format(name=choice.name))
     return "\n\n".join(said)
 
 

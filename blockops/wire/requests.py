@@ -18,6 +18,7 @@ from blockops.wire.errors import ApiError
 from blockops.wire.mend import UNREADABLE
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.rules import Rules
+from blockops.wire.toolchoice import ToolChoice
 
 # Fields of vLLM, SGLang and llama.cpp that bind the answer to a grammar.
 _CONSTRAINTS = frozenset(
@@ -144,27 +145,22 @@ class ChatRequest:
         return streamed(self.body())
 
     @property
-    def tool_mode(self) -> str:
-        """What the request says of calls: "auto", "none", "required", "function" for one of all."""
-        return self._choice()["mode"]
-
-    @property
-    def forced(self) -> str | None:
-        """The name of the one function that has to be called."""
-        return self._choice().get("name")
-
-    def _choice(self) -> dict[str, str]:
-        return _chosen(self._fields.value("tool_choice"), self._fields.value("function_call"))
+    def tool_choice(self) -> ToolChoice:
+        """What the request demands of calls."""
+        fields = self._fields
+        return ToolChoice.of(fields.value("tool_choice"), fields.value("function_call"))
 
     def offer(self, rules: Rules) -> Offer:
         """Return what this request offers to the model, and whether its text may become calls."""
-        choice = self._choice()
-        schemas = dict(_schemas(self._fields.value("tools"), self._fields.value("functions")))
+        choice = self.tool_choice
+        declared = dict(_schemas(self._fields.value("tools"), self._fields.value("functions")))
+        schemas = {name: schema for name, schema in declared.items() if choice.allows(name)}
         return Offer(
             schemas=schemas,
+            forbidden=frozenset(declared.keys() - schemas.keys()),
             parallel=self._fields.value("parallel_tool_calls") is not False,
-            forced=choice.get("name"),
-            translate=rules.translate == "always" or (bool(schemas) and choice["mode"] != "none"),
+            forced=choice.name,
+            translate=rules.translate == "always" or (bool(schemas) and choice.mode != "none"),
         )
 
 
@@ -425,19 +421,6 @@ def _schemas(tools: Any, functions: Any) -> list[tuple[str, Any]]:
         for function in declared
         if isinstance(function, dict) and isinstance(function.get("name"), str)
     ]
-
-
-def _chosen(tool_choice: Any, function_call: Any) -> dict[str, str]:
-    """Return the mode ("auto", "none", "required", ...) and the name that the request demands."""
-    chosen = function_call if tool_choice is None else tool_choice
-    if isinstance(chosen, str):
-        return {"mode": chosen}
-    if isinstance(chosen, dict):
-        name = chosen.get("function", chosen)
-        name = name.get("name") if isinstance(name, dict) else None
-        if isinstance(name, str):
-            return {"mode": "function", "name": name}
-    return {"mode": "auto"}
 
 
 def _refusal(message: str, param: str | None, code: str | None) -> ApiError:

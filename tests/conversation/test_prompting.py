@@ -128,6 +128,18 @@ class Choices(SynchronousTestCase):
         first = written(USER, functions=functions, function_call={"name": "f"})[0]
         self.assertIn(prompting.MUST_CALL_ONE.format(name="f"), first["content"])
 
+    def test_only_the_allowed_ones_are_offered(self) -> None:
+        other = {"type": "function", "function": {"name": "g"}}
+        for mode, words in (("auto", ""), ("required", prompting.MUST_CALL)):
+            allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": "f"}}]}
+            choice = {"type": "allowed_tools", "allowed_tools": allowed}
+            (first, _) = written(USER, tools=[TOOL, other], tool_choice=choice)
+            self.assertEqual(first["content"], f"{OFFER}\n\n{words}".rstrip())
+
+    def test_none_of_them_is_allowed(self) -> None:
+        nothing = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": []}}
+        self.assertEqual(written(USER, tools=[TOOL], tool_choice=nothing), [USER])
+
     def test_none_leaves_the_tools_where_they_are(self) -> None:
         """All that the backend has read of a long history stays as it was."""
         history = [SYSTEM, USER, calls(call()), result("21")]

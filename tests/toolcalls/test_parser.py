@@ -36,6 +36,22 @@ class NameTests(ReadCase):
             self.assertEqual("nope", joined.calls[0].name)
             self.assertEqual({"calls": 1, "unknown_name": 1}, tally)
 
+    def test_forbidden(self) -> None:
+        """The client has it, and has said that it must not be called now."""
+        offer = Offer(SCHEMAS, forbidden=frozenset({"nope"}))
+        for call in ALL:
+            no = call.replace("now", "nope")
+            self.assertEqual(Joined(content=no, order="T"), self.read(no, offer))
+            joined = self.read(f"{no}\n{call}", offer)
+            self.assertEqual((no, ["now"]), (joined.content, [one.name for one in joined.calls]))
+
+    def test_forbidden_behind_another_call_in_its_tag(self) -> None:
+        offer = Offer(SCHEMAS, forbidden=frozenset({"nope"}))
+        objects = '{"name": "now"}\n{"name": "nope"}'
+        joined = self.read(f"<tool_call>{objects}</tool_call>", offer)
+        self.assertEqual(["now"], [call.name for call in joined.calls])
+        self.assertIn('{"name": "nope"}', joined.content)
+
     def test_formats_may_be_mixed(self) -> None:
         joined = self.read(f"A {CALL}\n{LINE} B {XML}\n{LINE}\nC")
         self.assertEqual(("A B\nC", 4), (joined.content, len(joined.calls)))

@@ -206,6 +206,15 @@ class OfferTests(SynchronousTestCase):
             offer = self.offer(tools=[TOOL], tool_choice=choice)
             self.assertEqual((offer.forced, offer.translate), (forced, translate), choice)
 
+    def test_allowed_tools(self) -> None:
+        """The others are known, so that a call of one is not taken for a slip of the model."""
+        tools = [TOOL, {"type": "function", "function": {"name": "delete"}}]
+        allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "search"}}]}
+        offer = self.offer(tools=tools, tool_choice={"type": "allowed_tools", **allowed})
+        self.assertEqual(offer, Offer({"search": SCHEMA}, forbidden=frozenset({"delete"})))
+        nothing = {"type": "allowed_tools", "tools": []}
+        self.assertFalse(self.offer(tools=tools, tool_choice=nothing).translate)
+
     def test_always(self) -> None:
         always = Rules(translate="always")
         self.assertTrue(self.offer(always).translate)

@@ -13,6 +13,7 @@ class Offer:
     The functions of one request, and what the request allows the model to do with them.
 
     :param schemas: function name -> the JSON schema of its parameters, `{}` where none is declared
+    :param forbidden: functions of the request that must not be called now: a call of one is text
     :param parallel: `parallel_tool_calls`; without it only the first call of a choice is kept
     :param forced: the one function that `tool_choice` names
     :param translate: whether text may become calls at all; without tools, or with `tool_choice`
@@ -20,6 +21,7 @@ class Offer:
     """
 
     schemas: Mapping[str, Any] = field(default_factory=dict)
+    forbidden: frozenset[str] = frozenset()
     parallel: bool = True
     forced: str | None = None
     translate: bool = True

@@ -55,7 +55,9 @@ class Opening:
 
     def admits(self, name: str) -> bool:
         """Whether a call of `name` may stand here."""
-        return name in self.offer.schemas or not self.offered_only
+        if name in self.offer.schemas:
+            return True
+        return not self.offered_only and name not in self.offer.forbidden
 
 
 @dataclass(frozen=True, slots=True)
