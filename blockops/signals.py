@@ -19,6 +19,32 @@ _Taken = Callable[[int, FrameType | None], Any] | int | None
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
+class Held:
+    """
+    Keeps in mind that a SIGHUP came, until `Signals.on_hangup` takes them.
+
+    :ivar came: whether one did
+    :ivar on_terminal: whether there was a terminal that can be closed
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self.on_terminal = _holds_terminal()
+
+    def __call__(self, *_: object) -> None:
+        self.came = True
+
+
+def hold_hangup() -> None:
+    """
+    Do not end for a SIGHUP from now on, though nobody can reload yet.
+
+    Half a second passes from here until the daemon is put together. To be used in the main thread.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, Held())
+
+
 class Signals:
     """
     Calls functions in the reactor's thread when signals come.
@@ -33,19 +59,24 @@ class Signals:
 
     def on_hangup(self, reload: Callable[[], object]) -> None:
         """
-        Call `reload` at each SIGHUP.
+        Call `reload` at each SIGHUP, and once for those that were held.
 
         One that comes because the terminal was closed stops the reactor: whoever started the daemon
         there is gone, and would not know that it is still running.
         """
+        held = signal.getsignal(signal.SIGHUP)
+        on_terminal = held.on_terminal if isinstance(held, Held) else self._on_terminal
 
         def hung_up() -> None:
-            if self._on_terminal and not _holds_terminal():
+            if on_terminal and not _holds_terminal():
                 self._reactor.stop()
             else:
                 reload()
 
         self._take(signal.SIGHUP, hung_up)
+        if isinstance(held, Held) and held.came:
+            held.came = False
+            self._reactor.callFromThread(hung_up)
 
     def on_stop(self, hasten: Callable[[], object]) -> None:
         """Call `hasten` at each further signal that asks the daemon to stop."""

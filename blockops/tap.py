@@ -8,15 +8,23 @@ after it is imported: so it imports little, and what needs the reactor only when
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 
 from twisted.application.service import IService
 
-from blockops.options import Options
+from blockops.options import Options as CommandLine
+from blockops.signals import hold_hangup
 
-__all__ = ["Options", "makeService", "settle"]
+
+class Options(CommandLine):
+    """The command line. Who reads it is going to start the daemon."""
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        hold_hangup()
+        super().parseOptions(options)
 
 
-def makeService(options: Options) -> IService:
+def makeService(options: CommandLine) -> IService:
     """
     Return the daemon that `options` describe; the reactor is handed on from here alone.
 

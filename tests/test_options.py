@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import io
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from blockops import __version__, service, tap
 from blockops.options import Options
 from blockops.settings import TABLE, Settings
+from blockops.signals import Held
 
 ROOT = Path(__file__).parent.parent
 
@@ -365,7 +368,17 @@ class MakeServiceTests(SynchronousTestCase):
 
     def test_a_daemon(self):
         self.assertTrue(IService.providedBy(self.make("--port=0")))
-        self.assertIs(tap.Options, Options)
+
+    def test_a_hangup_is_held_while_the_daemon_starts(self):
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        self.addCleanup(signal.signal, signal.SIGHUP, before)
+        parsed = tap.Options({"BLOCKOPS_LOG_FILE": "off"}, system_file="/nowhere")
+        parsed.parseOptions(["--port=0"])
+        os.kill(os.getpid(), signal.SIGHUP)
+        held = signal.getsignal(signal.SIGHUP)
+        assert isinstance(held, Held)
+        self.assertTrue(held.came)
+        self.assertEqual(parsed.settings.port, 0)
 
     def test_what_is_here_when_it_runs_is_not_looked_at_again(self):
         before = gc.get_freeze_count()

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops import signals
-from blockops.signals import STOPPING, Signals
+from blockops.signals import STOPPING, Held, Signals, hold_hangup
 
 
 class Reactor:
@@ -88,6 +88,53 @@ class SignalsTests(SynchronousTestCase):
         self.signals.on_hangup(lambda: None)
         self.signals.restore()
         self.assertEqual(self.told[-1], str(signal.SIG_DFL))
+
+
+class Early(SynchronousTestCase):
+    """What comes before anybody can reload."""
+
+    def setUp(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        self.addCleanup(signal.signal, signal.SIGHUP, before)
+        self.patch(signals, "_holds_terminal", lambda: False)
+        self.reactor = Reactor()
+        self.told: list[str] = []
+
+    def take(self) -> None:
+        taken = Signals(self.reactor)
+        self.addCleanup(taken.restore)
+        taken.on_hangup(lambda: self.told.append("reload"))
+
+    def test_one_that_came_too_early_is_made_up_for_once(self) -> None:
+        hold_hangup()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+        self.take()
+        self.take()
+        self.assertEqual(self.told, [])
+        self.reactor.turn()
+        self.assertEqual(self.told, ["reload"])
+
+    def test_none_came(self) -> None:
+        hold_hangup()
+        self.take()
+        self.reactor.turn()
+        self.assertEqual(self.told, [])
+
+    def test_a_terminal_that_was_closed_meanwhile(self) -> None:
+        self.patch(signals, "_holds_terminal", lambda: True)
+        hold_hangup()
+        self.patch(signals, "_holds_terminal", lambda: False)
+        os.kill(os.getpid(), signal.SIGHUP)
+        self.take()
+        self.reactor.turn()
+        self.assertEqual((self.told, self.reactor.stopped), ([], 1))
+
+    def test_who_takes_them_already_goes_on(self) -> None:
+        for there in (signal.SIG_IGN, Held()):
+            signal.signal(signal.SIGHUP, there)
+            hold_hangup()
+            self.assertIs(signal.getsignal(signal.SIGHUP), there)
 
 
 class Terminals(SynchronousTestCase):

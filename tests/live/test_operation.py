@@ -47,6 +47,19 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+_HUNG_UP_AT_ONCE = """
+import os, signal
+from blockops import tap
+make = tap.makeService
+def hung_up(options):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return make(options)
+tap.makeService = hung_up
+from twisted.scripts.twistd import run
+run()
+"""
+
+
 class Hangup(Case):
     def test_keys_and_the_log_are_opened_anew(self) -> None:
         backend = self.backend(backends.says("hello"))
@@ -98,9 +111,25 @@ class Hangup(Case):
         self.assertEqual(self.status(daemon, "sk-alice"), 200)
         self.assertEqual(backend.requests[0].headers["authorization"], "Bearer first")
 
+    def test_one_that_comes_while_the_daemon_starts(self) -> None:
+        """It neither ends the process nor is it lost."""
+        backend = self.backend(backends.says("hello"))
+        daemon = self.daemon(backend, kind=HungUpAtOnce)
+        wait_for(lambda: "Reloaded" in daemon.logged(), "nothing is said")
+        self.assertEqual(ask(daemon.url, question(stream=True)).status, 200)
+
     def status(self, daemon: Daemon, key: str) -> int:
         headers = {"Authorization": f"Bearer {key}"}
         return ask(daemon.url, question(stream=True), headers=headers).status
+
+
+class HungUpAtOnce(Daemon):
+    """blockops that gets a SIGHUP when it has read its settings, and nothing else is there yet."""
+
+    twistd = (
+        *(sys.executable, "-c", _HUNG_UP_AT_ONCE),
+        *("-n", "--pidfile="),
+    )
 
 
 class Stopping(Case):
