@@ -86,6 +86,7 @@ class Asked(Protocol):
     clientproto: bytes
     startedWriting: int
     responseHeaders: Headers
+    caller: str
 
     def gotLength(self, length: int | None, /) -> None:
         """Take note of the length of the body; None: it comes in chunks."""
@@ -282,6 +283,11 @@ class Channel(TwistedProtocol):
         if self.request is not None:
             return self.request.method, self.request.uri
         return request_line(self._pending)
+
+    @property
+    def caller(self) -> str:
+        """The name of the API key that the request under way came with; empty without one."""
+        return self.request.caller if self.request is not None else ""
 
     def _answering(self) -> bool:
         return self.request is not None and bool(self.request.startedWriting)

@@ -61,7 +61,7 @@ class Logged(Enum):
 
     NOT_YET = auto()
     YES = auto()
-    #: It only asks how blockops is.
+    #: It only asks how blockops is, or what a page may ask.
     NEVER = auto()
 
 
@@ -135,6 +135,11 @@ class Exchange:
             self._verdict = error
             self._work.cancel()
 
+    @property
+    def address(self) -> str | None:
+        """Return where the client is; None behind a Unix socket."""
+        return getattr(self.request.getClientAddress(), "host", None)
+
     def came(self, body: bytes = b"", **known: Any) -> RequestRecord:
         """
         Return what the traffic log says of the request.
@@ -148,7 +153,7 @@ class Exchange:
             body = upload.beginning()
         return RequestRecord(
             id=self.id,
-            client=getattr(request.getClientAddress(), "host", None),
+            client=self.address,
             key=request.caller or None,
             method=request.method.decode("latin-1"),
             path=request.uri.decode("latin-1"),

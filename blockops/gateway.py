@@ -22,6 +22,7 @@ from blockops.pulse import Pulse
 from blockops.records import RequestRecord, ResponseRecord
 from blockops.relay import drop
 from blockops.settings import Settings
+from blockops.strangers import Strangers
 from blockops.wire.errors import ApiError
 from blockops.wire.report import Report
 
@@ -38,6 +39,7 @@ class Gateway:
     """
     Serves requests, and knows all that are under way.
 
+    :param strangers: counts those who come without a key; None where nobody needs one
     :ivar draining: no new ones are taken
     """
 
@@ -50,12 +52,15 @@ class Gateway:
         pulse: Pulse,
         traffic: Traffic,
         metrics: Metrics,
+        *,
+        strangers: Strangers | None = None,
     ) -> None:
         self._clock = clock
         self._settings = settings
         self._pulse = pulse
         self._traffic = traffic
         self._metrics = metrics
+        self._strangers = strangers
         self._live: dict[Exchange, Deferred[None]] = {}
         self._hinted = False
         self.draining = False
@@ -89,6 +94,8 @@ class Gateway:
     def note(self, channel: Channel, error: ApiError) -> None:
         """Write down that `channel` refused with `error` what never became a request."""
         self._metrics.refused(error.status)
+        if not self._is_written(channel.caller, getattr(channel.getPeer(), "host", None)):
+            return
         number = secrets.token_hex(8)
         method, target = channel.asked()
         self._traffic.write(
@@ -108,7 +115,9 @@ class Gateway:
         self._live.pop(exchange, None)
         if exchange.response is not None and exchange.heard.first is None:
             drop(exchange.response)
-        if exchange.logged is Logged.NOT_YET:
+        if exchange.logged is Logged.NOT_YET and self._is_written(
+            exchange.request.caller, exchange.address
+        ):
             self._traffic.write(exchange.came())
         outcome = exchange.outcome()
         self._metrics.ended(route, exchange, outcome)
@@ -116,6 +125,14 @@ class Gateway:
             self._traffic.write(outcome)
         if exchange.report is not None:
             self._remark(exchange.report)
+
+    def _is_written(self, caller: str, client: str | None) -> bool:
+        """
+        Say whether what was refused stands in the traffic log.
+
+        :param caller: the name of the key that it came with; empty if it came without
+        """
+        return bool(caller) or self._strangers is None or self._strangers.sample(client)
 
     def drain(self) -> Deferred[None]:
         """Take no more requests. Fires when those under way have ended."""

@@ -23,7 +23,7 @@ from ipaddress import ip_address
 
 from twisted.web.http_headers import Headers
 
-from blockops.exchange import Exchange
+from blockops.exchange import Exchange, Logged
 from blockops.incoming import IncomingRequest
 from blockops.listening import is_loopback
 from blockops.wire.errors import ApiError
@@ -123,6 +123,7 @@ class Origins:
 
 async def preflight(exchange: Exchange) -> None:
     """Tell a browser what an allowed page may send."""
+    exchange.logged = Logged.NEVER
     asked = exchange.request.requestHeaders
     headers = [
         (b"Access-Control-Allow-Methods", METHODS),

@@ -37,6 +37,7 @@ from blockops.room import Room
 from blockops.settings import SettingError, Settings
 from blockops.signals import Signals
 from blockops.site import Site
+from blockops.strangers import Strangers
 from blockops.systemd import Supervisor
 from blockops.trafficlog import NoTrafficLog, TrafficLog, secrets_of, traffic_log
 from blockops.turns import Turns
@@ -138,7 +139,10 @@ class Daemon(MultiService):
         )
         self._traffic = traffic or traffic_log(settings, reactor)
         metrics = Metrics(self._vitals)
-        self.gateway = Gateway(reactor, settings, self._pulse, self._traffic, metrics)
+        strangers = None if self._keys is None else Strangers(reactor)
+        self.gateway = Gateway(
+            reactor, settings, self._pulse, self._traffic, metrics, strangers=strangers
+        )
         answering = Answering(
             reactor,
             settings,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.memory import NOTHING_LEFT, Client, World, chat
@@ -42,7 +44,6 @@ class Keys(SynchronousTestCase):
             client = self.world.client()
             client.send(f"POST {target} HTTP/1.1\r\nHost: b\r\nContent-Length: 9999\r\n\r\n")
             self.assert_refused(client)
-        self.assertEqual(len(self.world.traffic.requests()), 11)
 
     def test_wrong_ones(self) -> None:
         for headers in (
@@ -135,6 +136,89 @@ class Keys(SynchronousTestCase):
         told = client.json()
         self.assertEqual((told["running"], told["waiting"]), (0, 0))
         self.assertEqual(len(self.world.daemon.gateway), 0)
+
+
+class Strangers(SynchronousTestCase):
+    """Whoever knocks cannot have the traffic log rotated by it."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.path.write_text(f"alice: {KEY}\n")
+        self.path.chmod(0o600)
+        self.world = World(api_keys_file=self.path, cors_origin=("https://chat.example",))
+
+    def knock(self, **headers: str) -> None:
+        client = self.world.client()
+        client.get("/v1/models", **headers)
+        self.assertEqual(client.status(), 401)
+
+    def written(self) -> list[tuple[str, str | None]]:
+        """Return path and key of each request that the traffic log has."""
+        return [(each.path, each.key) for each in self.world.traffic.requests()]
+
+    def told(self, events: Sequence[LogEvent]) -> list[str]:
+        texts = [formatEvent(each) for each in events if "log_source" in each]
+        return [text for text in texts if "known API key" in text]
+
+    def test_one_a_minute_stands_for_all(self) -> None:
+        with capturedLogs() as events:
+            for _ in range(50):
+                self.knock(Authorization="Bearer sk-guessed")
+        self.assertEqual(self.written(), [("/v1/models", None)])
+        self.assertEqual(len(self.world.traffic.responses()), 1)
+        (line,) = self.told(events)
+        self.assertIn("refused: 1 since", line)
+        self.assertIn("192.0.2.1", line)
+        with capturedLogs() as events:
+            self.world.pass_time(59)
+            self.knock()
+            self.world.pass_time(1)
+            self.knock()
+        self.assertEqual(len(self.written()), 2)
+        (line,) = self.told(events)
+        self.assertIn("refused: 51 since", line)
+        self.assertEqual(self.counted("401"), 52)
+
+    def test_what_is_no_request_is_sampled_too(self) -> None:
+        for _ in range(20):
+            self.world.client().send(b"GET / HTTP/1.1\r\nX : y\r\n\r\n")
+        self.assertEqual(len(self.world.traffic.requests()), 1)
+        self.assertEqual(len(self.world.traffic.responses()), 1)
+        self.assertEqual(self.counted("400"), 20)
+
+    def test_all_of_those_who_are_known_is_written(self) -> None:
+        self.knock()
+        for _ in range(3):
+            client = self.world.client()
+            client.get("/nowhere", **GOOD)
+            self.assertEqual(client.status(), 404)
+        broken = self.world.client()
+        broken.send(
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer {KEY}\r\n"
+            "Transfer-Encoding: chunked\r\n\r\nno size\r\n"
+        )
+        self.assertEqual(broken.status(), 400)
+        self.assertEqual(
+            [path for path, _ in self.written()],
+            ["/v1/models", *("/nowhere",) * 3, "/v1/chat/completions"],
+        )
+
+    def test_what_browsers_ask_beforehand_is_not(self) -> None:
+        for _ in range(3):
+            client = self.world.client()
+            client.send(
+                "OPTIONS /v1/models HTTP/1.1\r\nHost: b\r\nOrigin: https://chat.example\r\n"
+                "Access-Control-Request-Method: GET\r\n\r\n"
+            )
+            self.assertEqual(client.status(), 204)
+        self.assertEqual(self.written(), [])
+
+    def counted(self, status: str) -> float:
+        client = self.world.client()
+        client.get("/metrics", **GOOD)
+        line = f'blockops_requests_total{{outcome="failed",route="none",status="{status}"}} '
+        (found,) = (each for each in client.body().decode().splitlines() if each.startswith(line))
+        return float(found.removeprefix(line))
 
 
 class ToTheBackend(SynchronousTestCase):
