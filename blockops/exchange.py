@@ -188,6 +188,7 @@ class Exchange:
             bytes_out=self.client.bytes_sent,
             usage=report.usage,
             calls=report.names,
+            formats=report.formats,
             finish_reasons=list(report.finish_reasons.values()),
             tally=report.tally,
             error=error,

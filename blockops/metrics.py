@@ -109,6 +109,7 @@ class Metrics(Collector):
         self._keys: Counter[str] = Counter()
         self._key_tokens: Counter[tuple[str, str]] = Counter()
         self._tokens: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._sums: Counter[str] = Counter()
         self._seconds: dict[str, dict[str, Histogram]] = {
@@ -143,7 +144,7 @@ class Metrics(Collector):
         self._sums["client_bytes"] += record.bytes_out
         if exchange.report is not None:
             self._sums["backend_events"] += exchange.report.chunks
-            self._sums["calls"] += exchange.report.calls
+            self._calls.update(exchange.report.formats)
         for event, times in record.tally.items():
             self._events[self._known(event)] += times
         self._used(exchange.request.caller, record.usage or {})
@@ -188,13 +189,15 @@ class Metrics(Collector):
             self._key_tokens,
         )
         yield _counter(
+            "calls", "Tool calls that clients were sent, by their format.", "format", self._calls
+        )
+        yield _counter(
             "parser_events", "What the translation met in answers.", "event", self._events
         )
         for name, help_ in (
             ("backend_bytes", "Bytes of the bodies of the backend's answers."),
             ("client_bytes", "Bytes of the bodies of answers to clients."),
             ("backend_events", "Events of the backend's streams, and whole answers."),
-            ("calls", "Tool calls that clients were sent."),
             ("heartbeats", "Signs of life that clients were sent."),
         ):
             yield CounterMetricFamily(f"blockops_{name}", help_, value=self._sums[name])

@@ -57,6 +57,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
     :param bytes_out: bytes of the client's body
     :param usage: the tokens, as the backend counted them
     :param calls: the names of the calls that were made
+    :param formats: how many calls were written in which format
     :param tally: what the parser counted
     :param error: what went wrong
     :param body: the beginning of what the backend wrote
@@ -72,6 +73,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int = 0
     usage: Mapping[str, Any] | None = None
     calls: Sequence[str] = ()
+    formats: Mapping[str, int] = {}
     finish_reasons: Sequence[str] = ()
     tally: Mapping[str, int] = {}
     error: str | None = None

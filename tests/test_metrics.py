@@ -15,10 +15,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.metrics import BUCKETS, MOST_EVENTS, Metrics
 from blockops.records import ResponseRecord
+from blockops.wire.report import STRUCTURED
 from tests.memory import DONE, Client, World, chat, chunk
 
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
 
+
+FORMATS = ("json", "xml", "line", STRUCTURED)
 
 Samples = dict[tuple[str, frozenset[str]], float]
 
@@ -79,7 +82,7 @@ class Counting(Case):
             ("requests_total", ("chat", "200", "done"), 1),
             ("tokens_total", ("prompt",), 100),
             ("tokens_total", ("completion",), 7),
-            ("calls_total", (), 1),
+            ("calls_total", ("json",), 1),
             ("parser_events_total", ("unknown_name",), 1),
             ("backend_events_total", (), 3),
             ("client_bytes_total", (), len(client.body())),
@@ -94,6 +97,22 @@ class Counting(Case):
             got = told.get((f"blockops_{name}", frozenset(labels)))
             self.assertEqual(got, value, (name, labels))
         self.assertGreater(told["blockops_backend_bytes_total", frozenset()], 100)
+
+    def test_calls_by_their_format(self) -> None:
+        ours = (
+            '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>',
+            '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>',
+            "<tool_call><function=get_weather></function></tool_call>",
+            'TOOL_CALL: {"name": "get_weather", "arguments": {}}',
+        )
+        for call in ours:
+            self.streamed(chunk(call, role="assistant"), chunk(finish="stop"))
+        function = {"name": "get_weather", "arguments": "{}"}
+        structured = [{"index": 0, "id": "c", "type": "function", "function": function}]
+        self.streamed(chunk(role="assistant", tool_calls=structured), chunk(finish="tool_calls"))
+        told = {each: self.count("calls_total", each) for each in FORMATS}
+        self.assertEqual(told, {"json": 2, "xml": 1, "line": 1, "structured": 1})
+        self.assertEqual(self.world.traffic.responses()[0].formats, {"json": 1})
 
     def test_each_route(self) -> None:
         for method, target, status, route in (

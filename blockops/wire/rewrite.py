@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from blockops.wire.chunks import Choice, Delta, Function, Piece, Rewritten, ToolCall
-from blockops.wire.report import Report
+from blockops.wire.report import STRUCTURED, Report
 from blockops.wire.toolcalls import deltas as found
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.parser import ToolCallParser
@@ -184,7 +184,7 @@ class Rewriter:
         :param same: whether they are just what came
         """
         for name in self._structured.note(choice.delta or _NO_DELTA):
-            self._report.call_began(name)
+            self._report.call_began(name, STRUCTURED)
         told = self._told(choice.finish_reason) if choice.finish_reason else None
         end = [self._terminal(told)] if told else []
         if same and not self._shift and told == (choice.finish_reason or None):
@@ -225,24 +225,24 @@ class Rewriter:
             elif isinstance(delta, found.Text):
                 _append_text(pieces, "content", delta.text)
             elif isinstance(delta, found.CallBegan):
-                pieces.append(self._call_began(delta.name))
+                pieces.append(self._call_began(delta))
             elif isinstance(delta, found.CallEnded):
                 self._open_calls -= 1
             else:
                 _append_text(pieces, "reasoning_content", delta.text)
         return pieces
 
-    def _call_began(self, name: str) -> Piece:
+    def _call_began(self, call: found.CallBegan) -> Piece:
         index = self._calls
         self._calls += 1
         self._open_calls += 1
-        self._report.call_began(name)
+        self._report.call_began(call.name, call.format)
         return _call_piece(
             {
                 "index": index,
                 "id": self._new_id(),
                 "type": "function",
-                "function": {"name": name, "arguments": ""},
+                "function": {"name": call.name, "arguments": ""},
             }
         )
 

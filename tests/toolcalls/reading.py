@@ -63,6 +63,7 @@ class Joined:
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
     order: str = ""
+    formats: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, deltas: Iterable[Delta]) -> Joined:
@@ -81,6 +82,7 @@ class Joined:
             self._note("R")
         elif isinstance(delta, CallBegan):
             self.calls.append(Call(delta.name))
+            self.formats.append(delta.format)
             self.order += "C"
         elif isinstance(delta, CallArguments):
             assert not self.calls[-1].ended

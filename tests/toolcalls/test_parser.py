@@ -309,7 +309,7 @@ class StreamingTests(ReadCase):
         self.assertEqual(
             [
                 Text("A"),
-                CallBegan("now"),
+                CallBegan("now", "json"),
                 *(CallArguments(char) for char in '{"a": 1}'),
                 CallEnded(),
             ],
@@ -321,7 +321,7 @@ class StreamingTests(ReadCase):
         self.assertEqual(
             [
                 Text("A <tool_call> B"),
-                CallBegan("now"),
+                CallBegan("now", "line"),
                 CallArguments('{"a": 1'),
                 CallArguments("}"),
             ],
@@ -398,16 +398,17 @@ class FormatTests(ReadCase):
     def test_openers_of_their_own(self) -> None:
         joined = self.read("A !now! B !now?now! C! D", rules=self.RULES)
         self.assertEqual("A B C! D", joined.content)
+        self.assertEqual(["shouted"] * 3, joined.formats)
         self.assertEqual([Call("now", "{}", ended=True)] * 3, joined.calls)
 
     def test_shared_openers(self) -> None:
         joined = self.read(f"<tool_call>now! {CALL} {XML} <tool_call>{{x", rules=self.RULES)
-        self.assertEqual(3, len(joined.calls))
+        self.assertEqual(["shouted", "json", "xml"], joined.formats)
         self.assertEqual("<tool_call>{x", joined.content)
 
     def test_asked_in_turn_at_the_end(self) -> None:
         joined = self.read("A <tool_call>now", rules=self.RULES)
-        self.assertEqual(("A", 1), (joined.content, len(joined.calls)))
+        self.assertEqual(("A", ["shouted"]), (joined.content, joined.formats))
 
     def test_refusal_behind_a_call(self) -> None:
         joined = self.read("!now? x", rules=self.RULES)

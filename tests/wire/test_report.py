@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.report import Report, tokens_in
+from blockops.wire.report import STRUCTURED, Report, tokens_in
 
 
 class ReportTests(SynchronousTestCase):
     def test_calls(self) -> None:
         report = Report()
         for number in range(1000):
-            report.call_began(f"f{number}")
+            report.call_began(f"f{number}", "json" if number % 4 else STRUCTURED)
         self.assertEqual(report.calls, 1000)
+        self.assertEqual(report.formats, {"json": 750, STRUCTURED: 250})
         self.assertEqual(report.names, [f"f{number}" for number in range(256)])
 
     def test_tokens(self) -> None:

@@ -18,9 +18,14 @@ class Reasoning(msgspec.Struct, frozen=True, gc=False):
 
 
 class CallBegan(msgspec.Struct, frozen=True, gc=False):
-    """A call is certain: its name is whole, and what follows belongs to its arguments."""
+    """
+    A call is certain: its name is whole, and what follows belongs to its arguments.
+
+    :ivar format: the name of the format that it is written in, as the parser adds it
+    """
 
     name: str
+    format: str = ""
 
 
 class CallArguments(msgspec.Struct, frozen=True, gc=False):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from blockops.wire.toolcalls.deltas import (
@@ -85,7 +85,8 @@ class ToolCallParser:
         self._reader: CallReader
         self._fluent: Fluent | None = None
         self._opening = Opening("", offer)
-        self._untried: tuple[ToolCallFormat, ...] = ()
+        self._format = ""
+        self._untried: Sequence[ToolCallFormat] = ()
         # What was read since the attempt began, behind its opener, and what may still be read.
         self._kept: list[str] = []
         self._room = 0
@@ -175,8 +176,14 @@ class ToolCallParser:
             max_hold=self._rules.max_hold,
             tally=self.tally,
         )
-        self._untried = opened.formats[1:]
-        self._try(opened.formats[0].reader(self._opening), opened.literal)
+        self._untried = opened.formats
+        self._try(self._next_reader(), opened.literal)
+
+    def _next_reader(self) -> CallReader:
+        """Return the reader of the format that is asked next."""
+        asked, *self._untried = self._untried
+        self._format = asked.name
+        return asked.reader(self._opening)
 
     def _try(self, reader: CallReader, literal: str) -> None:
         self._reader = reader
@@ -206,8 +213,7 @@ class ToolCallParser:
 
     def _next_format(self) -> bool:
         if self._untried:
-            self._reader = self._untried[0].reader(self._opening)
-            self._untried = self._untried[1:]
+            self._reader = self._next_reader()
             return True
         return False
 
@@ -241,7 +247,8 @@ class ToolCallParser:
             self._read = self._stream
             self._fluent = self._reader if isinstance(self._reader, Fluent) else None
             self._scanner.flush(out)
-            out.extend(deltas)
+            out.append(CallBegan(began.name, self._format))
+            out.extend(deltas[1:])
 
     def _stream(self, text: str, out: list[Delta]) -> str:
         verdict = self._reader.feed(text, out)
@@ -306,7 +313,7 @@ class Drafts:
         self._offer = offer
         self._rules = replace(rules, think_calls=False, think_prefilled=False, reasoning="keep")
         self._parser: ToolCallParser | None = None
-        self._name = ""
+        self._began = CallBegan("")
         self._pieces: list[str] = []
         self._length = 0
         self.call: list[Delta] = []
@@ -325,17 +332,17 @@ class Drafts:
 
     def _note(self, delta: Delta) -> None:
         if isinstance(delta, CallBegan):
-            self._name = delta.name
+            self._began = delta
             self._pieces = []
             self._length = 0
         elif isinstance(delta, CallArguments):
             self._length += len(delta.text)
             if self._length <= self._rules.max_hold:
                 self._pieces.append(delta.text)
-        elif isinstance(delta, CallEnded) and self._name in self._offer.schemas:
+        elif isinstance(delta, CallEnded) and self._began.name in self._offer.schemas:
             arguments = "".join(self._pieces)
             if self._length <= self._rules.max_hold and _is_json(arguments):
-                self.call = [CallBegan(self._name), CallArguments(arguments), CallEnded()]
+                self.call = [self._began, CallArguments(arguments), CallEnded()]
 
 
 def _never(_: str) -> None:
