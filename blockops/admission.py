@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import TracebackType
 from typing import NoReturn
 
 from twisted.internet import defer
@@ -50,19 +49,14 @@ class Admission:
         """How many wait for one."""
         return len(self._places.waiting)
 
-    def place(self) -> Place:
-        """
-        Return a place to wait for, and to hold as long as an `async with` block runs.
-
-        Cancelling the wait leaves the queue; every way out of the block gives the place back.
-
-        :raises ApiError: at the block: 429, the queue is full or the wait was too long; what
-            `dismiss` says
-        """
-        return Place(self)
-
     async def enter(self) -> float:
-        """Wait for a place; return since when it is held, in seconds of the clock."""
+        """
+        Wait for a place; return since when it is held, in seconds of the clock.
+
+        Cancelling the wait leaves the queue. Whoever has a place must `leave` it.
+
+        :raises ApiError: 429, the queue is full or the wait was too long; what `dismiss` says
+        """
         acquired = self._acquire()
         if not acquired.called:
             await acquired
@@ -127,21 +121,3 @@ class Admission:
         ahead = (self.waiting + 1) / self._places.limit
         shortest, longest = self.RETRY_AFTER
         return min(max(math.ceil(ahead * self._seconds_held), shortest), longest)
-
-
-class Place:
-    """A place of `admission`, held as long as a block runs."""
-
-    __slots__ = ("_admission", "_since")
-
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
-        self._since = 0.0
-
-    async def __aenter__(self) -> None:
-        self._since = await self._admission.enter()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
-    ) -> None:
-        self._admission.leave(self._since, well=kind is None)

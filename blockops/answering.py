@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from twisted.internet.defer import succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IResponse
 
 from blockops import __version__
-from blockops.backend import Backend, Refused, broken_off, check_readable
+from blockops.backend import Backend, Refused, Visit, broken_off, check_readable
 from blockops.downstream import STREAM_HEADERS
 from blockops.exchange import Exchange, Logged
 from blockops.formats import known_formats
@@ -25,7 +25,7 @@ from blockops.models import Models
 from blockops.records import Record
 from blockops.relay import relay
 from blockops.settings import Settings
-from blockops.turns import Turn, Turns
+from blockops.turns import Turns
 from blockops.wire import transcode
 from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError
@@ -43,6 +43,12 @@ Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
 #: A refusal -> the body to ask with instead; None if there is no other way.
 Again = Callable[[Refused], bytes | None]
+
+
+Answer = Coroutine[Deferred[Any], Any, None]
+
+#: A stream that has begun, and what fires when the backend has said its last word.
+Streaming = tuple[EventStream[transcode.StreamTranscoder], Deferred[bool]]
 
 
 def never_again(_: Refused) -> None:
@@ -97,10 +103,28 @@ class Answering:
             backend, settings.model_alias, write=traffic.write, pass_back=self._pass_back
         )
 
-    async def chat(self, exchange: Exchange) -> None:
+    def chat(self, exchange: Exchange) -> Answer:
         """`POST /v1/chat/completions`."""
+        return self._answered(exchange, self._chat)
+
+    def completion(self, exchange: Exchange) -> Answer:
+        """`POST /v1/completions`."""
+        return self._answered(exchange, self._completion)
+
+    async def _answered(
+        self, exchange: Exchange, ask: Callable[[Exchange, Visit], Awaitable[Streaming | None]]
+    ) -> None:
+        """Ask the backend, and wait for the rest of a stream: for that, no request is kept."""
+        with self._backend.visit(exchange) as visit:
+            streaming = await ask(exchange, visit)
+            if streaming is not None:
+                form, whole = streaming
+                form.end(exchange.client, whole=await whole)
+
+    async def _chat(self, exchange: Exchange, visit: Visit) -> Streaming | None:
         asked = self._parsed(exchange, ChatRequest)
         turn = self._turns.begin(asked, exchange.request)
+        exchange.lesson = turn.lesson
         self._came(
             exchange,
             asked,
@@ -110,50 +134,44 @@ class Answering:
         )
         if turn.asks_nothing:
             self._say(exchange, asked, turn.banner())
-            return
+            return None
         self._backend.check()
-        try:
-            if asked.stream:
-                await self._stream_turn(exchange, asked, turn)
-            else:
-                prompt = turn.prompt(exchange.tell)
-                await self._whole(
-                    exchange, asked, prompt, again=turn.prompt_again, aside=turn.aside
-                )
-        finally:
-            turn.ended(exchange.report)
-
-    async def _stream_turn(self, exchange: Exchange, asked: ChatRequest, turn: Turn) -> None:
+        more: Any = {"again": turn.prompt_again, "aside": turn.aside}
+        if not asked.stream:
+            await self._whole(exchange, visit, asked, turn.prompt(exchange.tell), **more)
+            return None
         form = ChatStream(self._transcoder(asked, turn.aside), turn.cold_start)
-        prompt = turn.prompt(exchange.tell)
-        await self._stream(exchange, asked, form, prompt, again=turn.prompt_again, aside=turn.aside)
+        return await self._stream(exchange, visit, asked, form, turn.prompt(exchange.tell), **more)
 
-    async def completion(self, exchange: Exchange) -> None:
-        """`POST /v1/completions`."""
+    async def _completion(self, exchange: Exchange, visit: Visit) -> Streaming | None:
         asked = self._parsed(exchange, CompletionRequest)
         self._came(exchange, asked)
-        if asked.stream:
-            form = EventStream(self._transcoder(asked))
-            await self._stream(exchange, asked, form, succeed(asked.body()))
-        else:
-            await self._whole(exchange, asked, succeed(asked.body()))
+        prompt = succeed(asked.body())
+        if not asked.stream:
+            await self._whole(exchange, visit, asked, prompt)
+            return None
+        form = EventStream(self._transcoder(asked))
+        return await self._stream(exchange, visit, asked, form, prompt)
 
     async def _stream(
         self,
         exchange: Exchange,
+        visit: Visit,
         asked: Request,
         form: EventStream[transcode.StreamTranscoder],
         prompt: Awaitable[bytes],
         *,
         again: Again = never_again,
         aside: Aside | None = None,
-    ) -> None:
+    ) -> Streaming | None:
+        """Ask for a stream; return what is left of it when its headers are here."""
         exchange.form = form
         exchange.report = form.transcoder.report
         body = await prompt
         while True:
             try:
-                return await self._take_stream(exchange, asked, form, body, aside)
+                response = await visit.ask(body)
+                return await self._take_stream(exchange, response, asked, form, aside)
             except Refused as refused:
                 body = otherwise(refused, again)
                 exchange.ask_again()
@@ -161,33 +179,30 @@ class Answering:
     async def _take_stream(
         self,
         exchange: Exchange,
+        response: IResponse,
         asked: Request,
         form: EventStream[transcode.StreamTranscoder],
-        prompt: bytes,
         aside: Aside | None,
-    ) -> None:
-        """Give the client the backend's answer to `prompt` as a stream, be it one or not."""
-        async with self._backend.admitted(exchange, prompt) as response:
-            check_readable(response)
-            kind = media_type(response.headers)
-            if kind == "application/json":
-                body = await self._backend.collected(exchange, response)
-                out, exchange.report = transcode.whole_as_stream(
-                    body, asked, self._rules, aside=aside
-                )
-                renaming = renaming_for(asked)
-                form.begin(exchange.client)
-                exchange.client.finish(renaming.events(out) if renaming else out)
-            elif kind == "text/html":
-                raise await self._backend.refused(exchange, response, 502)
-            else:
-                form.begin(exchange.client)
-                whole = await relay(response, exchange.client, form.transcoder, exchange.heard)
-                exchange.client.finish(form.transcoder.end(cut=not whole))
+    ) -> Streaming | None:
+        """Give the client the backend's answer as a stream, be it one or not."""
+        check_readable(response)
+        kind = media_type(response.headers)
+        if kind == "text/html":
+            raise await self._backend.refused(exchange, response, 502)
+        if kind != "application/json":
+            form.begin(exchange.client)
+            return form, relay(response, exchange.client, form.transcoder, exchange.heard)
+        body = await self._backend.collected(exchange, response)
+        out, exchange.report = transcode.whole_as_stream(body, asked, self._rules, aside=aside)
+        renaming = renaming_for(asked)
+        form.begin(exchange.client)
+        exchange.client.finish(renaming.events(out) if renaming else out)
+        return None
 
     async def _whole(
         self,
         exchange: Exchange,
+        visit: Visit,
         asked: Request,
         prompt: Awaitable[bytes],
         *,
@@ -200,7 +215,8 @@ class Answering:
         while out is None:
             as_stream = self._streamed(body)
             try:
-                out = await self._taken_whole(exchange, asked, as_stream or body, aside)
+                response = await visit.ask(as_stream or body)
+                out = await self._taken_whole(exchange, response, asked, aside)
             except Refused as refused:
                 if as_stream is None or not self._turns.refusals.of_usage(refused):
                     body = otherwise(refused, again)
@@ -218,14 +234,13 @@ class Answering:
         return streamed(body) if wished else None
 
     async def _taken_whole(
-        self, exchange: Exchange, asked: Request, body: bytes, aside: Aside | None
+        self, exchange: Exchange, response: IResponse, asked: Request, aside: Aside | None
     ) -> bytes:
-        """Return the backend's answer to `body` as a whole one, be it a stream or not."""
-        async with self._backend.admitted(exchange, body) as response:
-            check_readable(response)
-            if media_type(response.headers) == "text/event-stream":
-                return await self._joined(exchange, response, asked, aside)
-            said = await self._backend.collected(exchange, response)
+        """Return the backend's answer as a whole one, be it a stream or not."""
+        check_readable(response)
+        if media_type(response.headers) == "text/event-stream":
+            return await self._joined(exchange, response, asked, aside)
+        said = await self._backend.collected(exchange, response)
         if said.startswith(b"data:"):
             # A stream, whatever its headers call it.
             joiner = self._joiner(exchange, asked, aside)
@@ -277,8 +292,8 @@ class Answering:
         if upload is None or upload.complete:
             self._traffic.write(exchange.came(came))
         if exchange.request.method == b"POST":
-            async with self._backend.admitted(exchange, body) as response:
-                await self._pass_back(exchange, response, name)
+            with self._backend.visit(exchange) as visit:
+                await self._pass_back(exchange, await visit.ask(body), name)
         else:
             await self._pass_back(exchange, await self._backend.granted(exchange, body), name)
 

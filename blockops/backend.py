@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from enum import Enum, auto
 from http import HTTPStatus
+from types import TracebackType
+from typing import Self
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -103,14 +105,9 @@ class Backend:
         """
         self._circuit.check()
 
-    @asynccontextmanager
-    async def admitted(
-        self, exchange: Exchange, body: bytes | IBodyProducer | None
-    ) -> AsyncIterator[IResponse]:
-        """Wait for a place, ask the backend, and hold the place until its answer is through."""
-        self.check()
-        async with self._admission.place(), self._purge.working():
-            yield await self.granted(exchange, body)
+    def visit(self, exchange: Exchange) -> Visit:
+        """Return what asks for `exchange`, once it has a place."""
+        return Visit(self, self._admission, self._purge, exchange)
 
     async def granted(self, exchange: Exchange, body: bytes | IBodyProducer | None) -> IResponse:
         """
@@ -185,6 +182,69 @@ class Backend:
             body = b""
         told, said = errors.from_backend(status, body, media_type(response.headers))
         return Refused(told, said, of_refusal(response.headers))
+
+
+class _Stage(Enum):
+    OUTSIDE = auto()
+    #: It has a place, but may have to wait for the end of a purge.
+    ADMITTED = auto()
+    WORKING = auto()
+
+
+class Visit:
+    """
+    An exchange's stay at the backend, which ends with the block that it is used in.
+
+    Nothing of what was asked is kept: an answer may take hours.
+    """
+
+    __slots__ = ("_admission", "_backend", "_exchange", "_purge", "_since", "_stage")
+
+    def __init__(
+        self, backend: Backend, admission: Admission, purge: Purge, exchange: Exchange
+    ) -> None:
+        self._backend = backend
+        self._admission = admission
+        self._purge = purge
+        self._exchange = exchange
+        self._stage = _Stage.OUTSIDE
+        self._since = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._leave(well=kind is None)
+
+    async def ask(self, body: bytes | IBodyProducer | None) -> IResponse:
+        """
+        Wait for a place, ask the backend, and hold the place until the answer is through.
+
+        Who asks again waits again.
+
+        :raises Refused: the backend does not answer that
+        """
+        self._leave(well=False)
+        self._backend.check()
+        self._since = await self._admission.enter()
+        self._stage = _Stage.ADMITTED
+        await self._purge.begin()
+        self._stage = _Stage.WORKING
+        return await self._backend.granted(self._exchange, body)
+
+    def _leave(self, *, well: bool) -> None:
+        """
+        Give the place back, if there is one.
+
+        :param well: the answer came to its end
+        """
+        stage, self._stage = self._stage, _Stage.OUTSIDE
+        if stage is _Stage.WORKING:
+            self._purge.end()
+        if stage is not _Stage.OUTSIDE:
+            self._admission.leave(self._since, well=well)
 
 
 def pauses(retries: int) -> Iterator[float]:

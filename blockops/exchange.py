@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Coroutine
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -56,6 +56,13 @@ class Heard:
         return bytes(self._kept)
 
 
+class Lesson(Protocol):
+    """What is to be learnt from an answer."""
+
+    def learn(self, report: Report | None) -> None:
+        """Learn from an answer that has ended or failed; None if there was none."""
+
+
 class Logged(Enum):
     """Whether a request stands in the traffic log."""
 
@@ -74,6 +81,7 @@ class Exchange:
     :ivar target: path and query that the backend is asked for; None for those of the request
     :ivar form: how the answer shows life and failure; whoever works at it sets it
     :ivar heard: takes what the backend says
+    :ivar lesson: what is to be learnt from the answer
     :ivar asked: when the backend was asked, in seconds of the reactor's clock; None while queued
     :ivar response: what the backend answered, once its headers are here
     :ivar error: how it failed, if it did
@@ -91,6 +99,7 @@ class Exchange:
         self.form: Form = Untouched()
         self.heard = Heard(clock, settings.log_body)
         self.report: Report | None = None
+        self.lesson: Lesson | None = None
         self.logged = Logged.NOT_YET
         self.began = clock.seconds()
         self.asked: float | None = None
@@ -118,7 +127,11 @@ class Exchange:
         return self._work.addErrback(self._failed).addErrback(self._given_up)
 
     async def _deliver(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
-        await work
+        try:
+            await work
+        finally:
+            if self.lesson is not None:
+                self.lesson.learn(self.report)
         if not self.client.over:
             raise RuntimeError(f"{self.request!r} was left without an answer")
         if not self.client.settled:

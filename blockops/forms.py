@@ -61,6 +61,14 @@ class EventStream(Generic[T]):
             self.begin(client)
             client.write(beat)
 
+    def end(self, client: Downstream, *, whole: bool) -> None:
+        """
+        Send the end, the backend having closed.
+
+        :param whole: nothing is missing, as far as the transport knows
+        """
+        client.finish(self.transcoder.end(cut=not whole))
+
     def waiting(self, client: Downstream, seconds: float) -> None:
         """Say nothing: the signs of life are enough."""
 

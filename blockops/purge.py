@@ -1,15 +1,14 @@
 """
 When the backend's prompt cache is purged: never under a running request.
 
-Whoever works at the backend says so by `working`. A purge waits until nobody does, and whoever
-comes meanwhile waits for the purge, which is short and bounded. So neither feels the other.
+Whoever works at the backend says so by `begin` and `end`. A purge waits until nobody does, and
+whoever comes meanwhile waits for the purge, which is short and bounded. So neither feels the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 from twisted.internet import defer
@@ -48,10 +47,6 @@ class Purge:
         #: Those who wait for the end of the purge that is under way; None if none is.
         self._behind: list[Deferred[None]] | None = None
         self.skipped = 0
-
-    def working(self) -> Working:
-        """Return what holds purges off as long as an `async with` block runs."""
-        return Working(self)
 
     async def begin(self) -> None:
         """Hold purges off until `end`; wait for the end of the one that is under way."""
@@ -114,23 +109,6 @@ class Purge:
         finally:
             behind, self._behind = self._behind or [], None
             _tell(behind)
-
-
-class Working:
-    """Somebody who is at the backend as long as a block runs."""
-
-    __slots__ = ("_purge",)
-
-    def __init__(self, purge: Purge) -> None:
-        self._purge = purge
-
-    async def __aenter__(self) -> None:
-        await self._purge.begin()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
-    ) -> None:
-        self._purge.end()
 
 
 def _told(line: list[Deferred[None]]) -> Deferred[None]:

@@ -39,7 +39,10 @@ class _Body(TwistedProtocol):
     """
 
     def __init__(self) -> None:
-        self.ended: Deferred[bool] = Deferred(lambda _: self.drop())
+        self.ended: Deferred[bool] = Deferred(self._unwanted)
+
+    def _unwanted(self, _: object) -> None:
+        self.drop()
 
     def drop(self) -> None:
         """Close the connection to the backend. Nothing more is received."""

@@ -23,7 +23,7 @@ from blockops.conversation.context import Guard, Limits
 from blockops.conversation.history import Facts, Line, Reader, Recent, digest, first_user, text_in
 from blockops.conversation.notices import Kind
 from blockops.conversation.prompting import FIELDS, Prompting
-from blockops.conversation.sessions import Identity, Session, Sessions, Told
+from blockops.conversation.sessions import Identity, Session, Sessions, Thread, Told
 from blockops.conversation.tokens import Tokens, most_of, of_tools, weight_of
 from blockops.formats import wording_of
 from blockops.forms import ColdStart
@@ -171,6 +171,7 @@ class Turn:
     :param lines: the same, without notices
     :param anew: its session begins anew
     :ivar aside: what is said in its answer; None for an answer that has no room for it
+    :ivar lesson: what is learnt from its answer
     """
 
     def __init__(
@@ -192,7 +193,6 @@ class Turn:
         self._marked = any(line.facts.reset for line in lines)
         self._anew = anew
         self._prompting: Prompting | None = None
-        self._refused: ApiError | None = None  # why its tools are in its prompt
         self._tools_text = asked.tools()
         if turns.writes_tools(asked):
             self._write_tools()
@@ -200,13 +200,11 @@ class Turn:
         self._offers_tools = bool(asked.field("tools") or asked.field("functions"))
         self._tally = turns.tokens.of(asked.real_model)
         self._thread = session.thread(first_user(self._lines))
-        self._due: dict[Kind, Told] = {}
         self._texts: list[str] = []
         self._wished = False
         self._left = lines
-        self._sent: list[Facts] = []
-        self._counted = 0
         self.aside = self._make_aside()
+        self.lesson = Lesson(turns, asked.real_model, self._thread, self.aside)
 
     @property
     def asks_nothing(self) -> bool:
@@ -229,10 +227,7 @@ class Turn:
         after = self._turns.settings.cold_start_notice
         if not after or self.aside is None:
             return None
-        return ColdStart(after, self._cold_start)
-
-    def _cold_start(self, seconds: float) -> str:
-        return notices.opening([notices.cold_start_notice(seconds, self._counted)])
+        return ColdStart(after, self.lesson.cold_start)
 
     def banner(self) -> str:
         """Return the answer to a turn that asks nothing."""
@@ -267,10 +262,10 @@ class Turn:
         if self._may_write_tools and refusals.of_tools(
             refused, self._asked.real_model, with_results=self._has_results
         ):
-            self._refused = refused
+            self.lesson.refused = refused
             self._write_tools()
             self._tools = self._turns.facts_of_tools(self._tools_text)
-            self._sent[-1:] = [self._tools]
+            self.lesson.sent[-1:] = [self._tools]
             return self._body()
         return None
 
@@ -312,17 +307,18 @@ class Turn:
         """Return what of the history is sent on, and note what it has."""
         guard, thread = self._turns.guard, self._thread
         lines, asked = self._lines, [*(line.facts for line in self._lines), self._tools]
-        before, self._sent = 0, asked
+        before, sent = 0, asked
         most = most_of(asked) + thread.missed(asked, self._tally)
         if most > min(guard.limits.warn, guard.limits.hard) or thread.cut.dropped:
             await self._count(asked)
             beside = self._tally.count(self._tools) + thread.missed(asked, self._tally)
             fitted = guard.fit(lines, thread.cut, self._tally.count, beside=beside)
             thread.cut, lines, before = fitted.cut, fitted.lines, fitted.before
-            self._sent = [*(line.facts for line in lines), self._tools]
+            sent = [*(line.facts for line in lines), self._tools]
             if fitted.dropped or fitted.shortened:
                 self._turns.cut += 1
-        self._counted = sum(map(self._tally.guess, self._sent))
+        self.lesson.sent = sent
+        self.lesson.tokens = sum(map(self._tally.guess, sent))
         self._note_length(before)
         return lines
 
@@ -372,7 +368,7 @@ class Turn:
     def _be_due(self, told: Told, kind: Kind, text: str) -> None:
         """Let this answer say a notice that `told` was not given yet."""
         if told.say(kind):
-            self._due[kind] = told
+            self.lesson.due[kind] = told
             self._texts.append(text)
 
     def _give_notices(self, tell: Callable[[str], bool]) -> None:
@@ -389,17 +385,51 @@ class Turn:
             said = notices.closing(self._texts) if closes else notices.opening(self._texts)
             self.aside.text = said
         elif settings.notices == "header" and self._texts and tell(" ".join(self._texts)):
-            self._due.clear()
+            self.lesson.due.clear()
 
-    def ended(self, report: Report | None) -> None:
+
+class Lesson:
+    """
+    What is learnt from a turn's answer.
+
+    It is all that stays of the turn while the answer comes, which may take hours.
+
+    :param model: the backend's name for the one that is asked
+    :param thread: the history that is sent
+    :ivar sent: its messages and its tools, once they are sent
+    :ivar tokens: how many they are, by our own count
+    :ivar due: the notices that the answer gives, and who is told
+    :ivar refused: why its tools are in its prompt
+    """
+
+    __slots__ = ("_aside", "_model", "_thread", "_turns", "due", "refused", "sent", "tokens")
+
+    def __init__(
+        self, turns: Turns, model: str | None, thread: Thread, aside: Aside | None
+    ) -> None:
+        self._turns = turns
+        self._model = model
+        self._thread = thread
+        self._aside = aside
+        self.sent: list[Facts] = []
+        self.tokens = 0
+        self.due: dict[Kind, Told] = {}
+        self.refused: ApiError | None = None
+
+    def cold_start(self, seconds: float) -> str:
+        """Return what is told of a backend that has read for so long."""
+        return notices.opening([notices.cold_start_notice(seconds, self.tokens)])
+
+    def learn(self, report: Report | None) -> None:
         """Learn from the answer, which has ended or failed; None if there was none."""
-        if self.aside is None or not self.aside.said:
-            for kind, told in self._due.items():
+        if self._aside is None or not self._aside.said:
+            for kind, told in self.due.items():
                 told.unsay(kind)
         answered = report is not None and report.chunks > 0 and report.error is None
-        if self._refused is not None and answered:
-            self._turns.refusals.learn(self._asked.real_model, self._refused)
+        if self.refused is not None and answered:
+            self._turns.refusals.learn(self._model, self.refused)
         reported = tokens_in(report.usage, "prompt_tokens") if report is not None else 0
-        if reported and self._sent:
-            self._turns.tokens.learn(self._asked.real_model, weight_of(self._sent), reported)
-            self._thread.learn(self._sent, self._tally, reported)
+        if reported and self.sent:
+            tokens = self._turns.tokens
+            tokens.learn(self._model, weight_of(self.sent), reported)
+            self._thread.learn(self.sent, tokens.of(self._model), reported)

@@ -29,9 +29,14 @@ class Guest:
         self.errors.append(failure.value)
 
     async def _visit(self, admission: Admission, order: list[int], number: int) -> None:
-        async with admission.place():
+        since = await admission.enter()
+        well = False
+        try:
             order.append(number)
             await self.leave
+            well = True
+        finally:
+            admission.leave(since, well=well)
 
 
 class Places(SynchronousTestCase):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
-
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -26,12 +24,15 @@ class Purges(SynchronousTestCase):
         begun: Deferred[None] = Deferred()
         end: Deferred[None] = Deferred()
 
-        async def working(held: AbstractAsyncContextManager[None]) -> None:
-            async with held:
+        async def working() -> None:
+            await self.purge.begin()
+            try:
                 begun.callback(None)
                 await end
+            finally:
+                self.purge.end()
 
-        self.done = Deferred.fromCoroutine(working(self.purge.working()))
+        self.done = Deferred.fromCoroutine(working())
         return begun, end
 
     def within(self, patience: float = 5) -> Deferred[None]:

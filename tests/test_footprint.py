@@ -1,0 +1,55 @@
+"""What blockops holds in memory for a stream that is under way."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockops.turns import Turn
+from blockops.wire.requests import ChatRequest
+from tests.memory import Backend, Client, World, chat, chunk
+
+
+class Held(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.world = World(
+            max_concurrent=1000, token_warn_threshold=1 << 30, token_hard_threshold=1 << 30
+        )
+
+    def begin(self, **fields: object) -> tuple[Client, Backend]:
+        """Ask for a stream, and let it begin."""
+        client = self.world.client()
+        client.post("/v1/chat/completions", chat(**fields))
+        backend = self.world.backend()
+        backend.begin_stream()
+        backend.stream(chunk("Hello"))
+        self.assertIn(b"Hello", client.body())
+        # What the test itself keeps is not meant.
+        self.world.traffic.records.clear()
+        client.wire.clear()
+        backend.wire.clear()
+        return client, backend
+
+    def test_request_is_not_kept_while_its_answer_comes(self) -> None:
+        gc.collect()
+        before = _alive()
+        self.begin()
+        gc.collect()
+        self.assertEqual(_alive(), before)
+
+    def test_prompt_is_not_kept_while_its_answer_comes(self) -> None:
+        size = 1_000_000
+        self.begin()
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        self.begin(messages=[{"role": "user", "content": "x" * size}])
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+        self.assertLess(held, size / 2)
+
+
+def _alive() -> int:
+    """Return how many requests there are, and turns of conversations."""
+    return sum(isinstance(each, ChatRequest | Turn) for each in gc.get_objects())
