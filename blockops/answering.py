@@ -30,7 +30,7 @@ from blockops.wire import transcode
 from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError
 from blockops.wire.joining import StreamJoiner
-from blockops.wire.naming import RenamedTranscoder, Renaming, real_name
+from blockops.wire.naming import RenamedPassThrough, RenamedTranscoder, Renaming, real_name
 from blockops.wire.requests import ChatRequest, CompletionRequest, streamed
 from blockops.wire.toolcalls.rules import Rules
 
@@ -361,6 +361,12 @@ class Answering:
             return transcode.StreamTranscoder(asked, self._rules, **more)
         return RenamedTranscoder(renaming, asked, self._rules, **more)
 
+    def _passing(self, name: str | None) -> transcode.PassThrough:
+        """Return what lets another protocol's events through, its model called `name` if any."""
+        if name is None:
+            return transcode.PassThrough()
+        return RenamedPassThrough(Renaming(name), self._settings.max_event)
+
     async def _pass_back(
         self, exchange: Exchange, response: IResponse, name: str | None = None
     ) -> None:
@@ -377,7 +383,7 @@ class Answering:
             self._traffic.write(exchange.came())
         headers = to_client(response.headers)
         if media_type(response.headers) == "text/event-stream":
-            through = transcode.PassThrough()
+            through = self._passing(name)
             exchange.form = EventStream(through)
             exchange.report = through.report
             exchange.client.begin(response.code, headers)

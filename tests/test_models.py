@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from twisted.internet.error import ConnectionLost
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.memory import DONE, MESSAGES, NOTHING_LEFT, Backend, Client, World, chunk
@@ -170,11 +171,31 @@ class Relayed(Named):
             backend.answer(b'{"model": "qwen/x"}')
             self.assertEqual(client.body(), b'{"model": "qwen/x"}')
 
-    def test_a_stream_is_let_through(self) -> None:
+    def test_a_stream(self) -> None:
         client, backend = self.post("/v1/responses", {"model": "qwen", "stream": True})
         self.assertEqual(backend.asked()["model"], REAL)
         backend.begin_stream()
-        event = 'event: x\ndata: {"response": {"model": "y"}}\n\n'
+        event = 'event: x\ndata: {"response": {"model": "%s", "n": 1.0}}\n\n'
+        backend.stream(event % "y", "event: y\ndata: {", '"model": 1}\n\n', ": c\n")
+        backend.end_stream()
+        renamed = 'event: x\ndata: {"response":{"model":"qwen","n":1.0}}\n\n'
+        self.assertEqual(
+            client.body().decode(), f'{renamed}event: y\ndata: {{"model": 1}}\n\n: c\n'
+        )
+        self.assertEqual(self.world.idle(), NOTHING_LEFT)
+
+    def test_a_stream_that_breaks(self) -> None:
+        client, backend = self.post("/v1/responses", {"model": "qwen", "stream": True})
+        backend.begin_stream()
+        backend.stream("data: {")
+        backend.wire.lose(ConnectionLost())
+        self.world.reactor.advance(0)
+        self.assertIn("data: {\n\nevent: error\ndata: {", client.body().decode())
+
+    def test_a_stream_of_the_real_name_is_let_through(self) -> None:
+        client, backend = self.post("/v1/responses", {"model": REAL, "stream": True})
+        backend.begin_stream()
+        event = f'data: {{"model":  "{REAL}"}}\n\n'
         backend.stream(event)
         backend.end_stream()
         self.assertEqual(client.body().decode(), event)

@@ -8,17 +8,25 @@ exchanged as bytes: in an answer's text the same bytes cannot occur, for there q
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
+from blockops.wire import chunks
+from blockops.wire.errors import ApiError
 from blockops.wire.mend import UNREADABLE
-from blockops.wire.transcode import StreamTranscoder
+from blockops.wire.transcode import MAX_EVENT, PassThrough, StreamTranscoder
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _DATA = b"data: "
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+# A CR that nothing has followed yet may be the first half of CRLF.
+_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n|\Z)){2}")
+_LONGEST_BLANK_LINE = len(b"\r\n\r\n")
+#: Where events of other protocols have the model's name: those of `/v1/responses`, `/v1/messages`.
+_HOLDERS = ("response", "message")
 
 
 class Renaming:
@@ -56,6 +64,77 @@ class Renaming:
         if not said.startswith(b'"') or said == self._name:
             return answer
         return msgspec.json.encode({**_decode_fields(answer), "model": msgspec.Raw(self._name)})
+
+    def foreign_event(self, event: bytes) -> bytes:
+        """Return an event of another protocol with the client's name in it, or as it came."""
+        if b'"model"' not in event:
+            return event
+        lines = [line for line in _LINE_END.split(event) if line]
+        said = b"\n".join(line[5:] for line in lines if line.startswith(b"data:"))
+        renamed = self._within(said)
+        if renamed == said:
+            return event
+        fields = [line + b"\n" for line in lines if not line.startswith(b"data:")]
+        return b"".join([*fields, chunks.event(renamed)])
+
+    def _within(self, data: bytes) -> bytes:
+        data = self.whole(data)
+        for holder in _HOLDERS:
+            held = _field(data, holder)
+            renamed = self.whole(held)
+            if renamed != held:
+                data = msgspec.json.encode({**_decode_fields(data), holder: msgspec.Raw(renamed)})
+        return data
+
+
+class RenamedPassThrough(PassThrough):
+    """
+    Lets events of another protocol through, with the client's name for the model in them.
+
+    For that each of them is held back until it is whole; what outgrows `max_event` bytes goes as
+    it comes.
+    """
+
+    def __init__(self, renaming: Renaming, max_event: int = MAX_EVENT) -> None:
+        super().__init__()
+        self._renaming = renaming
+        self._max_event = max_event
+        self._held = bytearray()  # the unfinished event
+        # What is done to it once it is whole.
+        self._rename: Callable[[bytes], bytes] = renaming.foreign_event
+
+    def receive_data(self, data: bytes) -> bytes:
+        """Return the events that `data` completes."""
+        if self.ended:
+            return b""
+        held = self._held
+        position, searched = 0, max(0, len(held) - _LONGEST_BLANK_LINE)
+        held += data
+        ready: list[bytes] = []
+        for blank in _BLANK_LINE.finditer(held, searched):
+            ready.append(self._rename(bytes(held[position : blank.end()])))
+            position = blank.end()
+            self._rename = self._renaming.foreign_event
+        del held[:position]
+        if len(held) > self._max_event:
+            ready.append(self._release())
+            self._rename = bytes
+        return super().receive_data(b"".join(ready))
+
+    def end(self, *, cut: bool) -> bytes:
+        """Return the rest, and an error event if something is missing."""
+        if self._held.endswith((b"\r\r", b"\n\r")):
+            self._held[:] = self._rename(bytes(self._held))
+        return super().receive_data(self._release()) + super().end(cut=cut)
+
+    def fail(self, error: ApiError) -> bytes:
+        """Return the rest, and `error` as the last event."""
+        return super().receive_data(self._release()) + super().fail(error)
+
+    def _release(self) -> bytes:
+        held = bytes(self._held)
+        self._held.clear()
+        return held
 
 
 class RenamedTranscoder(StreamTranscoder):
