@@ -272,6 +272,81 @@ class Usage(Habits):
         )
         self.assertEqual(len(self.usages(client)), 2)
 
+    def test_another_behind_the_one_with_the_finish_reason(self) -> None:
+        last = json.loads(chunk(finish="stop")[6:])
+        for second in ({**USAGE, "completion_tokens": 3}, {**USAGE, "cached": 1}):
+            client = self.stream(
+                chunk("Hi", role="assistant"),
+                *(
+                    f"data: {json.dumps(each)}\n\n"
+                    for each in ({**last, "usage": USAGE}, {"choices": [], "usage": second})
+                ),
+                DONE,
+                stream_options={"include_usage": True},
+            )
+            self.assertEqual(self.usages(client), [USAGE, second])
+
+    def test_what_stands_beside_the_second_one_stays(self) -> None:
+        last = json.loads(chunk(finish="stop")[6:])
+        again = {"id": "1", "choices": [], "usage": USAGE, "timings": {"ms": 7}}
+        events = [{**last, "usage": USAGE}, again]
+        client = self.stream(
+            *(f"data: {json.dumps(each)}\n\n" for each in events),
+            DONE,
+            stream_options={"include_usage": True},
+        )
+        self.assertEqual(self.usages(client), [USAGE])
+        self.assertEqual(told(client)[-1], {"id": "1", "choices": [], "timings": {"ms": 7}})
+
+
+class Strays(Habits):
+    """Events that are no chunks, and say something."""
+
+    STRAY = 'data: {"message": "no memory"}\n\n'
+
+    def both(self, *events: str) -> Iterator[dict[str, Any]]:
+        """Yield what ends the answer: as a stream, and as a stream that was joined."""
+        yield told(self.stream(*events))[-1]
+        client, backend = self.world.ask(stream=False)
+        backend.begin_stream()
+        backend.stream(*events)
+        backend.end_stream()
+        self.world.reactor.advance(0)
+        yield client.json()
+
+    def test_in_place_of_an_answer(self) -> None:
+        for said in self.both(self.STRAY, DONE):
+            self.assertEqual(said["error"]["code"], "backend_garbage")
+            self.assertIn("no memory", said["error"]["message"])
+
+    def test_as_the_last_word(self) -> None:
+        begun = chunk("Hel", role="assistant")
+        for said in (*self.both(self.STRAY), *self.both(begun, self.STRAY)):
+            self.assertEqual(said["error"]["code"], "backend_stopped")
+            self.assertIn("It said: no memory", said["error"]["message"])
+        for said in self.both(self.STRAY, begun):
+            self.assertNotIn("no memory", said["error"]["message"])
+
+    def test_as_the_first_word_behind_a_heartbeat(self) -> None:
+        self.world = World(notices="off", heartbeat=1, heartbeat_style="chunk")
+        client, backend = self.world.ask()
+        self.world.reactor.pump([1, 1])
+        backend.begin_stream()
+        backend.stream(self.STRAY, DONE)
+        backend.end_stream()
+        self.world.reactor.advance(0)
+        self.assertIn("no memory", told(client)[-1]["error"]["message"])
+
+    def test_among_the_chunks_of_an_answer(self) -> None:
+        """It stays beside the answer, where unknown fields are."""
+        other = self.STRAY.replace("memory", "time")
+        events = (chunk("a", role="assistant"), self.STRAY, other, chunk(finish="stop"), DONE)
+        *_, joined = self.both(*events)
+        self.assertEqual(joined["choices"][0]["message"]["content"], "a")
+        self.assertEqual(joined["message"], "no memoryno time")
+        strays = [each["message"] for each in told(self.stream(*events)) if "message" in each]
+        self.assertEqual(strays, ["no memory", "no time"])
+
 
 class Leaks(Habits):
     def test_a_tag_in_front_of_a_call(self) -> None:

@@ -24,6 +24,7 @@ from blockops.wire.transcode import MAX_EVENT, StreamTranscoder, random_id
 
 MAX_ANSWER = 64 * 1024 * 1024  # bytes, the frames around the text included
 _TEXTS = frozenset({"content", "reasoning_content", "reasoning", "refusal", "text", "arguments"})
+_BESIDE = _TEXTS | {"message"}  # texts that some backend says in events that are no chunks
 _ONCE = frozenset({"id", "type", "name", "role"})  # the first value counts
 _DATA = b"data: "
 
@@ -110,14 +111,19 @@ class _Answer:
             index = _index(choice)
             _merge(self._choices.setdefault(index, {"index": index}), {**choice, "index": index})
         for key, value in chunk.items():
-            self._fields[key] = self._fields.get(key) if value is None else value
+            known = self._fields.get(key)
+            if key in _BESIDE and isinstance(value, str):
+                self._fields[key] = known if isinstance(known, _Parts) else _Parts()
+                self._fields[key].append(value)
+            else:
+                self._fields[key] = known if value is None else value
 
     def json(self) -> bytes:
         """Return the answer in the shape of one that is no stream."""
         choices = [_whole(self._choices[index]) for index in sorted(self._choices)]
         if self._fields.get("object") != "text_completion":
             self._fields["object"] = "chat.completion"
-        return msgspec.json.encode({**self._fields, "choices": choices})
+        return msgspec.json.encode({**_joined(self._fields), "choices": choices})
 
 
 class _Parts(list[str]):

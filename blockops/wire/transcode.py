@@ -99,6 +99,7 @@ class StreamTranscoder:
         self._choices: dict[int, OneChoice] = {}
         self._hide_usage = hide_usage
         self._told_usage: dict[str, Any] | None = None  # in a chunk with choices
+        self._stray = (b"", 0)  # the last event that was no chunk, and how many there were then
         self._spoken = False
         self._decoder = EventDecoder(max_event)
         self._max_event = max_event
@@ -197,7 +198,9 @@ class StreamTranscoder:
         rest = self._decoder.unfinished
         if not cut and not self.report.chunks and rest.startswith(b"{") and is_strict(rest):
             return self._take_whole(rest)
-        return self.fail(_stopped(rest, self.report.chunks, cut=cut))
+        stray, number = self._stray
+        last = stray if number == self.report.chunks else b""
+        return self.fail(_stopped(rest or last, self.report.chunks, cut=cut))
 
     def _take_whole(self, answer: bytes) -> bytes:
         """Return the stream of a whole answer, or of an error, that came under a stream's name."""
@@ -287,7 +290,7 @@ class StreamTranscoder:
         choices = read.choices
         if read.usage is not None:
             if choices == [] and read.usage == self._told_usage:
-                return self._drop_usage()
+                return self._drop_usage(data)
             self.report.usage = read.usage
             self._told_usage = read.usage if choices else None
         if not choices or read.error:
@@ -306,14 +309,15 @@ class StreamTranscoder:
             return raw
         return b"".join(map(event, spread(data, choices, becomes)))
 
-    def _drop_usage(self) -> bytes:
+    def _drop_usage(self, data: bytes) -> bytes:
         """
-        Return nothing for usage that the chunk with the finish reason has told already.
+        Return what else a chunk says whose usage was told in the one with the finish reason.
 
         vllm-mlx tells it twice, and some clients add up what they are told.
         """
         self.report.tally["usage_again"] += 1
-        return b""
+        rest, _ = without_usage(data)
+        return b"".join(map(event, spread(rest, [], [])))
 
     def _learn(self, data: bytes, raw: bytes, choices: list[Choice]) -> None:
         """Take the shape of a chunk that was read, if what follows may have it too."""
@@ -340,9 +344,15 @@ class StreamTranscoder:
             data, _ = without_usage(data)
         elif read.choices is not None:
             return raw  # usage, and what else belongs to no choice
-        return b"".join(map(event, spread(data, [], [])))
+        said = spread(data, [], [])
+        if said and read.usage is None:
+            self._stray = (data, self.report.chunks)
+        return b"".join(map(event, said))
 
     def _done(self) -> bytes:
+        stray, _ = self._stray
+        if stray and self._envelope.source is None:
+            return self.fail(_garbage(stray))
         if not self._choices:
             self._choice(0)
         ends = [self._write(choice, choice.complete()) for choice in self._choices.values()]
