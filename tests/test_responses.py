@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -181,3 +181,123 @@ class AnyCut(SynchronousTestCase):
         reader, content = read(*pieces)
         fault = reader.fault is not None
         return (reader.code, reader.phrase, reader.headers, content, reader.ended, fault)
+
+
+class ByLlhttp(ResponseReader):
+    """The plain way: llhttp sees every byte."""
+
+    __slots__ = ("seen",)
+
+    def __init__(self, method: bytes) -> None:
+        super().__init__(method)
+        self.seen = 0
+
+    def receive_data(self, data: bytes) -> bytes:
+        return self._read(data)
+
+
+class Watched(ResponseReader):
+    """Counts the reads that llhttp sees."""
+
+    __slots__ = ("seen",)
+
+    def __init__(self, method: bytes) -> None:
+        super().__init__(method)
+        self.seen = 0
+
+    def _read(self, data: bytes) -> bytes:
+        self.seen += 1
+        return super()._read(data)
+
+
+def framed(content: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(content), content)
+
+
+class Straight(SynchronousTestCase):
+    """What llhttp does not see is read as it would be."""
+
+    #: Contents that look like framing, too.
+    contents = st.one_of(
+        st.binary(min_size=1, max_size=40),
+        st.sampled_from([b"d", b"1", b"\r\n", b"1\r\n1", b"1\r\n1\r\n1", b"0\r\n\r\n"]),
+        st.integers(1, 40).map(lambda size: (b"%x\r\n" % size * 40)[:size]),
+        st.integers(1, 40).map(lambda size: b"x" * size),
+    )
+    #: What is a chunk, or nearly one, or in another spelling.
+    parts = st.one_of(
+        contents.map(framed),
+        contents.map(framed),
+        contents.map(framed),
+        contents.map(lambda content: b"0%X;a=b\r\n%s\r\n" % (len(content), content)),
+        contents.map(lambda content: b"%x\n%s\r\n" % (len(content), content)),
+        contents.map(lambda content: b"%x\r\n%s" % (len(content), content)),
+        contents.map(lambda content: b"%x\r\n%s\n\n" % (len(content), content)),
+        contents.map(lambda content: b"%x\r\n%s\r\n" % (len(content) + 1, content)),
+        contents,
+        st.sampled_from(
+            [b"0\r\n\r\n", b"-2\r\n", b"0\r\n", b"5", b"5;", b"5;a=", b"1\r\n", b"\r\n"]
+        ),
+    )
+
+    @given(st.lists(parts, max_size=8), st.lists(st.integers(0, 200), max_size=4))
+    def test_chunks(self, parts: list[bytes], more_cuts: list[int]) -> None:
+        self.assert_alike(CHUNKED, parts, more_cuts)
+
+    @given(st.lists(parts, max_size=4), st.lists(st.integers(0, 200), max_size=4))
+    def test_other_framings(self, parts: list[bytes], more_cuts: list[int]) -> None:
+        for head in (
+            b"HTTP/1.0 200\r\n\r\n",
+            b"HTTP/1.1 204 No\r\n\r\n",
+            b"HTTP/1.1 200\r\nContent-Length: 30\r\n\r\n",
+        ):
+            self.assert_alike(head, parts, more_cuts)
+
+    def assert_alike(self, head: bytes, parts: list[bytes], more_cuts: list[int]) -> None:
+        """Compare after every read: each part is one, unless it is cut in more."""
+        wire = head + b"".join(parts)
+        ends = {0, len(wire), *accumulate(map(len, parts), initial=len(head))}
+        ends |= {cut for cut in more_cuts if cut < len(wire)}
+        reads = [wire[begin:end] for begin, end in pairwise(sorted(ends))]
+        for method in (b"GET", b"HEAD"):
+            ours, plain = ResponseReader(method), ByLlhttp(method)
+            for data in reads:
+                self.assertEqual(ours.receive_data(data), plain.receive_data(data), reads)
+                self.assertEqual(ours.ended, plain.ended)
+                self.assertEqual(str(ours.fault), str(plain.fault))
+
+    def test_at_every_cut(self) -> None:
+        content = b"data: {}\n\n"
+        wire = CHUNKED + framed(content) * 3 + b"0\r\n\r\n"
+        for first in range(len(CHUNKED), len(wire)):
+            for second in range(first, len(wire)):
+                reader, read_ = read(wire[:first], wire[first:second], wire[second:])
+                self.assertEqual((read_, reader.ended), (content * 3, True))
+
+    def test_content_that_looks_like_a_chunk(self) -> None:
+        # One byte of a chunk is missing: what comes then is not the chunk that it looks like.
+        self.assert_alike(CHUNKED, [b"2\r\nx", b"1\r\n1\r\n", b"1\r\n2\r\n"], [])
+
+    def test_chunks_without_an_end(self) -> None:
+        event = framed(b"data: {}\n\n")
+        for wrong in (b"4\r\nfour\n\n", b"4\r\nfourfour", b"\n\n4\r\nfour\r\n", b"-2\r\n"):
+            self.assert_alike(CHUNKED, [event, wrong, event], [])
+
+    def test_llhttp_sees_what_it_has_to(self) -> None:
+        event = framed(b"data: {}\n\n")
+        for head, reads, seen in (
+            # The head, and the first chunk, by which it is known where llhttp stands.
+            (CHUNKED, [event] * 9, 2),
+            (CHUNKED, [event * 2, *[event] * 9], 3),
+            (CHUNKED, [event, event[:4], event[4:], event, event], 5),
+            (CHUNKED, [event, b"0\r\n\r\n"], 3),
+            # Where a content begins as its size does, that is not known, but the next one tells.
+            (CHUNKED, [framed(b"5five"), framed(b"four"), framed(b"5five")], 3),
+            (b"HTTP/1.0 200\r\n\r\n", [b"anything"] * 9, 1),
+            (b"HTTP/1.1 200\r\nContent-Length: 90\r\n\r\n", [event] * 3, 4),
+        ):
+            reader = Watched(b"GET")
+            for data in (head, *reads):
+                self.assertTrue(reader.receive_data(data) or data in {head, event[:4], reads[-1]})
+            self.assertEqual(reader.seen, seen, (head, reads))
+            self.assertIsNone(reader.fault)
