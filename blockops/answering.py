@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
@@ -125,13 +126,7 @@ class Answering:
         asked = self._parsed(exchange, ChatRequest)
         turn = self._turns.begin(asked, exchange.request)
         exchange.lesson = turn.lesson
-        self._came(
-            exchange,
-            asked,
-            session=turn.session.name,
-            messages=turn.messages,
-            tools=len(asked.field("tools") or ()),
-        )
+        exchange.put_off(partial(self._chat_came, exchange, asked, turn))
         if turn.asks_nothing:
             self._say(exchange, asked, turn.banner())
             return None
@@ -140,17 +135,17 @@ class Answering:
         if not asked.stream:
             await self._whole(exchange, visit, asked, turn.prompt(exchange.tell), **more)
             return None
-        form = ChatStream(self._transcoder(asked, turn.aside), turn.cold_start)
+        form = ChatStream(partial(self._transcoder, asked, turn.aside), turn.cold_start)
         return await self._stream(exchange, visit, asked, form, turn.prompt(exchange.tell), **more)
 
     async def _completion(self, exchange: Exchange, visit: Visit) -> Streaming | None:
         asked = self._parsed(exchange, CompletionRequest)
-        self._came(exchange, asked)
+        exchange.put_off(partial(self._came, exchange, asked))
         prompt = succeed(asked.body())
         if not asked.stream:
             await self._whole(exchange, visit, asked, prompt)
             return None
-        form = EventStream(self._transcoder(asked))
+        form = EventStream(partial(self._transcoder, asked))
         return await self._stream(exchange, visit, asked, form, prompt)
 
     async def _stream(
@@ -166,7 +161,7 @@ class Answering:
     ) -> Streaming | None:
         """Ask for a stream; return what is left of it when its headers are here."""
         exchange.form = form
-        exchange.report = form.transcoder.report
+        exchange.put_off(lambda: _open_report(exchange, form))
         body = await prompt
         while True:
             try:
@@ -340,6 +335,11 @@ class Answering:
             self._traffic.write(exchange.came(body))
             raise
 
+    def _chat_came(self, exchange: Exchange, asked: ChatRequest, turn: Turn) -> None:
+        tools = len(asked.field("tools") or ())
+        name, messages = turn.session.name, turn.messages
+        self._came(exchange, asked, session=name, messages=messages, tools=tools)
+
     def _came(
         self, exchange: Exchange, asked: ChatRequest | CompletionRequest, **more: Any
     ) -> None:
@@ -384,7 +384,7 @@ class Answering:
         headers = to_client(response.headers)
         if media_type(response.headers) == "text/event-stream":
             through = self._passing(name)
-            exchange.form = EventStream(through)
+            exchange.form = EventStream(lambda: through)
             exchange.report = through.report
             exchange.client.begin(response.code, headers)
             whole = await relay(response, exchange.client, through, exchange.heard)
@@ -398,6 +398,11 @@ class Answering:
         if not await relay(response, exchange.client, untouched, exchange.heard):
             raise broken_off()
         exchange.client.finish()
+
+
+def _open_report(exchange: Exchange, form: EventStream[transcode.StreamTranscoder]) -> None:
+    """Let what is seen of an answer be known, also of one that breaks off."""
+    exchange.report = form.transcoder.report
 
 
 def renaming_for(asked: ChatRequest | CompletionRequest) -> Renaming | None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -112,6 +112,8 @@ class Exchange:
         self._uploaded = 0
         self._moved = 0.0
         self._work: Deferred[None] = Deferred()
+        # What is put off; None once nothing may be.
+        self._later: list[Callable[[], object]] | None = []
 
     def run(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
         """
@@ -124,6 +126,7 @@ class Exchange:
             self.request.upload.on_failure = self.end
             self.request.upload.remember(self._settings.log_body)
         self._work = Deferred.fromCoroutine(self._deliver(work))
+        self._catch_up()
         return self._work.addErrback(self._failed).addErrback(self._given_up)
 
     async def _deliver(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
@@ -136,6 +139,27 @@ class Exchange:
             raise RuntimeError(f"{self.request!r} was left without an answer")
         if not self.client.settled:
             await self.client.delivered()
+
+    def put_off(self, work: Callable[[], object]) -> None:
+        """
+        Do `work` when this request waits for somebody for the first time, or has ended.
+
+        That is mostly the backend, which then has the request and reads it: so nothing that only
+        the log or the answer needs holds back the first token.
+        """
+        if self._later is None:
+            work()
+        else:
+            self._later.append(work)
+
+    def _catch_up(self) -> None:
+        """Do what was put off. A failure there is none of the request: who needs it meets it."""
+        later, self._later = self._later, None
+        for work in later or ():
+            try:
+                work()
+            except Exception:  # noqa: BLE001 - whatever comes, the answer is on its way
+                self._log.failure("What was put off failed")
 
     def ask_again(self) -> None:
         """Forget what the backend said: it is going to be asked another way."""

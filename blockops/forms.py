@@ -45,10 +45,22 @@ T = TypeVar("T", StreamTranscoder, PassThrough)
 
 
 class EventStream(Generic[T]):
-    """`text/event-stream`, by way of `transcoder`."""
+    """
+    `text/event-stream`, by way of a transcoder.
 
-    def __init__(self, transcoder: T) -> None:
-        self.transcoder: T = transcoder
+    :param make: makes the transcoder; called when it is needed for the first time, and kept no
+        longer
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make: Callable[[], T] | None = make
+
+    @property
+    def transcoder(self) -> T:
+        """What makes the client's stream of the backend's."""
+        if self._make is not None:
+            self._transcoder, self._make = self._make(), None
+        return self._transcoder
 
     def begin(self, client: Downstream) -> None:
         """Send status and headers, unless a heartbeat has."""
@@ -86,8 +98,8 @@ class ChatStream(EventStream[StreamTranscoder]):
     :param cold_start: what is told of it, and when; None for nothing
     """
 
-    def __init__(self, transcoder: StreamTranscoder, cold_start: ColdStart | None) -> None:
-        super().__init__(transcoder)
+    def __init__(self, make: Callable[[], StreamTranscoder], cold_start: ColdStart | None) -> None:
+        super().__init__(make)
         self._cold_start = cold_start
 
     def waiting(self, client: Downstream, seconds: float) -> None:
