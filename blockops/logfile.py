@@ -12,6 +12,7 @@ import os
 import stat
 from contextlib import suppress
 from io import TextIOWrapper
+from itertools import accumulate
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -23,11 +24,13 @@ class LogFile(RotatingFileHandler):
     :param path: the file; its folder is made where it is missing
     :param rotate_at: bytes at which it becomes `path`.1, `path`.1 becomes `path`.2, and so on
     :param keep: how many of these there are
+    :ivar written: lines that were, since this was made
     """
 
     def __init__(self, path: Path, *, rotate_at: int, keep: int) -> None:
         super().__init__(path, maxBytes=rotate_at, backupCount=keep, encoding="utf-8", delay=True)
         self._full = False
+        self.written = 0
 
     def ready(self) -> None:
         """
@@ -40,43 +43,61 @@ class LogFile(RotatingFileHandler):
         if self.stream is None:
             self.stream = self._open()
 
-    def write(self, line: str) -> None:
+    def write(self, *lines: str) -> None:
         """
-        Write one line.
+        Write lines: those that go into the same file in one piece.
 
-        :raises OSError: it was not written, or not to its end
+        Each call of the system gives the interpreter's lock away and waits to have it back, which
+        costs the thread that serves requests as much as this one.
+
+        :raises OSError: one of them was not written, or not to its end; `written` tells which
         """
         self.ready()
+        rest = [line.encode() + b"\n" for line in lines]
         try:
-            if self._fills(len(line) + len(self.terminator)):
-                self.doRollover()
-            self._put(line + self.terminator)
+            while rest:
+                fitting = self._fitting(rest)
+                if not fitting:
+                    self.doRollover()
+                    self.ready()
+                    # What is longer than a file may be has one to itself.
+                    fitting = self._fitting(rest) or 1
+                self._put(rest[:fitting])
+                del rest[:fitting]
         except OSError:
-            # What its buffer still holds must not follow later: it counts as lost.
+            # The rest of a line must not follow later: it counts as lost.
             self._drop()
             raise
 
-    def _put(self, text: str) -> None:
+    def _put(self, lines: list[bytes]) -> None:
         # Not by `emit`: to make a record of each line, lock and format it costs twice its writing.
-        if self.stream is None:
-            self.stream = self._open()
-        self.stream.write(text)
-        self.stream.flush()
+        assert self.stream is not None
+        raw = self.stream.fileno()
+        piece = b"".join(lines)
+        while piece:
+            size = os.write(raw, piece)
+            self.written += piece.count(b"\n", 0, size)
+            piece = piece[size:]
 
-    def _fills(self, size: int) -> bool:
+    def _fitting(self, lines: list[bytes]) -> int:
         """
-        Say whether to rotate before `size` more characters; pipes and devices are never.
+        Return how many of `lines` go into the file; pipes and devices take all.
 
-        One look at the open file tells both, where the standard library takes five.
+        One look at the open file tells, where the standard library takes five for each line.
 
         What was full stays so until it is rotated: where that cannot be, shorter lines would find
         room and longer ones not, and the log would be told to break and to work with each of them.
         """
-        if not self._full and self.stream is not None:
-            here = os.fstat(self.stream.fileno())
-            grown = here.st_size + size
-            self._full = stat.S_ISREG(here.st_mode) and 0 < self.maxBytes <= grown
-        return self._full
+        if self._full:
+            return 0
+        assert self.stream is not None
+        here = os.fstat(self.stream.fileno())
+        if not stat.S_ISREG(here.st_mode) or self.maxBytes <= 0:
+            return len(lines)
+        sizes = accumulate(map(len, lines), initial=here.st_size)
+        fitting = sum(size < self.maxBytes for size in sizes) - 1
+        self._full = fitting <= 0
+        return max(fitting, 0)
 
     def doRollover(self) -> None:
         """
@@ -99,6 +120,7 @@ class LogFile(RotatingFileHandler):
         stream = open(path, "a", encoding="utf-8", opener=_private)  # noqa: SIM115
         if torn:
             stream.write(self.terminator)
+            stream.flush()
         return stream
 
     def _moved(self) -> bool:

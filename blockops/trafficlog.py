@@ -34,6 +34,9 @@ _FRAME = 1024
 #: Seconds that the log's thread lets records gather before it writes them.
 GATHERING = 0.05
 
+#: Bytes of records that are written in one piece, unless one alone has more: a millisecond's work.
+TOGETHER = 256 << 10
+
 #: Seconds that the end of the log may take when blockops stops.
 CLOSE_WITHIN = 5.0
 
@@ -89,19 +92,22 @@ class Backlog:
                 self._pressing.notify()
             return True
 
-    def take(self) -> Stamped | None:
-        """Return the oldest record, once there are any; None once all is over."""
+    def take(self) -> list[Stamped]:
+        """Return the oldest records, once there are any; none of them once all is over."""
         with self._changed:
             if not self._records:
                 self._changed.wait_for(lambda: self._records or self.closed)
                 # While this waits, `put` wakes nobody: to wake a thread for each record costs the
                 # reactor more than the record itself.
                 self._pressing.wait_for(lambda: self.closed or not self.calm, self._gathering)
-            if not self._records:
-                return None
-            record, size = self._records.popleft()
-            self._bytes -= size
-            return record
+            taken: list[Stamped] = []
+            room = TOGETHER
+            while self._records and (not taken or self._records[0][1] <= room):
+                record, size = self._records.popleft()
+                self._bytes -= size
+                room -= size
+                taken.append(record)
+            return taken
 
     def close(self) -> None:
         """Take nothing more."""
@@ -145,29 +151,54 @@ class Writer:
     def run(self) -> None:
         """Write all there is and all that comes; return when the backlog is over."""
         self._attempt(self._file.ready)
-        while (stamped := self._backlog.take()) is not None:
-            when, record = stamped
-            step = self._file.ready if record is None else partial(self._write, when, record)
-            if not self._attempt(step) and record is not None:
-                self.lost += 1
+        while taken := self._backlog.take():
+            lines: list[str] = []
+            for when, record in taken:
+                if record is None:
+                    self._write(lines)
+                    self._attempt(self._file.ready)
+                else:
+                    lines += self._lines(record, when)
+            self._write(lines)
         self._file.close()
 
-    def _write(self, when: float, record: Record) -> None:
-        self._file.write(line(record, when, self.secrets))
+    def _lines(self, record: Record, when: float) -> list[str]:
+        """Return `record` as a line; none if it cannot be one, which is a bug."""
+        try:
+            return [line(record, when, self.secrets)]
+        except Exception as error:  # noqa: BLE001 - nothing may end this thread
+            self.lost += 1
+            self._fail(error)
+            return []
+
+    def _write(self, lines: list[str]) -> None:
+        """
+        Write `lines`, and keep none of them.
+
+        One that cannot be written is lost; those behind it are tried all the same.
+        """
+        while lines:
+            before = self._file.written
+            whole = self._attempt(partial(self._file.write, *lines))
+            self.lost += not whole
+            del lines[: None if whole else self._file.written - before + 1]
 
     def _attempt(self, step: Callable[[], None]) -> bool:
         """Do `step` and say whether that went well; tell of the first failure and of its end."""
         try:
             step()
         except Exception as error:  # noqa: BLE001 - nothing may end this thread
-            if not self._broken:
-                self._broken = True
-                self._tell(f"The traffic log cannot be written: {error}", self.lost)
+            self._fail(error)
             return False
         if self._broken:
             self._broken = False
             self._tell("The traffic log is written again", self.lost)
         return True
+
+    def _fail(self, error: Exception) -> None:
+        if not self._broken:
+            self._broken = True
+            self._tell(f"The traffic log cannot be written: {error}", self.lost)
 
 
 class NoTrafficLog:

@@ -21,7 +21,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops import trafficlog
+from blockops import logfile, trafficlog
 from blockops.logfile import LogFile
 from blockops.records import RequestRecord, ResponseRecord, line
 from blockops.settings import Settings
@@ -211,6 +211,29 @@ class LogFileTests(SynchronousTestCase):
         self.file.write("one")
         self.assertEqual(self.path.read_bytes(), b"one\n")
 
+    def test_several_are_one_piece(self):
+        with mock.patch.object(logfile.os, "write", wraps=os.write) as write:
+            self.file.write("one", "two", "three")
+        self.assertEqual(write.call_count, 1)
+        self.assertEqual(self.path.read_text("utf-8"), "one\ntwo\nthree\n")
+        self.assertEqual(self.file.written, 3)
+
+    def test_several_are_as_many_pieces_as_files(self):
+        for longest in (10, 30, 100, 1000):
+            self.path = Path(self.mktemp()).absolute() / "proxy.log"
+            one_by_one = self.open(rotate_at=100, keep=9)
+            lines_ = [str(n) * (n * 7 % longest) for n in range(9)]
+            for each in lines_:
+                one_by_one.write(each)
+            apart = {each.name: each.read_text() for each in self.path.parent.iterdir()}
+            self.path = Path(self.mktemp()).absolute() / "proxy.log"
+            together = self.open(rotate_at=100, keep=9)
+            together.write(*lines_)
+            self.assertEqual(
+                {each.name: each.read_text() for each in self.path.parent.iterdir()}, apart
+            )
+            self.assertEqual(together.written, 9)
+
     def test_private_whatever_the_umask(self):
         for mask in (0, 0o022, 0o077):
             with umask(mask):
@@ -306,6 +329,7 @@ class LogFileTests(SynchronousTestCase):
         with largest_file(20):
             self.assertRaises(OSError, self.file.write, "two" * 20)
             self.assertRaises(OSError, self.file.write, "three")
+            self.assertEqual(self.file.written, 1)
         self.file.write("four")
         one, torn, four = self.path.read_text().splitlines()
         self.assertEqual((one, four), ("one", "four"))
@@ -329,8 +353,7 @@ class LogFileTests(SynchronousTestCase):
 
 def stamp(backlog: Backlog) -> float:
     """Take a record and return its time, which is what these tests tell them apart by."""
-    taken = backlog.take()
-    assert taken is not None
+    (taken,) = backlog.take()
     return taken[0]
 
 
@@ -341,7 +364,18 @@ class BacklogTests(SynchronousTestCase):
         backlog = Backlog(100, 10)
         for number in range(3):
             self.assertTrue(backlog.put((number, request()), 1))
-        self.assertEqual([stamp(backlog) for _ in range(3)], [0, 1, 2])
+        self.assertEqual([each[0] for each in backlog.take()], [0, 1, 2])
+
+    def test_as_many_are_taken_as_are_written_together(self):
+        most = trafficlog.TOGETHER
+        backlog = Backlog(10 * most, 10)
+        for number, size in enumerate((most - 1, 1, 1, 2 * most, 0, most, 1)):
+            backlog.put((number, request()), size)
+        backlog.close()
+        taken = iter(backlog.take, [])
+        self.assertEqual(
+            [[number for number, _ in each] for each in taken], [[0, 1], [2], [3], [4, 5], [6]]
+        )
 
     def test_bytes_are_bounded(self):
         backlog = Backlog(100, 10)
@@ -371,7 +405,7 @@ class BacklogTests(SynchronousTestCase):
         backlog.put((7, request()), 0)
         backlog.close()
         self.assertFalse(backlog.put((8, request()), 0))
-        self.assertEqual((stamp(backlog), backlog.take(), backlog.take()), (7, None, None))
+        self.assertEqual((stamp(backlog), backlog.take(), backlog.take()), (7, [], []))
 
     def test_abandoned(self):
         backlog = Backlog(100, 2)
@@ -406,18 +440,19 @@ class BacklogTests(SynchronousTestCase):
     def test_the_first_waits_for_others(self):
         backlog, taken = self.gathering()
         backlog.put((8, request()), 10)
-        self.assertEqual(taken.get(timeout=PATIENCE)[0], 7)  # half of the room is taken
+        # Half of the room is taken.
+        self.assertEqual([when for when, _ in taken.get(timeout=PATIENCE)], [7, 8])
 
     def test_the_first_does_not_wait_beyond_the_end(self):
         backlog, taken = self.gathering()
         backlog.close()
-        self.assertEqual(taken.get(timeout=PATIENCE)[0], 7)
+        self.assertEqual(taken.get(timeout=PATIENCE)[0][0], 7)
 
-    def test_what_waits_longer_is_taken_one_by_one_at_once(self):
+    def test_what_waits_longer_is_taken_at_once(self):
         backlog = Backlog(100, 10, gathering=10 * PATIENCE)
         backlog.put((7, request()), 10)
         backlog.put((8, request()), 10)
-        self.assertEqual((stamp(backlog), stamp(backlog)), (7, 8))
+        self.assertEqual([each[0] for each in backlog.take()], [7, 8])
 
 
 class BadFile:
@@ -425,15 +460,22 @@ class BadFile:
 
     def __init__(self, *script: Exception | None) -> None:
         self._script = list(script)
-        self.written: list[str] = []
+        self.lines: list[str] = []
+        self.pieces = 0
         self.closed = False
 
     def ready(self) -> None:
         self._next()
 
-    def write(self, text: str) -> None:
-        self._next()
-        self.written.append(text)
+    @property
+    def written(self) -> int:
+        return len(self.lines)
+
+    def write(self, *lines: str) -> None:
+        self.pieces += 1
+        for each in lines:
+            self._next()
+            self.lines.append(each)
 
     def close(self) -> None:
         self.closed = True
@@ -461,12 +503,12 @@ class WriterTests(SynchronousTestCase):
 
     def test_all_is_well(self):
         writer, file, told = self.run_with(None, None, None)
-        self.assertEqual((writer.lost, len(file.written), told), (0, 2, []))
+        self.assertEqual((writer.lost, file.written, file.pieces, told), (0, 2, 1, []))
 
     def test_the_reason_is_told_once_and_the_recovery_once(self):
         full = OSError(28, "No space left on device")
         writer, file, told = self.run_with(None, None, full, full, full, None, None)
-        self.assertEqual((writer.lost, len(file.written)), (3, 3))
+        self.assertEqual((writer.lost, file.written), (3, 3))
         self.assertEqual(
             told,
             [
@@ -477,7 +519,8 @@ class WriterTests(SynchronousTestCase):
 
     def test_broken_again(self):
         full = OSError("full")
-        _, _, told = self.run_with(None, full, None, full, None)
+        with mock.patch.object(trafficlog, "TOGETHER", 1):
+            _, _, told = self.run_with(None, full, None, full, None)
         self.assertEqual(len(told), 4)
 
     def test_broken_from_the_start(self):
@@ -494,7 +537,7 @@ class WriterTests(SynchronousTestCase):
         backlog.close()
         writer = Writer(backlog, file, (), lambda *_: None)  # type: ignore[arg-type]
         writer.run()
-        self.assertEqual((writer.lost, len(file.written)), (0, 2))
+        self.assertEqual((writer.lost, file.written, file.pieces), (0, 2, 2))
         self.assertEqual(file._script, [])
 
     def test_secrets_may_change(self):
@@ -505,11 +548,16 @@ class WriterTests(SynchronousTestCase):
         writer = Writer(backlog, file, (), lambda *_: None)  # type: ignore[arg-type]
         writer.secrets = ("hunter2",)
         writer.run()
-        self.assertIn("it is ***", file.written[0])
+        self.assertIn("it is ***", file.lines[0])
 
     def test_a_bug_costs_a_line_and_not_the_thread(self):
         writer, file, told = self.run_with(None, ZeroDivisionError("oh"), None)
-        self.assertEqual((writer.lost, len(file.written), len(told)), (1, 1, 2))
+        self.assertEqual((writer.lost, file.written, len(told)), (1, 1, 2))
+
+    def test_what_cannot_be_a_line_costs_one_too(self):
+        with mock.patch.object(trafficlog, "line", side_effect=[ZeroDivisionError("oh"), "two"]):
+            writer, file, told = self.run_with(None, None, None)
+        self.assertEqual((writer.lost, file.lines, len(told)), (1, ["two"], 2))
 
 
 class FakeReactor(Clock):
