@@ -153,13 +153,13 @@ class Exchange:
             self._later.append(work)
 
     def _catch_up(self) -> None:
-        """Do what was put off. A failure there is none of the request: who needs it meets it."""
+        """Do what was put off."""
         later, self._later = self._later, None
-        for work in later or ():
-            try:
+        try:
+            for work in later or ():
                 work()
-            except Exception:  # noqa: BLE001 - whatever comes, the answer is on its way
-                self._log.failure("What was put off failed")
+        except Exception:  # noqa: BLE001 - as of all that is done for the request
+            self.end(self._mistake(Failure()))
 
     def ask_again(self) -> None:
         """Forget what the backend said: it is going to be asked another way."""
@@ -302,15 +302,19 @@ class Exchange:
         elif isinstance(failure.value, ApiError):
             self.error = failure.value
         else:
-            self._log.failure("A request to {path} failed", failure, path=self.request.path)
-            self.error = ApiError(
-                500,
-                "blockops failed at this request; its log says why. Please report it.",
-                type="api_error",
-                code="internal_error",
-            )
+            self.error = self._mistake(failure)
         self.form.fail(self.client, self.error)
         return self.client.delivered()
+
+    def _mistake(self, failure: Failure) -> ApiError:
+        """Write down a failure that is ours, and return what the client is told of it."""
+        self._log.failure("A request to {path} failed", failure, path=self.request.path)
+        return ApiError(
+            500,
+            "blockops failed at this request; its log says why. Please report it.",
+            type="api_error",
+            code="internal_error",
+        )
 
     def _given_up(self, failure: Failure) -> None:
         """Break the connection: there is no way left to tell the client anything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,6 +13,7 @@ from blockops import answering
 from blockops.answering import Answering
 from blockops.backend import Backend
 from blockops.downstream import Downstream
+from blockops.records import Record
 from blockops.wire.transcode import StreamTranscoder
 from tests.memory import DONE, NOTHING_LEFT, WEATHER, World, chat, chunk
 
@@ -170,6 +172,70 @@ class Records(SynchronousTestCase):
         came = [record.id for record in world.traffic.requests()]
         self.assertEqual(len(came), 6)
         self.assertCountEqual(came, [record.id for record in world.traffic.responses()])
+
+
+class PutOff(SynchronousTestCase):
+    """What the log and the answer need is made while the backend has the request."""
+
+    def watched(self, world: World) -> list[tuple[str, bool]]:
+        """Return what happens, and whether the backend was being asked by then."""
+        happened: list[tuple[str, bool]] = []
+        write, make = world.traffic.write, StreamTranscoder.__init__
+
+        def wrote(record: Record) -> None:
+            happened.append((type(record).__name__, bool(world.reactor.tcpClients)))
+            write(record)
+
+        def made(*args: Any, **more: Any) -> None:
+            happened.append(("StreamTranscoder", bool(world.reactor.tcpClients)))
+            make(*args, **more)
+
+        # Each part was given the bound method.
+        self.patch(type(world.traffic), "write", lambda _, record: wrote(record))
+        self.patch(StreamTranscoder, "__init__", made)
+        return happened
+
+    def test_the_request_leaves_first(self) -> None:
+        world = World()
+        happened = self.watched(world)
+        client, backend = world.ask()
+        self.assertEqual(happened, [("RequestRecord", True), ("StreamTranscoder", True)])
+        backend.begin_stream()
+        backend.stream(chunk("hi", finish="stop"), DONE)
+        self.assertEqual(client.events()[-1], "[DONE]")
+        world.reactor.advance(0)
+        self.assertEqual(len(happened), 3)
+
+    def test_who_waits_is_written_down_at_once(self) -> None:
+        world = World(max_concurrent=1)
+        world.ask()
+        client = world.client()
+        client.post("/v1/chat/completions", chat(model="second"))
+        self.assertEqual([each.model for each in world.traffic.requests()], [None, "second"])
+
+    def test_who_gets_no_further_is_written_down_before_the_end(self) -> None:
+        world = World(max_concurrent=1, max_queue=0)
+        world.ask()
+        happened = self.watched(world)
+        for stream in (True, False):
+            client = world.client()
+            client.post("/v1/chat/completions", chat(stream=stream))
+            self.assertEqual(client.status(), 429)
+        names = [name for name, _ in happened if name != "StreamTranscoder"]
+        self.assertEqual(names, ["RequestRecord", "ResponseRecord"] * 2)
+
+    def test_a_failure_is_one_of_the_request(self) -> None:
+        for where, what in ((Answering, "_chat_came"), (StreamTranscoder, "__init__")):
+            world = World()
+            patch = self.patch(where, what, lambda *_, **__: 1 // 0)
+            client, backend = world.ask()
+            self.assertEqual(client.status(), 500)
+            self.assertTrue(backend.wire.aborted)
+            self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+            self.assertEqual(len(world.traffic.requests()), 1)
+            self.assertEqual(len(world.traffic.responses()), 1)
+            self.assertEqual(world.idle(), NOTHING_LEFT)
+            patch.restore()
 
 
 class OurOwnMistakes(SynchronousTestCase):
