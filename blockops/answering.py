@@ -26,7 +26,7 @@ from blockops.models import Models
 from blockops.records import Record
 from blockops.relay import relay
 from blockops.settings import Settings
-from blockops.turns import Turns
+from blockops.turns import Turn, Turns
 from blockops.wire import transcode
 from blockops.wire.aside import Aside
 from blockops.wire.errors import ApiError

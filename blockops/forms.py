@@ -8,7 +8,7 @@ what is relayed untouched has neither, and can only break off.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 from blockops.downstream import JSON_HEADERS, STREAM_HEADERS, Downstream
 from blockops.wire.errors import ApiError
@@ -54,13 +54,14 @@ class EventStream(Generic[T]):
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make: Callable[[], T] | None = make
+        self._made: T | None = None
 
     @property
     def transcoder(self) -> T:
         """What makes the client's stream of the backend's."""
         if self._make is not None:
-            self._transcoder, self._make = self._make(), None
-        return self._transcoder
+            self._made, self._make = self._make(), None
+        return cast("T", self._made)
 
     def begin(self, client: Downstream) -> None:
         """Send status and headers, unless a heartbeat has."""

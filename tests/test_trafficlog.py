@@ -21,7 +21,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops import logfile, trafficlog
+from blockops import trafficlog
 from blockops.logfile import LogFile
 from blockops.records import RequestRecord, ResponseRecord, line
 from blockops.settings import Settings
@@ -212,7 +212,7 @@ class LogFileTests(SynchronousTestCase):
         self.assertEqual(self.path.read_bytes(), b"one\n")
 
     def test_several_are_one_piece(self):
-        with mock.patch.object(logfile.os, "write", wraps=os.write) as write:
+        with mock.patch("os.write", wraps=os.write) as write:
             self.file.write("one", "two", "three")
         self.assertEqual(write.call_count, 1)
         self.assertEqual(self.path.read_text("utf-8"), "one\ntwo\nthree\n")
