@@ -142,7 +142,7 @@ class AsideChoice:
         if placed == pieces:
             return becomes
         if becomes is None:
-            return Rewritten(placed, "last" if calls else "first")
+            return Rewritten(placed)
         becomes.pieces = placed
         return becomes
 

@@ -23,6 +23,7 @@ _ENVELOPE = frozenset(
 _NOTHING = tuple(map(msgspec.Raw, (b"null", b"[]", b"{}", b'""')))
 _NONE = msgspec.Raw(b"[]")
 _OURS = frozenset({"index", "delta", "finish_reason"})  # fields of a choice that are written anew
+_CALLS = ("tool_calls", "function_call")
 _APART = _ENVELOPE | {"choices"}
 _HERE = msgspec.Raw(b"\0")  # stands in no JSON
 _CHUNK = msgspec.Raw(b'"chat.completion.chunk"')
@@ -82,12 +83,12 @@ class Rewritten(msgspec.Struct):
     What one choice of a chunk becomes.
 
     :param pieces: the deltas that stand for its role and its content
-    :param rest: which of them carries all else of it; "nowhere" if the choice goes
+    :param rest: whether all else of it goes with them; "nowhere" if the choice goes
     :param shift: what to add to the index of the backend's own tool calls
     """
 
     pieces: list[Piece]
-    rest: Literal["first", "last", "nowhere"] = "first"
+    rest: Literal["along", "nowhere"] = "along"
     shift: int = 0
 
 
@@ -214,27 +215,42 @@ def spread(
 def _choices_of(
     raw: dict[str, msgspec.Raw], choice: Choice, becomes: Rewritten
 ) -> Iterable[dict[str, Any]]:
-    """Return the choices that one becomes, all that was not rewritten in just one of them."""
+    """
+    Return the choices that one becomes, all that was not rewritten in just one of them.
+
+    That is the first one, for thoughts stand in front of what follows from them; but the last one
+    for calls, in front of which text stands.
+    """
     rest = _rest_of_delta(raw, choice, becomes.shift)
     beside = {key: raw[key] for key in raw if key not in _OURS}
+    calls = {key: rest.pop(key) for key in _CALLS if _says(rest.get(key, _NONE))}
     pieces = becomes.pieces
-    carrier = 0 if becomes.rest == "first" else len(pieces) - 1
     said = {key for key, value in rest.items() if _says(value)}
     if not pieces:
-        if said or any(_says(value) for value in beside.values()):
+        if said or calls or any(_says(value) for value in beside.values()):
             pieces = [Piece({})]
-            carrier = 0
-    elif not said.isdisjoint(pieces[carrier].delta):
-        carrier = 0 if becomes.rest == "first" else len(pieces)
-        pieces = [*pieces[:carrier], Piece({}), *pieces[carrier:]]
+    elif not said.isdisjoint(pieces[0].delta):
+        pieces = [*_behind_its_role(pieces[0]), *pieces[1:]]
+    if not calls.keys().isdisjoint(pieces[-1].delta if pieces else ()):
+        pieces = [*pieces, Piece({})]
     silent = {key: value for key, value in beside.items() if not _says(value)}
+    last = len(pieces) - 1
     for place, piece in enumerate(pieces):
+        delta = {**rest, **piece.delta} if place == 0 else piece.delta
         yield {
             "index": choice.index or 0,
-            "delta": {**rest, **piece.delta} if place == carrier else piece.delta,
-            **(beside if place == carrier else silent),
+            "delta": {**delta, **calls} if place == last else delta,
+            **(silent if place else beside),
             "finish_reason": piece.finish_reason,
         }
+
+
+def _behind_its_role(piece: Piece) -> list[Piece]:
+    """Return two pieces that say what one says, the first of them only its role, if any."""
+    role, said = dict[str, Any](), dict[str, Any]()
+    for key, value in piece.delta.items():
+        (role if key == "role" else said)[key] = value
+    return [Piece(role), Piece(said, piece.finish_reason)]
 
 
 def _rest_of_delta(raw: dict[str, msgspec.Raw], choice: Choice, shift: int) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class Rewriter:
         end = [self._terminal(told)] if told else []
         if same and not self._shift and told == (choice.finish_reason or None):
             return None
-        return Rewritten([*content, *end], "last", self._shift)
+        return Rewritten([*content, *end], shift=self._shift)
 
     def _say_no_more(self, choice: Choice) -> Rewritten:
         if choice.delta is not None and choice.delta.content:

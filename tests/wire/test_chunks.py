@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -85,7 +86,7 @@ class SpreadTests(SynchronousTestCase):
         b'"logprobs":{"l":2.0},"none":null,"finish_reason":"stop"}],"usage":{"u":3.0},"v":null}'
     )
 
-    def spread(self, *pieces: Piece, rest: str = "first", data: bytes = CHUNK) -> list[bytes]:
+    def spread(self, *pieces: Piece, rest: str = "along", data: bytes = CHUNK) -> list[bytes]:
         choices = decode_chunk(data).choices or []
         return spread(data, choices, [Rewritten(list(pieces), rest)])  # type: ignore[arg-type]
 
@@ -110,20 +111,41 @@ class SpreadTests(SynchronousTestCase):
             b'"usage":{"u":3.0},"v":null}',
         )
 
-    def test_rest_in_the_last_piece(self) -> None:
-        first, second = map(json.loads, self.spread(text("a"), Piece({}, "stop"), rest="last"))
-        self.assertEqual(first["choices"][0]["delta"], {"content": "a"})
-        self.assertEqual(second["choices"][0]["delta"], {"k": 1.0})
-        self.assertNotIn("logprobs", first["choices"][0])
+    def test_calls_in_the_last_piece(self) -> None:
+        """Thoughts stand in front of the text, calls behind it."""
+        for field, said in (("tool_calls", b'[{"index":0}]'), ("function_call", b'{"name":"f"}')):
+            data = self.CHUNK.replace(b'"k"', b'"%s":%s,"k"' % (field.encode(), said))
+            made = self.spread(text("a"), Piece({}, "stop"), data=data)
+            first, second = (json.loads(chunk)["choices"][0] for chunk in made)
+            self.assertEqual(first["delta"], {"content": "a", "k": 1.0})
+            self.assertEqual(second["delta"], {field: json.loads(said)})
+            self.assertEqual(first["logprobs"], {"l": 2.0})
+            self.assertNotIn("logprobs", second)
+
+    def test_calls_behind_calls(self) -> None:
+        data = b'{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}'
+        made = self.spread(Piece({"tool_calls": [{"index": 7}]}), data=data)
+        indexes = [json.loads(chunk)["choices"][0]["delta"]["tool_calls"] for chunk in made]
+        self.assertEqual(indexes, [[{"index": 7}], [{"index": 0}]])
+
+    def test_calls_that_are_none(self) -> None:
+        data = b'{"choices":[{"delta":{"content":"ab","tool_calls":[],"function_call":null}}]}'
+        first, second = map(json.loads, self.spread(text("a"), text("b"), data=data))
+        nothing: dict[str, Any] = {"tool_calls": [], "function_call": None}
+        self.assertEqual(first["choices"][0]["delta"], {"content": "a", **nothing})
+        self.assertEqual(second["choices"][0]["delta"], {"content": "b"})
 
     def test_rest_in_a_piece_of_its_own(self) -> None:
         """Where the rest and a piece have a field in common, neither is lost."""
-        for rest, order in (
-            ("first", [{"k": 1.0}, {"k": "x"}]),
-            ("last", [{"k": "x"}, {"k": 1.0}]),
-        ):
-            made = [json.loads(chunk) for chunk in self.spread(Piece({"k": "x"}), rest=rest)]
-            self.assertEqual([chunk["choices"][0]["delta"] for chunk in made], order)
+        made = [json.loads(chunk) for chunk in self.spread(Piece({"k": "x"}, "stop"))]
+        choices = [chunk["choices"][0] for chunk in made]
+        self.assertEqual([choice["delta"] for choice in choices], [{"k": 1.0}, {"k": "x"}])
+        self.assertEqual([choice["finish_reason"] for choice in choices], [None, "stop"])
+
+    def test_the_role_comes_first_all_the_same(self) -> None:
+        made = map(json.loads, self.spread(Piece({"role": "assistant", "k": "x"})))
+        deltas = [chunk["choices"][0]["delta"] for chunk in made]
+        self.assertEqual(deltas, [{"role": "assistant", "k": 1.0}, {"k": "x"}])
 
     def test_no_piece(self) -> None:
         (made,) = map(json.loads, self.spread())
@@ -151,7 +173,7 @@ class SpreadTests(SynchronousTestCase):
     def test_shift(self) -> None:
         data = b'{"choices":[{"delta":{"tool_calls":[{"index":1,"id":"a","k":1.0},{"id":"b"}]}}]}'
         choices = decode_chunk(data).choices or []
-        (made,) = spread(data, choices, [Rewritten([], "last", 2)])
+        (made,) = spread(data, choices, [Rewritten([], shift=2)])
         calls = b'[{"index":3,"id":"a","k":1.0},{"id":"b","index":3}]'
         self.assertIn(b'"tool_calls":' + calls, made)
 

@@ -349,13 +349,13 @@ class StructuredTests(RewriterTestCase):
     def test_index_goes_on_from_ours(self) -> None:
         choice = self.rewriter(a=CALL)
         choice.take(said("a"))
-        self.assertEqual(choice.take(said(tool_calls=[self.GIVEN])), Rewritten([], "last", 1))
+        self.assertEqual(choice.take(said(tool_calls=[self.GIVEN])), Rewritten([], shift=1))
         self.assertEqual(
             choice.take(said("t", tool_calls=[self.GIVEN])),
-            Rewritten([Piece({"content": "t"})], "last", 1),
+            Rewritten([Piece({"content": "t"})], shift=1),
         )
         self.assertEqual(
-            choice.take(said(None, "stop")), Rewritten([Piece({}, "tool_calls")], "last", 1)
+            choice.take(said(None, "stop")), Rewritten([Piece({}, "tool_calls")], shift=1)
         )
         self.assertEqual(self.report.names, ["f", "g"])
 
@@ -369,28 +369,28 @@ class StructuredTests(RewriterTestCase):
             choice = self.rewriter(Text(held))
             self.assertEqual(
                 choice.take(said(tool_calls=[self.GIVEN])),
-                Rewritten([Piece({"content": held})], "last"),
+                Rewritten([Piece({"content": held})]),
             )
 
     def test_held_text_and_the_end(self) -> None:
         choice = self.rewriter(Text("T"))
         self.assertEqual(
             choice.take(said("a", "tool_calls", tool_calls=[self.GIVEN])),
-            Rewritten([Piece({"content": "aT"}), Piece({}, "tool_calls")], "last"),
+            Rewritten([Piece({"content": "aT"}), Piece({}, "tool_calls")]),
         )
 
     def test_held_reasoning_does_not_vanish(self) -> None:
         choice = self.rewriter(Reasoning("hm"))
         self.assertEqual(
             choice.take(said(tool_calls=[self.GIVEN])),
-            Rewritten([Piece({"reasoning_content": "hm"})], "last"),
+            Rewritten([Piece({"reasoning_content": "hm"})]),
         )
 
     def test_our_open_call_before_it(self) -> None:
         choice = self.rewriter(a=BEGIN)
         choice.take(said("a"))
         becomes = choice.take(said(None, "tool_calls", tool_calls=[self.GIVEN]))
-        self.assertEqual(becomes, Rewritten([Piece({}, "length")], "last", 1))
+        self.assertEqual(becomes, Rewritten([Piece({}, "length")], shift=1))
 
     def test_function_call(self) -> None:
         """The API's older shape passes."""

@@ -960,6 +960,17 @@ class WholeAsStreamTests(WholeTests):
         self.assertEqual((said.content, said.reasoning), ("a", "r"))
         self.assertEqual(said.pairs(), [SEARCH, ("get_weather", {})])
 
+    def test_thoughts_stand_in_front(self) -> None:
+        """Also of thoughts that stood in the text, and of calls; the role in front of all."""
+        said = {"reasoning_content": "a", "content": f"<think>b</think>c{CALL}"}
+        body = self.answer(self.message(**said, tool_calls=[STRUCTURED]))
+        out, _ = whole_as_stream(body, chat("search"), Rules(reasoning="split"))
+        deltas = [made["choices"][0]["delta"] for made in events(out)]
+        self.assertEqual(deltas[0], {"role": "assistant", "reasoning_content": "a"})
+        self.assertEqual(deltas[1:3], [{"reasoning_content": "b"}, {"content": "c"}])
+        self.assertTrue(all(delta.keys() <= {"tool_calls"} for delta in deltas[3:]))
+        self.assertEqual(deltas[-1]["tool_calls"][0]["function"]["name"], "get_weather")
+
     def test_several_choices_of_a_stream(self) -> None:
         body = self.answer(self.message(content=CALL), self.message(content="b"))
         answer = self.stream(body)
