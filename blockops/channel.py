@@ -26,6 +26,7 @@ from blockops.bodies import Body, Chunked, Sized
 from blockops.eager import Nowhere, Outlet, outlet
 from blockops.head import Head, body_length, end_of_head, read_head, request_line
 from blockops.limits import KEEP_ALIVE, LINGER, MAX_HELD, MAX_IN_A_ROW, SLOWEST_BODY
+from blockops.peer import unread
 from blockops.room import Room
 from blockops.wire.errors import ApiError
 
@@ -119,6 +120,7 @@ class Channel(TwistedProtocol):
         "_body_due",
         "_full",
         "_host",
+        "_left",
         "_make",
         "_out",
         "_paused_since",
@@ -160,6 +162,8 @@ class Channel(TwistedProtocol):
         # More waits for the client than it should.
         self._full = False
         self._producer: IPushProducer | None = None
+        # Bytes that a client that leaves had still to take when it was last late.
+        self._left: int | None = None
 
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
@@ -176,6 +180,10 @@ class Channel(TwistedProtocol):
             self._resting.cancel()
             self._resting = None
         self.site.closed(self)
+        self._forsake(reason)
+
+    def _forsake(self, reason: Failure) -> None:
+        """Let the request that is under way, if there is one, come to nothing."""
         request, self.request = self.request, None
         if request is not None:
             request.connectionLost(reason)
@@ -232,7 +240,7 @@ class Channel(TwistedProtocol):
             length = body_length(head, self.site.max_body)
         except ApiError as error:
             self.refuse(error)
-            self.loseConnection()
+            self.part()
             return False
         self._pending = self._pending[end:]
         self._begin(head, length)
@@ -276,7 +284,7 @@ class Channel(TwistedProtocol):
             self.abort()
         else:
             self.refuse(error)
-            self.loseConnection()
+            self.part()
 
     def asked(self) -> tuple[bytes, bytes]:
         """Return method and target of what the client asks, as far as they are known."""
@@ -393,6 +401,8 @@ class Channel(TwistedProtocol):
         if self.persistent:
             self.wait(KEEP_ALIVE)
             self._take_on()
+        elif self._pending:
+            self.part()
         else:
             self.loseConnection()
 
@@ -428,6 +438,24 @@ class Channel(TwistedProtocol):
             self.wait(LINGER)
             self._out.close()
 
+    def part(self) -> None:
+        """
+        Close the connection of a client that may still be sending.
+
+        What it sends is read, and forgotten: else it would be reset before it has read its answer.
+        """
+        if self._stage is not _Stage.LEAVING:
+            self._stage = _Stage.LEAVING
+            self._pending = b""
+            self._body_due = None
+            self.wait(LINGER)
+            self._out.part()
+            self._forsake(Failure(ConnectionDone()))
+            if not self._reading:
+                self._reading = True
+                self.site.unread.discard(self)
+                cast("IPushProducer", self.transport).resumeProducing()
+
     def abort(self) -> None:
         """Break the connection."""
         self._out.abort()
@@ -442,10 +470,18 @@ class Channel(TwistedProtocol):
         if self._stage is _Stage.IDLE:
             self.loseConnection()
         elif self._stage in {_Stage.HEAD, _Stage.BODY} and not self._answering():
+            ends = self.part if self._stage is _Stage.BODY else self.loseConnection
             self.refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
-            self.loseConnection()
+            ends()
+        elif self._stage is _Stage.LEAVING and self._reads_on():
+            self.wait(LINGER)
         else:
             self.abort()
+
+    def _reads_on(self) -> bool:
+        """Say whether the client has read of what is left for it, since this was last asked."""
+        before, self._left = self._left, unread(self.transport)
+        return bool(self._left) and self._left != before
 
     def refuse(self, error: ApiError) -> None:
         """Answer with `error` what never became a request, and give the client time to read it."""

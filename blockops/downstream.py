@@ -62,9 +62,11 @@ class Downstream:
     __slots__ = (
         "_clock",
         "_delivered",
+        "_moved",
         "_request",
         "_source",
         "_state",
+        "_unread",
         "_waiting",
         "bytes_sent",
         "last_write",
@@ -84,6 +86,9 @@ class Downstream:
         self.bytes_sent = 0
         self.last_write = clock.seconds()
         self.stalled_since: float | None = None
+        # What the system held for the client when that last changed, and when that was.
+        self._unread: int | None = None
+        self._moved = 0.0
 
     @property
     def begun(self) -> bool:
@@ -169,6 +174,18 @@ class Downstream:
         if self._state is not _State.DELIVERED:
             self._end(_State.GONE)
 
+    def unmoved(self, now: float) -> float:
+        """
+        Return for how many seconds the client has read nothing of what waits for it.
+
+        To be asked now and then while it is stalled: a client that reads slowly gets at what the
+        system holds, and it may be minutes until the transport is asked for more.
+        """
+        unread = self._request.unread()
+        if unread != self._unread:
+            self._unread, self._moved = unread, now
+        return now - self._moved
+
     def feed_from(self, source: IPushProducer | None) -> None:
         """Let the client's speed be that of `source`: what it does not read, stays there."""
         self._source = source
@@ -196,7 +213,8 @@ class Downstream:
             delivered.callback(None)
 
     def pauseProducing(self) -> None:
-        self.stalled_since = self._clock.seconds()
+        self.stalled_since = self._moved = self._clock.seconds()
+        self._unread = self._request.unread()
         if self._source is not None:
             self._source.pauseProducing()
 

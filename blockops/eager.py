@@ -34,6 +34,14 @@ class Outlet(Protocol):
     def close(self) -> None:
         """Close the connection behind what was written; the source hears no more."""
 
+    def part(self) -> None:
+        """
+        The same, but read on until the other side closes too.
+
+        Who closes a connection without having read all that came resets it, and what was written
+        may be lost on its way.
+        """
+
     def abort(self) -> None:
         """Close the connection at once; nothing more is sent."""
 
@@ -52,6 +60,14 @@ class QueuingOutlet:
         self._transport.unregisterProducer()
         self._transport.loseConnection()
 
+    def part(self) -> None:
+        self._transport.unregisterProducer()
+        if _is_wrapped(self._transport):
+            # It waits for the other side's farewell by itself, and reads until then.
+            self._transport.loseConnection()
+        else:
+            self._transport.loseWriteConnection()
+
     def abort(self) -> None:
         self._transport.abortConnection()
 
@@ -61,6 +77,7 @@ class Nowhere:
 
     def write(self, data: bytes) -> None: ...
     def close(self) -> None: ...
+    def part(self) -> None: ...
     def abort(self) -> None: ...
 
 
@@ -104,6 +121,10 @@ class EagerOutlet:
         self._transport.unregisterProducer()
         self._transport.loseConnection()
 
+    def part(self) -> None:
+        self._transport.unregisterProducer()
+        self._transport.loseWriteConnection()
+
     def abort(self) -> None:
         # What the transport is given from now on, it drops.
         self._queued += 1
@@ -142,9 +163,14 @@ def send_first(transport: Any, data: bytes) -> None:
 
 def is_bare(transport: object) -> bool:
     """Say whether what is sent on `transport` is what is written to it: no TLS, no throttle."""
-    if isinstance(transport, ProtocolWrapper) or ISSLTransport.providedBy(transport):
+    if _is_wrapped(transport):
         return False
     if not ISystemHandle.providedBy(transport):
         return False
     handle = transport.getHandle()
     return isinstance(handle, socket) and not handle.getblocking()
+
+
+def _is_wrapped(transport: object) -> bool:
+    """Say whether something stands between `transport` and its socket: TLS, a throttle."""
+    return isinstance(transport, ProtocolWrapper) or ISSLTransport.providedBy(transport)

@@ -238,11 +238,13 @@ class Exchange:
 
     def beat(self, now: float) -> None:
         """Show the client that its answer is on its way; end what takes too long."""
-        stalled = self.client.stalled_since
-        if stalled is not None:
+        if self.asked is not None and now - self.asked >= self._settings.max_duration:
+            self._lasts_too_long()
+        if self.client.stalled_since is not None:
             # Nothing is read from the backend meanwhile: that it is silent says nothing of it.
             self.heard.last = now
-            if now - stalled >= self._settings.client_timeout and not self.client.gone:
+            idle = self.client.unmoved(now)
+            if idle >= self._settings.client_timeout and not self.client.gone:
                 self.error = _unread(self._settings.client_timeout)
                 self.client.cut()
             return
@@ -257,6 +259,11 @@ class Exchange:
         if now - self.client.last_write >= self._settings.heartbeat:
             self.form.heartbeat(self.client)
             self.heartbeats += self.client.last_write == now
+
+    def _lasts_too_long(self) -> None:
+        """End an answer at which the backend has been for long enough."""
+        if not self.client.over:
+            self.end(_endless(self._settings.max_duration))
 
     def _late(self, now: float) -> ApiError | None:
         if self.asked is None:
@@ -321,6 +328,16 @@ class Exchange:
         if failure.check(CancelledError) is None:
             self._log.failure("A failure could not be told", failure)
         self.client.cut()
+
+
+def _endless(seconds: float) -> ApiError:
+    return ApiError(
+        504,
+        f"The backend has been at this answer for {seconds:g} seconds. --max-duration says how long"
+        " blockops lets it.",
+        type="api_error",
+        code="backend_timeout",
+    )
 
 
 def _unread(seconds: float) -> ApiError:

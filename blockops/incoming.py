@@ -18,6 +18,7 @@ from twisted.web.server import Request, Site
 from blockops.channel import SERVER, Channel, header_lines
 from blockops.head import Head
 from blockops.limits import LINGER, too_large
+from blockops.peer import unread
 from blockops.upload import Upload, discard
 from blockops.wire.errors import ApiError
 
@@ -221,6 +222,10 @@ class IncomingRequest(Request):
         self.requestHeaders.removeHeader(b"Expect")
         self.upload = Upload(length, self.channel.reading)
         self._render()
+
+    def unread(self) -> int | None:
+        """Return the bytes of answers that the client has not taken from the system, if known."""
+        return None if self.channel is None else unread(self.channel.transport)
 
     def cut(self) -> None:
         """Break the connection."""

@@ -180,6 +180,12 @@ class Settings:
     idle_timeout: float = _setting(
         "Backend", 300.0, kinds.duration(), "How long the backend may pause within an answer."
     )
+    max_duration: float = _setting(
+        "Backend",
+        21_600.0,
+        kinds.duration(),
+        "How long the backend may take for one answer in all, whatever it sends meanwhile.",
+    )
     max_answer: int = _setting(
         "Backend",
         64 << 20,
@@ -243,7 +249,7 @@ class Settings:
         "Listening",
         60.0,
         kinds.duration(),
-        "How long a client may leave its answer unread before it is dropped.",
+        "How long a client may read nothing of its answer before it is dropped.",
     )
     drain: float = _setting(
         "Listening",

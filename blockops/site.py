@@ -25,20 +25,17 @@ The tree of resources and its requests are twisted.web's; what reads the connect
 
 from __future__ import annotations
 
-import select
 from collections.abc import Callable
-from socket import socket
-from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime, ISystemHandle
-from twisted.protocols.policies import ProtocolWrapper
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web.resource import IResource
 from twisted.web.server import Site as TwistedSite
 
 from blockops.channel import Channel
 from blockops.crowd import Crowd, TurnedAway
 from blockops.incoming import IncomingRequest, Instead
+from blockops.peer import departed
 from blockops.room import Room
 from blockops.wire.errors import ApiError
 
@@ -146,18 +143,3 @@ class Site(TwistedSite):
         if not self.channels and self._all_closed is not None:
             self._all_closed.callback(None)
             self._all_closed = None
-
-
-#: What poll(2) says of a connection whose other end has closed it, also where data is left to read.
-_HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
-
-
-def departed(transport: object) -> bool:
-    """Say whether the other end of `transport` has closed it, as far as the system knows."""
-    while isinstance(transport, ProtocolWrapper):  # TLS
-        transport = transport.transport
-    if not ISystemHandle.providedBy(transport):
-        return False
-    poller = select.poll()
-    poller.register(cast("socket", transport.getHandle()), _HUNG_UP)
-    return bool(poller.poll(0))

@@ -146,6 +146,11 @@ class Wire(StringTransport):
         """Say that nothing more comes."""
         self.half_closed = True
 
+    @property
+    def ended(self) -> bool:
+        """Say whether nothing more is said on it, be it that it is still read from."""
+        return self.closed or self.half_closed
+
     def abortConnection(self) -> None:
         self.aborted = True
         self._reactor.callLater(0, self.lose, ConnectionAborted())

@@ -376,6 +376,56 @@ class Deadlines(SynchronousTestCase):
         self.assertTrue(backend.wire.aborted)
         self.assertEqual(world.idle(), NOTHING_LEFT)
 
+    def test_signs_of_life_without_end(self) -> None:
+        world = World(max_duration=100, idle_timeout=20, heartbeat=10, max_concurrent=1)
+        client, backend = world.ask()
+        waiting = world.client()
+        waiting.post("/v1/chat/completions", chat())
+        backend.begin_stream()
+        for _ in range(9):
+            backend.stream(": reading the prompt\n\n")
+            world.pass_time(11)
+        self.assertFalse(client.complete())
+        world.pass_time(2)
+        error = json.loads(client.events()[-1])["error"]
+        self.assertEqual((error["code"], error["type"]), ("backend_timeout", "api_error"))
+        self.assertIn("--max-duration", error["message"])
+        self.assertTrue(client.complete())
+        self.assertTrue(backend.wire.aborted)
+        # The place is back, and the time in the queue is not the answer's.
+        second = world.backend()
+        second.begin_stream()
+        world.pass_time(90)
+        second.stream(chunk("Hi", role="assistant"), chunk(finish="stop"), DONE)
+        self.assertEqual(waiting.events()[-1], "[DONE]")
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_white_space_without_end(self) -> None:
+        world = World(max_duration=50, idle_timeout=20)
+        client, backend = world.ask(stream=False)
+        backend.send("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        for _ in range(10):
+            backend.send(" ")
+            world.pass_time(5.5)
+        self.assertEqual(client.status(), 504)
+        self.assertIn("for 50 seconds", client.error()["message"])
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_an_answer_without_end_to_somebody_who_does_not_read(self) -> None:
+        world = World(max_duration=50, client_timeout=1000)
+        client, backend = world.ask()
+        backend.begin_stream()
+        backend.stream(chunk("Hi", role="assistant"))
+        client.pause()
+        world.pass_time(49)
+        self.assertFalse(backend.wire.aborted)
+        world.pass_time(2)
+        self.assertTrue(backend.wire.aborted)
+        client.resume()
+        world.reactor.advance(0)
+        self.assertIn("--max-duration", json.loads(client.events()[-1])["error"]["message"])
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
     def test_silence_while_the_client_does_not_read_is_not_the_backends(self) -> None:
         world = World(idle_timeout=20, client_timeout=60)
         client, backend = world.ask()

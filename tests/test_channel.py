@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -24,14 +25,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web import http
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import INonQueuedRequestFactory
-from zope.interface import provider
+from zope.interface import directlyProvides, provider
 
+from blockops import channel
 from blockops.channel import Channel, expects_leave, stays_open
 from blockops.gateway import refusal
 from blockops.head import Head
-from blockops.limits import MAX_HEAD, MAX_HELD, MAX_IN_A_ROW, MAX_LINE
+from blockops.limits import LINGER, MAX_HEAD, MAX_HELD, MAX_IN_A_ROW, MAX_LINE
 from blockops.wire.errors import ApiError
-from tests.memory import NOTHING_LEFT, World
+from tests.memory import NOTHING_LEFT, Client, World
 
 
 class Seen(NamedTuple):
@@ -111,8 +113,15 @@ class House(SimpleNamespace):
         self.errors.append(error)
 
 
+class Transport(StringTransport):
+    """One whose end is its end: what comes behind a parting is not looked at here."""
+
+    def loseWriteConnection(self) -> None:
+        self.loseConnection()
+
+
 def fed(protocol: Any, pieces: Iterable[bytes]) -> StringTransport:
-    transport = StringTransport()
+    transport = Transport()
     protocol.makeConnection(transport)
     for piece in pieces:
         if not transport.disconnecting:
@@ -341,6 +350,95 @@ class Held(SynchronousTestCase):
         client.send("nonsense\r\n")
         self.assertTrue(client.wire.aborted)
         self.assertEqual(client.received(), sent)
+
+
+class Parting(SynchronousTestCase):
+    """Who may still be sending gets to read the answer: what comes is read, and forgotten."""
+
+    def parted(self, sent: str = "GET / HTTP/1.1\r\nX : y\r\n\r\n") -> tuple[World, Client]:
+        world = World()
+        client = world.client()
+        client.send(sent)
+        world.reactor.advance(0)
+        return world, client
+
+    def test_a_refusal(self) -> None:
+        world, client = self.parted()
+        self.assertEqual((client.status(), client.wire.half_closed), (400, True))
+        said = client.received()
+        for _ in range(20):
+            client.send("GET /health HTTP/1.1\r\nHost: b\r\n\r\n" * 1000)
+            world.pass_time(1)
+        self.assertEqual(client.received(), said)
+        self.assertEqual(world.daemon.site.channels, {client.protocol})
+        client.leave()
+        self.assertEqual(world.daemon.site.channels, set())
+
+    def test_it_has_its_bound(self) -> None:
+        world, client = self.parted()
+        world.pass_time(LINGER - 1)
+        self.assertFalse(client.wire.aborted)
+        world.pass_time(2)
+        self.assertTrue(client.wire.aborted)
+
+    def test_a_body_that_is_none_holds_nothing(self) -> None:
+        """Its request is over, though its connection is not."""
+        world = World(max_concurrent=1)
+        client = world.client()
+        client.send("POST /v1/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        world.reactor.advance(0)
+        backend = world.backend()
+        client.send("nonsense\r\n")
+        world.reactor.advance(0)
+        self.assertTrue(client.wire.half_closed)
+        self.assertFalse(client.wire.closed)
+        self.assertTrue(backend.wire.aborted)
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+
+    def test_what_was_sent_behind_the_last_request(self) -> None:
+        asked = "GET /health HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n"
+        for behind, parts in (("", False), ("GET ", True)):
+            _, client = self.parted(asked + behind)
+            self.assertEqual(client.status(), 200)
+            self.assertEqual((client.wire.half_closed, client.wire.closed), (parts, not parts))
+
+    def test_with_tls_that_takes_its_leave_by_itself(self) -> None:
+        world = World()
+        client = world.client()
+        directlyProvides(client.wire, ISSLTransport)
+        client.send("nonsense\r\n\r\n")
+        self.assertEqual(client.status(), 400)
+        self.assertEqual((client.wire.half_closed, client.wire.disconnecting), (False, True))
+
+    def test_who_is_not_read_from_is_then(self) -> None:
+        world = World()
+        client = world.client()
+        protocol = client.protocol
+        assert isinstance(protocol, Channel)
+        client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 9\r\n\r\nabc")
+        protocol.pause_body()
+        self.assertEqual(client.wire.producerState, "paused")
+        protocol.part()
+        self.assertEqual(client.wire.producerState, "producing")
+        self.assertEqual(world.daemon.site.unread, set())
+
+    def test_who_reads_what_is_left_for_him_has_time(self) -> None:
+        left: list[int | None] = [5000]
+        self.patch(channel, "unread", lambda _: left[0])
+        world, client = self.parted()
+        for _ in range(4):
+            world.pass_time(LINGER)
+            self.assertFalse(client.wire.aborted)
+            left[0] = cast("int", left[0]) - 1
+        world.pass_time(2 * LINGER + 2)
+        self.assertTrue(client.wire.aborted)
+
+    def test_who_has_all_has_not(self) -> None:
+        for left in (0, None):
+            self.patch(channel, "unread", lambda _, left=left: left)
+            world, client = self.parted()
+            world.pass_time(LINGER + 1)
+            self.assertTrue(client.wire.aborted)
 
 
 class Freed(SynchronousTestCase):

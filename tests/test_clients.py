@@ -167,6 +167,48 @@ class InTheQueue(Quiet):
             await self.leave(way)
 
 
+class Sending(Quiet):
+    """Clients that are told off in the middle of what they send, and read only when all is sent."""
+
+    #: More than the system holds of it, on both sides.
+    MORE = b"x" * (8 << 20)
+
+    async def told(self, beginning: bytes) -> str:
+        house = self.house()
+        client = await house.client()
+        await client.play((Read(0), Send(beginning), Send(self.MORE)))
+        client.play((Read(None),))
+        await client.over
+        await house.empty()
+        self.assert_quiet()
+        return judge(bytes(client.received), closed=True).outcome
+
+    async def test_what_is_no_request(self) -> None:
+        for beginning, told in (
+            (b"GET / HTTP/1.1\r\nX : y\r\n\r\n", "400 None"),
+            (b"GET /" + b"x" * 20_000, "414 request_too_large"),
+            (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, "431 request_too_large"),
+            (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000, "431 request_too_large"),
+        ):
+            self.assertEqual(await self.told(beginning), told)
+
+    async def test_a_body_that_is_none(self) -> None:
+        for target in ("/v1/chat/completions", "/v1/x"):
+            head = f"POST {target} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            self.assertEqual(await self.told(head.encode() + b"no size\r\n"), "400 None")
+
+    async def test_more_than_the_last_request(self) -> None:
+        asked = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        house = self.house()
+        client = await house.client()
+        await client.play((Read(0), Send(asked + b"x"), Send(self.MORE)))
+        client.play((Read(None),))
+        await client.over
+        self.assertTrue(bytes(client.received).startswith(b"HTTP/1.1 200 "))
+        self.assertTrue(bytes(client.received).endswith(b"}"))
+        await house.empty()
+
+
 class Slow(Quiet):
     """Clients that have much time."""
 

@@ -138,8 +138,8 @@ class Playing(SynchronousTestCase):
             playing = play(InMemory(self.world, backend), script)
             playing.addErrback(lambda _: None)
             for _ in range(2 * patience):
-                judged = judge(client.received(), closed=client.wire.closed)
-                if judged.outcome not in {"nothing", "cut"} or client.wire.closed:
+                judged = judge(client.received(), closed=client.wire.ended)
+                if judged.outcome not in {"nothing", "cut"} or client.wire.ended:
                     break
                 self.world.pass_time(0.5)
             playing.cancel()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops import backend, downstream, limits, responses, upload
+from blockops import backend, downstream, incoming, limits, responses, upload
 from blockops.limits import KEEP_ALIVE, MAX_HEAD, MAX_LINE, SLOWEST_BODY
 from blockops.settings import TABLE, Settings
 from tests.faulty.client import head_of, request
@@ -43,7 +43,7 @@ def sized(size: int) -> bytes:
 
 
 def outcome(client: Client) -> str:
-    return judge(client.received(), closed=client.wire.closed).outcome
+    return judge(client.received(), closed=client.wire.ended).outcome
 
 
 class Heads(SynchronousTestCase):
@@ -164,6 +164,46 @@ class Times(SynchronousTestCase):
             self.assertEqual(outcome(client), "cut")
         world.pass_time(2)
         self.assertEqual(outcome(client), "event backend_timeout")
+
+    def test_an_answer(self) -> None:
+        for late, seen in ((-1, "cut"), (1, "event backend_timeout")):
+            world = World(max_duration=100, heartbeat=1000)
+            client, backend = world.ask()
+            backend.begin_stream()
+            for _ in range(10):
+                backend.stream(chunk("on", role="assistant"))
+                world.pass_time(9.5)
+            world.pass_time(5 + late)
+            self.assertEqual(outcome(client), seen)
+
+    def test_a_client_that_does_not_read(self) -> None:
+        for late, outcomes in ((-1, []), (1, ["failed"])):
+            world, client = self.stalled()
+            world.pass_time(20 + late)
+            self.assertEqual([each.outcome for each in world.traffic.responses()], outcomes)
+            self.assertEqual(client.wire.aborted, bool(outcomes))
+
+    def test_a_client_that_reads_slowly_is_waited_for(self) -> None:
+        """What counts is when it read last, be it of what the system holds for it."""
+        held = [1_000_000]
+        self.patch(incoming, "unread", lambda _: held[0])
+        world, client = self.stalled()
+        for _ in range(20):
+            held[0] -= 1
+            world.pass_time(15)
+        self.assertFalse(client.wire.aborted)
+        world.pass_time(6)
+        self.assertTrue(client.wire.aborted)
+        self.assertIn("read nothing for 20 s", str(world.traffic.responses()[0].error))
+
+    def stalled(self) -> tuple[World, Client]:
+        """Return a client that has just ceased to read a stream."""
+        world = World(client_timeout=20, heartbeat=4)
+        client, backend = world.ask()
+        backend.begin_stream()
+        backend.stream(chunk("on", role="assistant"))
+        client.pause()
+        return world, client
 
 
 class Amounts(SynchronousTestCase):

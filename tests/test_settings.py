@@ -26,6 +26,7 @@ EXAMPLES: dict[str, tuple[str, Any, str]] = {
     "circuit_after": ("0", 0, "never"),
     "circuit_pause": ("10s", 10.0, "0"),
     "idle_timeout": ("5m", 300.0, "five"),
+    "max_duration": ("8h", 28800.0, "0"),
     "max_answer": ("1M", 1 << 20, "1"),
     "port": ("9000", 9000, "65536"),
     "interface": ("::", "::", "eth0"),

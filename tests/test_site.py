@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from socket import create_connection, socket
-from typing import Any, cast
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet import reactor
-from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, ITCPTransport
-from twisted.internet.protocol import Factory, Protocol, ServerFactory
-from twisted.internet.testing import StringTransport
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 
 from blockops import site
 from blockops.limits import KEEP_ALIVE, LINGER, MAX_HEAD, MAX_LINE, SLOWEST_BODY
-from blockops.site import departed
 from blockops.upload import UPLOAD_BUFFER, Upload
 from blockops.wire.errors import ApiError
 from tests.memory import NOTHING_LEFT, Client, World
@@ -46,7 +37,7 @@ class Malformed(SynchronousTestCase):
             self.assertEqual(client.status(), 400, garbage)
             self.assertEqual(client.error()["type"], "invalid_request_error")
             client.reactor.advance(0)
-            self.assertTrue(client.wire.closed, garbage)
+            self.assertTrue(client.wire.ended, garbage)
 
     def test_a_long_request_line(self) -> None:
         client = World().client()
@@ -196,7 +187,7 @@ class Deadlines(SynchronousTestCase):
             self.assertEqual(client.status(), 0)
             world.pass_time(2)
             self.assertEqual(client.status(), 408)
-            self.assertTrue(client.wire.closed)
+            self.assertTrue(client.wire.ended)
 
     def test_an_upload_that_trickles_in(self) -> None:
         world = World(header_timeout=60)
@@ -205,7 +196,7 @@ class Deadlines(SynchronousTestCase):
         world.reactor.advance(0)
         backend = world.backend()
         world.pass_time(62)
-        self.assertTrue(client.wire.closed)
+        self.assertTrue(client.wire.ended)
         self.assertTrue(backend.wire.aborted)
         self.assertEqual(world.idle(), NOTHING_LEFT)
 
@@ -244,7 +235,7 @@ class Deadlines(SynchronousTestCase):
             self.assertEqual(client.status(), 0)
             world.pass_time(2)
             self.assertEqual(client.status(), 408, target)
-            self.assertTrue(client.wire.closed)
+            self.assertTrue(client.wire.ended)
             self.assertEqual(world.idle(), NOTHING_LEFT)
 
     def test_time_that_nobody_takes_the_body_does_not_count(self) -> None:
@@ -263,7 +254,7 @@ class Deadlines(SynchronousTestCase):
             world.pass_time(10)
         self.assertFalse(client.wire.closed)
         world.pass_time(11)
-        self.assertTrue(client.wire.closed)
+        self.assertTrue(client.wire.ended)
 
     def test_a_closed_connection_that_stays(self) -> None:
         """TLS waits for an answer to its goodbye."""
@@ -383,47 +374,8 @@ class Uploads(SynchronousTestCase):
         self.assertEqual(sender.states[-1], "resumed")
 
 
-class Departures(TestCase):
-    """Over real sockets: a transport that is not read from does not tell that its peer has left."""
-
-    async def connected(self) -> tuple[Protocol, socket]:
-        accepted: Deferred[Protocol] = Deferred()
-
-        class Paused(Protocol):
-            def connectionMade(self) -> None:
-                cast("IPushProducer", self.transport).pauseProducing()
-                accepted.callback(self)
-
-        factory = ServerFactory()
-        factory.protocol = Paused
-        port = reactor.listenTCP(0, factory, interface="127.0.0.1")
-        self.addCleanup(port.stopListening)
-        client = create_connection(("127.0.0.1", cast("IPv4Address", port.getHost()).port))
-        self.addCleanup(client.close)
-        protocol = await accepted
-        self.addCleanup(cast("ITCPTransport", protocol.transport).abortConnection)
-        return protocol, client
-
-    async def test_somebody_who_is_there(self) -> None:
-        protocol, client = await self.connected()
-        client.sendall(b"unread")
-        self.assertFalse(departed(protocol.transport))
-
-    async def test_somebody_who_has_left(self) -> None:
-        protocol, client = await self.connected()
-        client.sendall(b"unread")
-        client.close()
-        self.assertTrue(departed(protocol.transport))
-
-    async def test_behind_tls(self) -> None:
-        protocol, client = await self.connected()
-        wrapper = ProtocolWrapper(WrappingFactory(Factory()), Protocol())
-        wrapper.transport = protocol.transport
-        client.close()
-        self.assertTrue(departed(wrapper))
-
-    def test_what_is_no_socket(self) -> None:
-        self.assertFalse(departed(StringTransport()))
+class Departures(SynchronousTestCase):
+    """A transport that is not read from does not tell that its peer has left."""
 
     def test_the_sweep(self) -> None:
         world = World(max_concurrent=1, heartbeat=1000)

@@ -228,7 +228,7 @@ class Chunks(Case):
                     self.assertNotIn(b"poison", one.raw)
                 self.assertLessEqual(len(found), 1)
                 self.world.reactor.advance(0)
-                self.assertTrue(self.client.wire.closed, body)
+                self.assertTrue(self.client.wire.ended, body)
 
     def test_sizes_that_are_none(self) -> None:
         for size in (

@@ -233,12 +233,12 @@ def http(dice: random.Random) -> None:
     with DAEMON.world() as world:
         client = world.client()
         for piece in pieces(mutated(REQUESTS, dice), dice):
-            if client.wire.closed:
+            if client.wire.ended:
                 break
             client.send(piece)
         received = client.received().removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
         if received and received.count(b"HTTP/1.") == 1:
-            reply = read(received.replace(b"HTTP/1.0", b"HTTP/1.1", 1), closed=client.wire.closed)
+            reply = read(received.replace(b"HTTP/1.0", b"HTTP/1.1", 1), closed=client.wire.ended)
             demand(reply.status, f"half a head: {received!r}")
             if reply.status >= 400 and reply.complete and reply.body:
                 error_in(reply.body)
@@ -257,7 +257,7 @@ def backend(dice: random.Random) -> None:
         if not peer.wire.closed:
             peer.wire.lose(dice.choice((ConnectionDone, ConnectionLost))())
         world.reactor.advance(0)
-        reply = read(client.received(), closed=client.wire.closed)
+        reply = read(client.received(), closed=client.wire.ended)
         demand(reply.status, "no answer")
         if reply.complete and reply.status >= 400:
             demand(
