@@ -365,6 +365,10 @@ class Channel(TwistedProtocol):
         if self._stage is not _Stage.LEAVING:
             self._out.write(data)
 
+    def way_out(self) -> Callable[[bytes], object]:
+        """Return what `write` comes to, as long as an answer is open: a chunk is written often."""
+        return self._out.write
+
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:  # noqa: FBT001
         """Let `producer`, which pushes, pause while too much waits for the client."""
         if self._producer is not None or not streaming:

@@ -179,6 +179,14 @@ class IncomingRequest(Request):
         if head or data:
             self.channel.write(head + data)
 
+    def way_out(self) -> Callable[[bytes], object] | None:
+        """
+        Return what takes the chunks of the body, framed, as long as the answer is open.
+
+        None where the head is not sent yet, or promises no chunks.
+        """
+        return self.channel.way_out() if self.chunked else None
+
     def _opening(self) -> bytes:
         """Return the answer's head, which is said now, and kept no longer."""
         self.startedWriting = 1
