@@ -119,6 +119,7 @@ class Answering:
         with self._backend.visit(exchange) as visit:
             streaming = await ask(exchange, visit)
             if streaming is not None:
+                exchange.streams_on()
                 form, whole = streaming
                 form.end(exchange.client, whole=await whole)
 

@@ -83,7 +83,7 @@ class Exchange:
     :ivar heard: takes what the backend says
     :ivar lesson: what is to be learnt from the answer
     :ivar asked: when the backend was asked, in seconds of the reactor's clock; None while queued
-    :ivar response: what the backend answered, once its headers are here
+    :ivar response: what the backend answered, until its body streams on
     :ivar error: how it failed, if it did
     :ivar heartbeats: how often the client was shown that the answer is on its way
     :ivar logged: whether its request is in the traffic log
@@ -121,24 +121,38 @@ class Exchange:
 
         Fires when all is done; never fails. A client that leaves ends the work where it stands.
         """
-        self.request.notifyFinish().addErrback(self._left)
+        self.request.when_lost = self._left
         if self.request.upload is not None:
             self.request.upload.on_failure = self.end
             self.request.upload.remember(self._settings.log_body)
         self._work = Deferred.fromCoroutine(self._deliver(work))
         self._catch_up()
-        return self._work.addErrback(self._failed).addErrback(self._given_up)
+        return self._work
 
     async def _deliver(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
         try:
-            await work
-        finally:
-            if self.lesson is not None:
-                self.lesson.learn(self.report)
-        if not self.client.over:
-            raise RuntimeError(f"{self.request!r} was left without an answer")
-        if not self.client.settled:
-            await self.client.delivered()
+            try:
+                await work
+            finally:
+                if self.lesson is not None:
+                    self.lesson.learn(self.report)
+            if not self.client.over:
+                raise RuntimeError(f"{self.request!r} was left without an answer")
+            if not self.client.settled:
+                await self.client.delivered()
+        except Exception:  # noqa: BLE001 - the client is told of any
+            await self._told(Failure())
+
+    async def _told(self, failure: Failure) -> None:
+        try:
+            await self._failed(failure)
+        except Exception:  # noqa: BLE001 - there is no way left to tell the client anything
+            self._given_up(Failure())
+
+    def streams_on(self) -> None:
+        """Keep nothing of what was asked, nor of the answer's head: the rest may take hours."""
+        self.request.let_go()
+        self.response = None
 
     def put_off(self, work: Callable[[], object]) -> None:
         """
@@ -290,7 +304,7 @@ class Exchange:
             code="backend_timeout",
         )
 
-    def _left(self, _: Failure) -> None:
+    def _left(self) -> None:
         self.client.lost()
         self._work.cancel()
 
@@ -324,7 +338,7 @@ class Exchange:
         )
 
     def _given_up(self, failure: Failure) -> None:
-        """Break the connection: there is no way left to tell the client anything."""
+        """Break the connection."""
         if failure.check(CancelledError) is None:
             self._log.failure("A failure could not be told", failure)
         self.client.cut()
