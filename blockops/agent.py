@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, NoReturn, cast
+from typing import Protocol as TypingProtocol
 
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
@@ -365,11 +366,24 @@ class _Sending:
 @implementer(IResponse)
 class _Response:
     """
-    What the server answered.
+    What the server answered. It takes its body itself until somebody else does.
 
     :param source: the connection that its body comes from
-    :ivar receive: takes what comes of the body
     """
+
+    __slots__ = (
+        "_codings",
+        "_early",
+        "_outcome",
+        "_source",
+        "code",
+        "headers",
+        "length",
+        "phrase",
+        "previousResponse",
+        "request",
+        "version",
+    )
 
     def __init__(self, reader: ResponseReader, asked: _Asked, source: _Connection) -> None:
         self.version = reader.version
@@ -383,19 +397,12 @@ class _Response:
         self._codings = _take_codings(self.headers)
         unknown = self._codings or reader.length is None
         self.length = UNKNOWN_LENGTH if unknown else reader.length
-        self._source = source
-        self._taker: IProtocol | None = None
+        self._source: _Connection | None = source
         self._early: list[bytes] = []
         self._outcome: Failure | None = None
-        self.receive: Callable[[bytes], object] = self._early.append
 
     def setPreviousResponse(self, response: IResponse) -> None:
         self.previousResponse = response
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody takes the body."""
-        return self._taker is not None
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """
@@ -406,27 +413,27 @@ class _Response:
 
         :raises RuntimeError: another one does
         """
-        if self._taker is not None:
+        source, self._source = self._source, None
+        if source is None:
             raise RuntimeError("the body of this response was taken already")
         for coding in self._codings:
             protocol = Inflating(protocol, coding)
-        self._taker = protocol
-        self._source.begin(protocol)
+        source.begin(protocol)
         for piece in self._early:
             protocol.dataReceived(piece)
         self._early.clear()
-        self.receive = protocol.dataReceived
         if self._outcome is not None:
             protocol.connectionLost(self._outcome)
         else:
-            self._source.go_on()
+            source.go_on()
 
-    def end(self, outcome: Failure) -> None:
+    def dataReceived(self, data: bytes) -> None:
+        """Keep a piece of the body that came before anybody has asked for it."""
+        self._early.append(data)
+
+    def connectionLost(self, reason: Failure) -> None:
         """Take note that nothing more comes."""
-        if self._outcome is None:
-            self._outcome = outcome
-            if self._taker is not None:
-                self._taker.connectionLost(outcome)
+        self._outcome = reason
 
 
 def _take_codings(headers: Headers) -> list[bytes]:
@@ -442,6 +449,13 @@ def _take_codings(headers: Headers) -> list[bytes]:
     if rest:
         headers.addRawHeader(b"Content-Encoding", b", ".join(rest))
     return undone
+
+
+class _Taker(TypingProtocol):
+    """Takes a response's body."""
+
+    def dataReceived(self, data: bytes, /) -> None: ...
+    def connectionLost(self, reason: Failure, /) -> None: ...
 
 
 @implementer(IPushProducer, IHandshakeListener)
@@ -465,9 +479,9 @@ class _Connection(Protocol):
         "_on_made",
         "_paused",
         "_reader",
-        "_response",
         "_secured",
         "_sending",
+        "_taker",
         "answered",
         "ends_attempt",
     )
@@ -481,13 +495,14 @@ class _Connection(Protocol):
     ) -> None:
         self.answered: Deferred[IResponse] = Deferred(self._cancelled)
         self.ends_attempt: Callable[[], object] = _nothing
-        self._asked = asked
+        self._asked: _Asked | None = asked
         self._on_made = on_made
         self._head = head
         self._body = body
         self._sending: _Sending | None = None
         self._reader = ResponseReader(asked.method)
-        self._response: _Response | None = None
+        # Who takes the body; None before there is one, and once it has ended.
+        self._taker: _Taker | None = None
         self._secured: Deferred[None] | None = None
         self._paused = False
 
@@ -556,22 +571,24 @@ class _Connection(Protocol):
     def dataReceived(self, data: bytes) -> None:
         reader = self._reader
         content = reader.receive_data(data)
-        if self._response is None:
+        if self._taker is None:
             if reader.headed and not self.answered.called:
                 self._answer(content)
         elif content:
-            self._response.receive(content)
+            self._taker.dataReceived(content)
         if reader.ended:
             self._close(_WHOLE)
         elif reader.fault is not None:
             self._close(Failure(ResponseFailed([Failure(reader.fault)])))
 
     def _answer(self, content: bytes) -> None:
-        response = self._response = _Response(self._reader, self._asked, self)
+        # The response remembers it as long as somebody wants to know.
+        asked, self._asked = cast("_Asked", self._asked), None
+        response = self._taker = _Response(self._reader, asked, self)
         if content:
-            response.receive(content)
+            response.dataReceived(content)
         self.answered.callback(response)
-        if not response.wanted and not self._reader.ended:
+        if self._taker is response and not self._reader.ended:
             self.pauseProducing()
 
     def _close(self, outcome: Failure) -> None:
@@ -579,14 +596,15 @@ class _Connection(Protocol):
         self.abortConnection()
         if self._sending is not None:
             self._sending.stop()
-        if self._response is not None:
-            self._response.end(outcome)
+        taker, self._taker = self._taker, None
+        if taker is not None:
+            taker.connectionLost(outcome)
         else:
             self._fail(outcome)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._settle()
-        if self._response is None:
+        if self._taker is None:
             self._close(Failure(ResponseNeverReceived([reason])))
         elif self._reader.framing is Framing.CLOSE and reason.check(error.ConnectionDone):
             self._close(_PERHAPS_WHOLE)
@@ -596,7 +614,9 @@ class _Connection(Protocol):
     # What the body has for a transport.
 
     def begin(self, taker: IProtocol) -> None:
-        """Be the transport of `taker`."""
+        """Be the transport of `taker`, and let it have the body, if that has not ended."""
+        if self._taker is not None:
+            self._taker = taker
         self._held, self._paused = self._paused, False
         taker.makeConnection(cast("ITCPTransport", self))
 

@@ -136,12 +136,15 @@ class Exchange:
             finally:
                 if self.lesson is not None:
                     self.lesson.learn(self.report)
-            if not self.client.over:
-                raise RuntimeError(f"{self.request!r} was left without an answer")
+            self._check_answered()
             if not self.client.settled:
                 await self.client.delivered()
         except Exception:  # noqa: BLE001 - the client is told of any
             await self._told(Failure())
+
+    def _check_answered(self) -> None:
+        if not self.client.over:
+            raise RuntimeError(f"{self.request!r} was left without an answer")
 
     async def _told(self, failure: Failure) -> None:
         try:

@@ -6,6 +6,7 @@ import gc
 import tracemalloc
 
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.http_headers import Headers
 
 from blockops.turns import Turn
 from blockops.wire.requests import ChatRequest
@@ -39,6 +40,18 @@ class Held(SynchronousTestCase):
         gc.collect()
         self.assertEqual(_alive(), before)
 
+    def test_headers_are_not_kept_while_an_answer_comes(self) -> None:
+        gc.collect()
+        before = {id(each) for each in gc.get_objects() if isinstance(each, Headers)}
+        self.begin()
+        gc.collect()
+        kept = [
+            each
+            for each in gc.get_objects()
+            if isinstance(each, Headers) and id(each) not in before and _said(each)
+        ]
+        self.assertEqual(kept, [])
+
     def test_prompt_is_not_kept_while_its_answer_comes(self) -> None:
         size = 1_000_000
         self.begin()
@@ -48,6 +61,10 @@ class Held(SynchronousTestCase):
         gc.collect()
         held, _ = tracemalloc.get_traced_memory()
         self.assertLess(held, size / 2)
+
+
+def _said(headers: Headers) -> list[tuple[bytes, object]]:
+    return list(headers.getAllRawHeaders())
 
 
 def _alive() -> int:
