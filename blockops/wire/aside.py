@@ -137,8 +137,10 @@ class AsideChoice:
         if self._over:
             return becomes
         pieces = _as_it_came(choice) if becomes is None else becomes.pieces
-        calls = _has_calls(choice)
-        placed = self._placed(pieces, calls=calls)
+        if self._aside.place == "thinks":
+            lead, pieces = self._think(pieces)
+            return Rewritten(pieces, shift=0 if becomes is None else becomes.shift, lead=lead)
+        placed = self._placed(pieces, calls=_has_calls(choice))
         if placed == pieces:
             return becomes
         if becomes is None:
@@ -167,18 +169,24 @@ class AsideChoice:
         :param calls: the backend's own calls come with them
         """
         if self._aside.place == "thinks":
-            return self._think(pieces)
-        placed: list[Piece] = []
-        for piece in pieces:
-            if "tool_calls" in piece.delta and not self._over:
-                placed += self._give_up()
-            if self._over:
-                placed.append(piece)
-            elif self._aside.place == "opens":
-                placed += self._open(piece)
-            else:
-                placed += self._close(piece)
-        return [*placed, *self._give_up()] if calls else placed
+            lead, pieces = self._think(pieces)
+            return [*lead, *pieces]
+        # Where calls come with the answer's end, that is no place: they stand in front of it.
+        end = next((piece.finish_reason for piece in pieces if piece.finish_reason), None)
+        if calls and end:
+            pieces = [Piece(piece.delta) for piece in pieces]
+        placed = [each for piece in pieces for each in self._beside(piece)]
+        if not calls:
+            return placed
+        placed += [] if self._over else self._give_up()
+        return _with_end(placed, end) if end else placed
+
+    def _beside(self, piece: Piece) -> list[Piece]:
+        """Return a piece, with the aside beside it if this is its place."""
+        given = self._give_up() if "tool_calls" in piece.delta and not self._over else []
+        if self._over:
+            return [*given, piece]
+        return self._open(piece) if self._aside.place == "opens" else self._close(piece)
 
     def _say(self) -> str:
         self._over = self._aside.said = True
@@ -193,14 +201,15 @@ class AsideChoice:
         held = self._block.release() if self._aside.place == "opens" else ""
         return [Piece({"content": held})] if held else []
 
-    def _think(self, pieces: list[Piece]) -> list[Piece]:
+    def _think(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
+        """Return the aside, behind the role if that is there, and the pieces without it."""
         thought = Piece({"reasoning_content": self._say()})
         if not pieces or "role" not in pieces[0].delta:
-            return [thought, *pieces]
+            return [thought], pieces
         role, *rest = pieces
         said = {key: value for key, value in role.delta.items() if key != "role"}
         first = [Piece(said, role.finish_reason)] if said or role.finish_reason else []
-        return [Piece({"role": role.delta["role"]}), thought, *first, *rest]
+        return [Piece({"role": role.delta["role"]}), thought], [*first, *rest]
 
     def _open(self, piece: Piece) -> list[Piece]:
         text = piece.delta.get("content")
@@ -222,6 +231,11 @@ class AsideChoice:
         if piece.finish_reason is None or piece.finish_reason in _NO_END or self._block.inside:
             return [piece]
         return _with_content(piece, self._say())
+
+
+def _with_end(pieces: list[Piece], finish_reason: str) -> list[Piece]:
+    *before, last = pieces or [Piece({})]
+    return [*before, Piece(last.delta, finish_reason)]
 
 
 def _with_content(terminal: Piece, text: str) -> list[Piece]:

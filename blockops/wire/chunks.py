@@ -85,11 +85,13 @@ class Rewritten(msgspec.Struct):
     :param pieces: the deltas that stand for its role and its content
     :param rest: whether all else of it goes with them; "nowhere" if the choice goes
     :param shift: what to add to the index of the backend's own tool calls
+    :param lead: what stands in front of all that it says
     """
 
     pieces: list[Piece]
     rest: Literal["along", "nowhere"] = "along"
     shift: int = 0
+    lead: Sequence[Piece] = ()
 
 
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -234,13 +236,13 @@ def _choices_of(
     if not calls.keys().isdisjoint(pieces[-1].delta if pieces else ()):
         pieces = [*pieces, Piece({})]
     silent = {key: value for key, value in beside.items() if not _says(value)}
-    last = len(pieces) - 1
-    for place, piece in enumerate(pieces):
-        delta = {**rest, **piece.delta} if place == 0 else piece.delta
+    first, last = 0, len(pieces) - 1
+    for place, piece in enumerate([*becomes.lead, *pieces], -len(becomes.lead)):
+        delta = {**rest, **piece.delta} if place == first else piece.delta
         yield {
             "index": choice.index or 0,
             "delta": {**delta, **calls} if place == last else delta,
-            **(silent if place else beside),
+            **(beside if place == first else silent),
             "finish_reason": piece.finish_reason,
         }
 
@@ -327,16 +329,20 @@ def _joined(raw: dict[str, msgspec.Raw], choice: Choice, becomes: Rewritten) -> 
     message: dict[str, Any] = {"role": "assistant", **_decode_fields(raw["message"])}
     deltas = [piece.delta for piece in becomes.pieces]
     texts = [delta["content"] for delta in deltas if "content" in delta]
-    thoughts = [delta["reasoning_content"] for delta in deltas if "reasoning_content" in delta]
+    ahead, thoughts = _thoughts(piece.delta for piece in becomes.lead), _thoughts(deltas)
     calls = _joined_calls(delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta)
     if texts or (choice.delta is not None and choice.delta.content is not None):
         message["content"] = "".join(texts) if texts or not calls else None
-    if thoughts:
-        before = msgspec.json.decode(message.get("reasoning_content", b"null"))
-        message["reasoning_content"] = (_if(str, before) or "") + "".join(thoughts)
+    if ahead or thoughts:
+        said = _if(str, msgspec.json.decode(message.get("reasoning_content", b"null")))
+        message["reasoning_content"] = ahead + (said or "") + thoughts
     if calls:
         message["tool_calls"] = calls + _objects(message.get("tool_calls", _NONE))
     return {**raw, "message": message, "finish_reason": becomes.pieces[-1].finish_reason}
+
+
+def _thoughts(deltas: Iterable[dict[str, Any]]) -> str:
+    return "".join(delta.get("reasoning_content", "") for delta in deltas)
 
 
 def _joined_calls(deltas: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

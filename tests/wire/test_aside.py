@@ -17,6 +17,7 @@ from blockops.wire.toolcalls.rules import Rules
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+GIVEN = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 SAID = "[aside]\n\n"
 
 
@@ -243,6 +244,35 @@ class Closing(SynchronousTestCase):
         self.assertEqual((report.names, aside.said), (["f"], False))
         self.assertNotIn(SAID.strip().encode(), out)
 
+    def test_a_whole_answer_with_a_call_of_the_backend(self) -> None:
+        """Also where its finish reason does not tell, as where a function was forced by name."""
+        for place, content, wanted in (
+            ("closes", "Hi", "Hi"),
+            ("closes", None, None),
+            ("opens", "Hi", SAID + "Hi"),
+            ("opens", "", ""),
+            ("opens", "<think>", "<think>"),
+            ("opens", "<think", "<think"),
+        ):
+            aside = Aside("closes" if place == "closes" else "opens", SAID)
+            message = {"role": "assistant", "content": content, "tool_calls": [GIVEN]}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            out, _ = transcode.whole(
+                json.dumps({"choices": [choice]}).encode(), asked(), Rules(), aside=aside
+            )
+            (said,) = json.loads(out)["choices"]
+            self.assertEqual(said, {**choice, "message": {**message, "content": wanted}}, content)
+            self.assertEqual(aside.said, content != wanted)
+
+    def test_an_answer_in_one_delta_with_a_call_of_the_backend(self) -> None:
+        for content in ({"content": "Hi"}, {"content": None}, {}):
+            stream = Stream("closes", tools=True)
+            stream.feed(event({"role": "assistant", **content, "tool_calls": [GIVEN]}, "stop"))
+            stream.feed(b"data: [DONE]\n\n")
+            self.assertEqual(stream.text(), content.get("content") or "")
+            self.assertEqual(stream.choices()[-1]["delta"]["tool_calls"], [GIVEN])
+            stream.check(self)
+
 
 class Thinking(SynchronousTestCase):
     def test_before_everything_and_behind_the_role(self) -> None:
@@ -268,7 +298,22 @@ class Thinking(SynchronousTestCase):
         body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
         out, _ = transcode.whole(body.encode(), asked(), Rules(), aside=Aside("thinks", SAID))
         said = json.loads(out)["choices"][0]["message"]
-        self.assertEqual((said["content"], said["reasoning_content"]), ("Hello", "hm" + SAID))
+        self.assertEqual((said["content"], said["reasoning_content"]), ("Hello", SAID + "hm"))
+
+    def test_in_front_of_thoughts(self) -> None:
+        stream = Stream("thinks")
+        stream.feed(event({"role": "assistant", "reasoning_content": "hm", "content": "Hi"}))
+        self.assertEqual(stream.text("reasoning_content"), SAID + "hm")
+        roles = [choice["delta"].get("role") for choice in stream.choices()]
+        self.assertEqual(roles, ["assistant", None, None])
+
+    def test_of_what_says_nothing_else(self) -> None:
+        """All that is said besides stays, once."""
+        stream = Stream("thinks")
+        stream.feed(event({"role": "assistant"}, logprobs={"x": 1}, other=2))
+        deltas = [choice["delta"] for choice in stream.choices()]
+        self.assertEqual(deltas, [{"role": "assistant"}, {"reasoning_content": SAID}, {}])
+        self.assertEqual(stream.out.count(b'"x"') + stream.out.count(b'"other"'), 2)
 
 
 class Nothing(SynchronousTestCase):
