@@ -34,6 +34,8 @@ class Heard:
     :ivar last: when the last one did
     """
 
+    __slots__ = ("_clock", "_kept", "_room", "first", "last", "size")
+
     def __init__(self, clock: IReactorTime, keep: int) -> None:
         self._clock = clock
         self._room = keep

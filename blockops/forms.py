@@ -36,6 +36,8 @@ class ColdStart:
     :param text: seconds that it has read -> the line that tells so
     """
 
+    __slots__ = ("after", "text")
+
     def __init__(self, after: float, text: Callable[[float], str]) -> None:
         self.after = after
         self.text = text
@@ -51,6 +53,8 @@ class EventStream(Generic[T]):
     :param make: makes the transcoder; called when it is needed for the first time, and kept no
         longer
     """
+
+    __slots__ = ("_made", "_make")
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make: Callable[[], T] | None = make
@@ -98,6 +102,8 @@ class ChatStream(EventStream[StreamTranscoder]):
 
     :param cold_start: what is told of it, and when; None for nothing
     """
+
+    __slots__ = ("_cold_start",)
 
     def __init__(self, make: Callable[[], StreamTranscoder], cold_start: ColdStart | None) -> None:
         super().__init__(make)

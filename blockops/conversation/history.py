@@ -56,6 +56,8 @@ class Recent(Generic[Key, Value]):
     :param size: it holds that many entries, and at most twice as many
     """
 
+    __slots__ = ("_old", "_size", "_young")
+
     def __init__(self, size: int) -> None:
         self._size = size
         self._young: dict[Key, Value] = {}

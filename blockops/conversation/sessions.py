@@ -72,19 +72,25 @@ def _digest(parts: Iterable[bytes]) -> str:
 class Told:
     """What somebody was told."""
 
+    __slots__ = ("_said",)
+
     def __init__(self) -> None:
-        self._said: set[Kind] = set()
+        # Most are told nothing: an empty set of one's own takes 200 bytes.
+        self._said: frozenset[Kind] = frozenset()
 
     def say(self, kind: Kind) -> bool:
         """Note that a notice is being given; False if it was given before."""
         if kind in self._said:
             return False
-        self._said.add(kind)
+        self._said |= {kind}
         return True
 
     def unsay(self, kind: Kind) -> None:
         """Note that a notice was not given after all, or may be due again."""
-        self._said.discard(kind)
+        self._said -= {kind}
+
+
+_UNCUT = Cut()
 
 
 class Thread:
@@ -95,14 +101,16 @@ class Thread:
     :ivar length: tokens of it as it came last
     """
 
+    __slots__ = ("_beyond", "_guessed", "_guesses", "cut", "length")
+
     def __init__(self) -> None:
-        self.cut = Cut()
+        self.cut = _UNCUT
         self.length = 0
         #: What the backend reported for the last prompt, less what was counted of it for good.
         self._beyond = 0
         #: The digests of its other messages, and what was guessed of each of these.
         self._guessed = b""
-        self._guesses = array("Q")
+        self._guesses: Sequence[int] = ()
 
     def learn(self, sent: Sequence[Facts], tally: Tally, reported: int) -> None:
         """
@@ -147,6 +155,8 @@ class Session(Told):
     :ivar length: messages of the last history that came
     """
 
+    __slots__ = ("_threads", "length", "name")
+
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
@@ -155,7 +165,7 @@ class Session(Told):
 
     def begin_anew(self) -> None:
         """Forget what was said and sent."""
-        self._said.clear()
+        self._said = frozenset()
         self._threads = Recent(MAX_THREADS)
 
     def thread(self, first_user: bytes) -> Thread:

@@ -36,6 +36,8 @@ class Aside:
     :ivar said: whether there was a place for it
     """
 
+    __slots__ = ("place", "said", "text")
+
     def __init__(self, place: Place = "opens", text: str = "") -> None:
         self.place = place
         self.text = text
@@ -50,6 +52,8 @@ class ThinkBlock:
     :ivar inside: it has begun and not ended
     :ivar passed: the text is beyond it, or has none
     """
+
+    __slots__ = ("_held", "_thought", "inside", "passed")
 
     def __init__(self, *, inside: bool = False) -> None:
         self.inside = inside
@@ -108,6 +112,8 @@ class AsideChoice:
 
     :param prefilled: the prompt has opened the model's think block
     """
+
+    __slots__ = ("_aside", "_block", "_choice", "_over")
 
     def __init__(self, choice: Rewriter, aside: Aside, *, prefilled: bool) -> None:
         self._choice = choice

@@ -32,6 +32,8 @@ class Mender:
     :ivar pending: first halves of pairs that wait, by where in their choice they stood
     """
 
+    __slots__ = ("pending",)
+
     def __init__(self) -> None:
         self.pending: dict[_Path, str] = {}
 

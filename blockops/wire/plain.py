@@ -16,6 +16,8 @@ class PlainChoice:
     :param report: is told of the finish reason
     """
 
+    __slots__ = ("_index", "_report")
+
     def __init__(self, index: int, report: Report) -> None:
         self._index = index
         self._report = report

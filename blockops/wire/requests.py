@@ -11,12 +11,13 @@ import json
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from blockops.wire.errors import ApiError
 from blockops.wire.mend import UNREADABLE
-from blockops.wire.toolcalls.offer import Offer
+from blockops.wire.toolcalls.offer import NOTHING, Offer
 from blockops.wire.toolcalls.rules import Rules
 from blockops.wire.toolchoice import ToolChoice
 
@@ -67,6 +68,12 @@ class _ChatFields(msgspec.Struct):
     regex: msgspec.Raw = _NULL
     ebnf: msgspec.Raw = _NULL
 
+
+#: What a request says of calls.
+_OF_CALLS = ("tools", "functions", "tool_choice", "function_call", "parallel_tool_calls")
+#: What those offer that are being answered. Agents send the same tools with each request, and more
+#: of them than a conversation has text at first.
+_offers: WeakValueDictionary[tuple[str | bytes, ...], Offer] = WeakValueDictionary()
 
 _chat_fields = msgspec.json.Decoder(_ChatFields)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -152,12 +159,19 @@ class ChatRequest:
 
     def offer(self, rules: Rules) -> Offer:
         """Return what this request offers to the model, and whether its text may become calls."""
+        said = rules.translate, *(self._fields.text_of(name) for name in _OF_CALLS)
+        offer = _offers.get(said)
+        if offer is None:
+            offer = _offers[said] = self._make_offer(rules)
+        return offer
+
+    def _make_offer(self, rules: Rules) -> Offer:
         choice = self.tool_choice
         declared = dict(_schemas(self._fields.value("tools"), self._fields.value("functions")))
         schemas = {name: schema for name, schema in declared.items() if choice.allows(name)}
         return Offer(
             schemas=schemas,
-            forbidden=frozenset(declared.keys() - schemas.keys()),
+            forbidden=frozenset(declared.keys() - schemas.keys()) or NOTHING,
             parallel=self._fields.value("parallel_tool_calls") is not False,
             forced=choice.name,
             translate=rules.translate == "always" or (bool(schemas) and choice.mode != "none"),

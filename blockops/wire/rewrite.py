@@ -45,6 +45,19 @@ class Rewriter:
     :param report: is told of calls, finish reasons and what the parser counts
     """
 
+    __slots__ = (
+        "_calls",
+        "_forced",
+        "_index",
+        "_new_id",
+        "_open_calls",
+        "_parser",
+        "_report",
+        "_shift",
+        "_state",
+        "_structured",
+    )
+
     def __init__(
         self, index: int, offer: Offer, rules: Rules, new_id: Callable[[], str], report: Report
     ) -> None:
@@ -253,6 +266,8 @@ class StructuredCalls:
 
     :ivar begun: whether there was one
     """
+
+    __slots__ = ("_arguments", "_kept", "_last", "begun")
 
     def __init__(self) -> None:
         self.begun = False

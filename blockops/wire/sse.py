@@ -61,6 +61,8 @@ class EventDecoder:
     :param max_event: bytes that one event may have, its comments left out
     """
 
+    __slots__ = ("_held", "_last", "_line_start", "_max_event", "_opening")
+
     def __init__(self, max_event: int) -> None:
         self._max_event = max_event
         self._opening: bytes | None = b""  # what may be a byte order mark; None once decided

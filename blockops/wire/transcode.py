@@ -82,6 +82,25 @@ class StreamTranscoder:
     :ivar report: what the answer held so far
     """
 
+    __slots__ = (
+        "_begin_choice",
+        "_choices",
+        "_decoder",
+        "_envelope",
+        "_heartbeat_style",
+        "_hide_usage",
+        "_lessons",
+        "_max_event",
+        "_mender",
+        "_say",
+        "_spoken",
+        "_stencil",
+        "_stray",
+        "_told_usage",
+        "ended",
+        "report",
+    )
+
     def __init__(
         self,
         asked: ChatRequest | CompletionRequest,
@@ -387,15 +406,25 @@ class _Envelope:
     :ivar source: the JSON of a chunk that has it; None before there is one
     """
 
+    __slots__ = ("_chat", "_made", "_model", "source")
+
     def __init__(self, asked: ChatRequest | CompletionRequest) -> None:
         self.source: bytes | None = None
-        chat = isinstance(asked, ChatRequest)
-        self._own = {
-            "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
-            "object": "chat.completion.chunk" if chat else "text_completion",
-            "created": 0,  # the core has no clock, and no client reads it
-            "model": asked.model or "",
-        }
+        self._chat = isinstance(asked, ChatRequest)
+        self._model = asked.model or ""
+        self._made: dict[str, Any] | None = None
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        """Our own fields: the same as long as the answer lasts, and seldom asked for."""
+        if self._made is None:
+            self._made = {
+                "id": ("chatcmpl-" if self._chat else "cmpl-") + secrets.token_hex(12),
+                "object": "chat.completion.chunk" if self._chat else "text_completion",
+                "created": 0,  # the core has no clock, and no client reads it
+                "model": self._model,
+            }
+        return self._made
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from typing import Any
 
 from hypothesis import given
@@ -160,6 +161,21 @@ class OfferTests(SynchronousTestCase):
 
     def test_tools(self) -> None:
         self.assertEqual(self.offer(tools=[TOOL]), Offer({"search": SCHEMA}))
+
+    def test_the_same_one_is_made_once_as_long_as_it_is_of_use(self) -> None:
+        offer = self.offer(tools=[TOOL])
+        self.assertIs(self.offer(tools=[TOOL], messages=[{}, {}]), offer)
+        others: list[dict[str, Any]] = [
+            {"tools": [TOOL, TOOL]},
+            {"tools": [TOOL], "tool_choice": "none"},
+            {"tools": [TOOL], "parallel_tool_calls": False},
+            {"tools": [TOOL], "rules": Rules(translate="always")},
+        ]
+        for other in others:
+            self.assertIsNot(self.offer(**other), offer, other)
+        seen = weakref.ref(offer)
+        del offer
+        self.assertIsNone(seen())
 
     def test_without_tools(self) -> None:
         cases: list[dict[str, Any]] = [{}, {"tools": []}, {"tools": None}, {"tool_choice": "auto"}]

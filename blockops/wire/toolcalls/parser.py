@@ -62,6 +62,28 @@ class ToolCallParser:
         was held back), "untranslated" (openers where nothing is translated), "think_calls"
     """
 
+    __slots__ = (
+        "_agrees",
+        "_count",
+        "_drafts",
+        "_fluent",
+        "_format",
+        "_glides",
+        "_kept",
+        "_kind",
+        "_literals",
+        "_offer",
+        "_opening",
+        "_read",
+        "_reader",
+        "_room",
+        "_rules",
+        "_scanner",
+        "_searches",
+        "_untried",
+        "tally",
+    )
+
     def __init__(self, offer: Offer, rules: Rules = Rules()) -> None:  # noqa: B008 (frozen)
         self._offer = offer
         self._rules = rules
@@ -109,7 +131,7 @@ class ToolCallParser:
             return [self._kind(text)]
         if self._glides(text):
             said = self._scanner.glide(text)
-            self._agrees = self._literals.plain.fullmatch if self._scanner.ready else _never
+            self._agrees = self._literals.is_plain if self._scanner.ready else _never
             return [Text(said)]
         out: list[Delta] = []
         self._read_all(text, out)
@@ -133,9 +155,9 @@ class ToolCallParser:
         elif not self._searches:
             self._agrees = str
         elif self._read == self._search and self._scanner.gliding:
-            self._glides = self._literals.spaced.fullmatch
+            self._glides = self._literals.is_spaced
             if self._scanner.ready:
-                self._agrees = self._literals.plain.fullmatch
+                self._agrees = self._literals.is_plain
 
     def finish(self, reason: str | None) -> list[Delta]:
         """

@@ -70,8 +70,8 @@ class Literals:
     """
     What to look for: the openers of some formats, and the think tag.
 
-    :ivar plain: matches text, in the middle of a line, that holds nothing to look at
-    :ivar spaced: the same, and spaces behind it
+    :ivar is_plain: says whether text, in the middle of a line, holds nothing to look at
+    :ivar is_spaced: the same of what has spaces behind it
     """
 
     def __init__(self, formats: tuple[ToolCallFormat, ...]) -> None:
@@ -82,8 +82,8 @@ class Literals:
                 there = self.line_start if opener.line_start else self.anywhere
                 there[opener.text] = (*there.get(opener.text, ()), each)
         firsts = "".join(sorted({re.escape(text[0]) for text in self.anywhere}))
-        self.plain = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s]")
-        self.spaced = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s][ \t]*")
+        self.is_plain = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s]").fullmatch
+        self.is_spaced = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s][ \t]*").fullmatch
         self.in_line = re.compile(rf"[{firsts}`\n]")
         self.in_fence = re.compile(rf"[{firsts}\n]")
         # The longest first, so that a literal is not taken for a shorter one it begins with.
@@ -104,9 +104,36 @@ class TextScanner:
     :param prefilled: whether the text begins inside a think block
     :param max_hold: characters of white space that may be held back
     :param thoughts: is told what stands in think blocks, and, with None, where one ends
-    :ivar ready: whether text that `literals.plain` matches would pass unchanged
-    :ivar gliding: whether `glide` may be given text that `literals.spaced` matches
+    :ivar ready: whether text that `literals.is_plain` would pass unchanged
+    :ivar gliding: whether `glide` may be given text that `literals.is_spaced`
     """
+
+    __slots__ = (
+        "_bare",
+        "_begun",
+        "_behind_call",
+        "_code_length",
+        "_fenced_calls",
+        "_literals",
+        "_max_hold",
+        "_may_be_fence",
+        "_opened",
+        "_out",
+        "_pieces",
+        "_run_char",
+        "_run_length",
+        "_said",
+        "_space",
+        "_space_length",
+        "_split",
+        "_start",
+        "_state",
+        "_stop",
+        "_thoughts",
+        "_waits",
+        "gliding",
+        "ready",
+    )
 
     def __init__(
         self,
