@@ -25,6 +25,7 @@ from blockops.wire.transcode import MAX_EVENT, StreamTranscoder, random_id
 MAX_ANSWER = 64 * 1024 * 1024  # bytes, the frames around the text included
 _TEXTS = frozenset({"content", "reasoning_content", "reasoning", "refusal", "text", "arguments"})
 _BESIDE = _TEXTS | {"message"}  # texts that some backend says in events that are no chunks
+_INSTEAD = ("function_call", "refusal", "audio")  # what an answer may say in place of its content
 _ONCE = frozenset({"id", "type", "name", "role"})  # the first value counts
 _DATA = b"data: "
 
@@ -162,9 +163,8 @@ def _merge(into: dict[str, Any], fields: dict[str, Any]) -> None:
         known = into.get(key)
         if value is None or (key in _ONCE and known is not None):
             into.setdefault(key, value)
-        elif key in _TEXTS and isinstance(value, str):
-            into[key] = known if isinstance(known, _Parts) else _Parts()
-            into[key].append(value)
+        elif key in _TEXTS and isinstance(value, str | list):
+            into[key] = _said(known, value)
         elif key == "tool_calls" and isinstance(value, list):
             into[key] = known if isinstance(known, _Calls) else _Calls()
             for call in value:
@@ -177,6 +177,21 @@ def _merge(into: dict[str, Any], fields: dict[str, Any]) -> None:
             known.extend(value)
         else:
             into[key] = value
+
+
+def _said(known: Any, value: str | list[Any]) -> list[Any]:
+    """Return texts, or a list of parts (Mistral's) where one of the two is such a list."""
+    texts = known if isinstance(known, _Parts) else _Parts()
+    if isinstance(value, str) and type(known) is not list:
+        texts.append(value)
+        return texts
+    parts = known if type(known) is list else [_part(text) for text in texts if text]
+    parts.extend(value if isinstance(value, list) else [_part(value)])
+    return parts
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def _index(choice: dict[str, Any]) -> int:
@@ -194,7 +209,7 @@ def _whole(choice: dict[str, Any]) -> dict[str, Any]:
     if isinstance(calls, list):
         message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in calls]
         message["content"] = message["content"] or None
-    elif message["content"] is None and "function_call" not in message:
+    elif message["content"] is None and not any(map(message.get, _INSTEAD)):
         message["content"] = ""
     return {"index": joined.pop("index"), "message": message, **joined}
 

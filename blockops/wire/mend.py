@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -52,6 +53,16 @@ class Mender:
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
+    def alone(self) -> list[dict[str, Any]]:
+        """Return choices that say U+FFFD for each half that nothing follows any more."""
+        choices: list[dict[str, Any]] = []
+        for index, *path in self.pending:
+            number = int(index) if index.isdigit() else 0
+            choices.append({"index": number, "finish_reason": None})
+            _say_half(choices[-1], path)
+        self.pending.clear()
+        return choices
+
     def _join(self, choice: Any) -> None:
         if not isinstance(choice, dict):
             return
@@ -59,6 +70,10 @@ class Mender:
         for field in ("delta", "text"):
             if field in choice:
                 choice[field] = self._joined(choice[field], (index, field))
+        if choice.get("finish_reason"):
+            for path in [path for path in self.pending if path[0] == index]:
+                del self.pending[path]
+                _say_half(choice, path[1:])
 
     def _joined(self, value: Any, path: _Path) -> Any:
         """Return `value` with what waited for it put in front of its strings, by their paths."""
@@ -119,6 +134,23 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(item) for item in value]
     return value
+
+
+def _say_half(choice: dict[str, Any], path: Sequence[str | bytes]) -> None:
+    """
+    Let a choice say U+FFFD where a half was left, in its text or a field of its delta.
+
+    Not within a call, which is cut off where it was.
+    """
+    *holders, field = [key for key in path if isinstance(key, str)]
+    if len(path) > len(("delta", field)):
+        return
+    for holder in holders:
+        if not isinstance(choice.get(holder), dict):
+            choice[holder] = {}
+        choice = choice[holder]
+    said = choice.get(field)
+    choice[field] = (said if isinstance(said, str) else "") + _REPLACEMENT
 
 
 def _place(item: Any, at: int) -> bytes:

@@ -236,10 +236,19 @@ class StreamTranscoder:
     def _end_with_error(self, message: str, json: bytes) -> bytes:
         if self.ended:
             return b""
+        halves = self._halves()
         self.ended = True
         self.report.error = message
         held = [self._write(choice, choice.release()) for choice in self._choices.values()]
-        return b"".join([*held, event(json)])
+        return b"".join([halves, *held, event(json)])
+
+    def _halves(self) -> bytes:
+        """Return what the client gets for halves of characters that nothing follows any more."""
+        choices = self._mender.alone()
+        if not choices:
+            return b""
+        data = chunk(self._envelope.fields, choices)
+        return self._rewrite(_read(data), data, event(data))
 
     def _take(self, happened: Event) -> bytes:
         """
@@ -374,9 +383,10 @@ class StreamTranscoder:
             return self.fail(_garbage(stray))
         if not self._choices:
             self._choice(0)
+        halves = self._halves()
         ends = [self._write(choice, choice.complete()) for choice in self._choices.values()]
         self.ended = True
-        return b"".join([*ends, _DONE])
+        return b"".join([halves, *ends, _DONE])
 
     def _choice(self, index: int) -> OneChoice:
         choice = self._choices.get(index)

@@ -109,6 +109,23 @@ class JoinTests(SynchronousTestCase):
         self.assertEqual([p["token"] for p in choice["logprobs"]["content"]], ["a", "b"])
         self.assertEqual((choice["k"], answer["x"], answer["usage"]), ("b", "b", USAGE))
 
+    def test_parts_and_texts(self) -> None:
+        """Neither is lost where a backend sends now the one and now the other."""
+        image, a, b = {"type": "x", "x": 1}, {"type": "text", "text": "a"}, {"type": "y"}
+        for stream, said in (
+            (text("a") + delta(content=[image]), [a, image]),
+            (text("") + delta(content=[image]) + delta(content=[b]) + text("a"), [image, b, a]),
+        ):
+            self.assertEqual(message(ROLE + stream + STOP)["content"], said)
+
+    def test_something_else_in_place_of_content(self) -> None:
+        for said in ({"refusal": "no"}, {"audio": {"id": "a"}}):
+            answer = message(delta(role="assistant", content=None, **said) + STOP)
+            self.assertEqual(answer, {"role": "assistant", "content": None, **said})
+        for nothing in ({"refusal": None}, {"reasoning": "hm"}):
+            answer = message(delta(role="assistant", content=None, **nothing) + STOP)
+            self.assertEqual(answer["content"], "")
+
     def test_several_choices(self) -> None:
         stream = delta(1, role="assistant", content="b") + delta(0, role="assistant", content="a")
         answer = join(stream + delta(1, "stop") + delta(0, "length") + DONE)

@@ -618,7 +618,30 @@ class OddChunkTests(SynchronousTestCase):
 
     def test_half_a_pair_then_something_else(self) -> None:
         out = transcode(ROLE + text("a\ud83d") + text("b") + text("\ud83d") + STOP + DONE)
-        self.assertEqual(read(out).said.content, "a\ufffdb")
+        self.assertEqual(read(out).said.content, "a\ufffdb\ufffd")
+
+    def test_half_a_pair_and_nothing_else(self) -> None:
+        """However the answer ends, and in each choice of it."""
+        stop = delta(_finish="stop", content=None)
+        for end in (STOP + DONE, stop + DONE, DONE, STOP, event({"error": {"message": "x"}}), b""):
+            out = transcode(ROLE + text("a") + text("b\ud83d") + end)
+            self.assertEqual(read(out).said.content, "ab\ufffd", end)
+        said = read(transcode(ROLE + delta(_finish="length", content="a\ud83d") + DONE)).said
+        self.assertEqual((said.content, said.finish_reason), ("a\ufffd", "length"))
+        one = ROLE + text("\ud83d") + text("\ud83d", 1) + delta(1, "stop") + text("\ude00")
+        choices = read(transcode(one + STOP + DONE)).choices
+        self.assertEqual([choices[0].content, choices[1].content], ["\U0001f600", "\ufffd"])
+
+    def test_half_a_pair_within_a_call(self) -> None:
+        """It is cut off, like the call."""
+        half = {**STRUCTURED, "function": {"name": "f", "arguments": '{"a": "\ud83d'}}
+        out = transcode(ROLE + delta(tool_calls=[half]) + LENGTH + DONE)
+        self.assertEqual(read(out).said.finish_reason, "length")
+        self.assertNotIn("\ufffd", out.decode())
+
+    def test_half_a_pair_of_a_choice_whose_index_is_none(self) -> None:
+        odd = {"choices": [{"index": 1.5, "delta": {"content": "a\ud83d"}}]}
+        self.assertEqual(read(transcode(event(odd) + DONE)).said.content, "a\ufffd")
 
 
 class HeartbeatTests(SynchronousTestCase):
