@@ -6,14 +6,23 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+_CI = "CI" in os.environ
+
 # A loaded machine is slow to make examples, and slow to run them. Neither is a defect. In CI the
 # same examples are tried each time, so that a change is judged by what it changes; elsewhere new
-# ones are.
+# ones are, and fewer of them. This is the only profile: packages of tests are imported one after
+# the other, and one that loaded its own would load it for those that follow.
 settings.register_profile(
     "blockops",
     deadline=None,
-    derandomize="CI" in os.environ,
+    max_examples=100 if _CI else 60,
+    derandomize=_CI,
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
 )
 settings.load_profile("blockops")
+
+
+def thorough(examples: int) -> settings:
+    """Return the settings of a test that takes so many examples: all of them in CI."""
+    return settings(max_examples=examples if _CI else examples // 2)

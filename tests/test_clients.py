@@ -242,21 +242,22 @@ class Slow(Quiet):
         await client.over
 
     async def test_half_a_request(self) -> None:
-        for size in (1, 30, 60, SPLIT):
-            house = self.house(header_timeout=0.2, heartbeat=0.2)
-            client = await house.client()
+        house = self.house(header_timeout=1.0, heartbeat=0.2)
+        clients = [await house.client() for _ in range(4)]
+        for size, client in zip((1, 30, 60, SPLIT), clients, strict=True):
             client.play((Send(ASKED[:size]),))
+        for client in clients:
             self.assertEqual(await self.told(house, client), "408 request_timeout")
 
     async def test_headers_that_trickle(self) -> None:
-        house = self.house(header_timeout=0.3, heartbeat=0.2)
+        house = self.house(header_timeout=0.7, heartbeat=0.2)
         client = await house.client()
         client.play((Send(ASKED, at_once=1, pause=0.05),))
         self.assertEqual(await self.told(house, client), "408 request_timeout")
         self.assertEqual(house.backend.asked, [])
 
     async def test_a_body_that_trickles(self) -> None:
-        house = self.house(header_timeout=0.3, heartbeat=0.2)
+        house = self.house(header_timeout=0.7, heartbeat=0.2)
         client = await house.client()
         begin = ASKED.index(b"\r\n\r\n") + 4
         client.play((Send(ASKED[:begin]), Send(ASKED[begin:], at_once=1, pause=0.05)))

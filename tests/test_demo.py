@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 import treq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
@@ -23,6 +23,7 @@ from twisted.web.server import Request
 from blockops import demo
 from blockops.demo import DemoBackend, hint
 from blockops.demo_script import FORMATS, Call, arguments, hermes, line, qwen_xml, reply, tokens
+from tests import thorough
 
 WEATHER = {
     "type": "function",
@@ -132,7 +133,7 @@ class Texts(SynchronousTestCase):
     def test_tokens_are_small(self) -> None:
         self.assertLess(max(map(len, tokens(reply(asked(), 0)))), 7)
 
-    @settings(max_examples=50)
+    @thorough(50)
     @given(tools=JSON, messages=st.lists(st.dictionaries(st.text(), JSON)), choice=JSON)
     def test_whatever_is_asked_something_is_said(
         self, tools: Any, messages: Any, choice: Any
@@ -194,7 +195,7 @@ class Arguments(SynchronousTestCase):
     def test_no_schema(self) -> None:
         self.assertEqual(arguments(None, "x"), {})
 
-    @settings(max_examples=100)
+    @thorough(100)
     @given(SCHEMAS, st.text(max_size=30))
     def test_whatever_the_schema_the_arguments_are_an_object(self, schema: Any, words: str) -> None:
         made = arguments(schema, words)

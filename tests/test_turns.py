@@ -6,13 +6,14 @@ import json
 import re
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.conversation.context import marker
 from blockops.conversation.notices import CLOSES, OPENS
 from blockops.memory import MemoryGauge
+from tests import thorough
 from tests.conversation.histories import malformed
 from tests.memory import DONE, NOTHING_LEFT, WEATHER, Backend, Client, World, chat, chunk
 
@@ -790,7 +791,7 @@ class Whatever(SynchronousTestCase):
     """No request is so odd that blockops fails at it."""
 
     @given(malformed, st.dictionaries(st.sampled_from(NAMES), ODD, max_size=5), st.booleans())
-    @settings(max_examples=200)
+    @thorough(200)
     def test_no_request_is_a_fault_of_ours(
         self, messages: list[Any], fields: dict[str, Any], long: Any
     ) -> None:

@@ -6,7 +6,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -25,6 +25,7 @@ from blockops.conversation.context import (
 from blockops.conversation.history import Reader
 from blockops.conversation.tokens import Tally
 from blockops.wire.errors import ApiError
+from tests import thorough
 from tests.conversation.histories import (
     assistant,
     malformed,
@@ -350,7 +351,7 @@ class Staying(SynchronousTestCase):
             self.assertEqual(Talk().fit(messages).dropped, fitted.dropped)
 
     @given(sound())
-    @settings(max_examples=150, deadline=None)
+    @thorough(150)
     def test_a_lost_cut_is_found_again(self, history: list[list[dict[str, Any]]]) -> None:
         """However many of its requests were seen, a history is cut at the same place."""
         seen, late = Talk(hard=1_500), Talk(hard=1_500)
@@ -370,7 +371,7 @@ class Staying(SynchronousTestCase):
             self.assertEqual([line.raw for line in once.lines], [line.raw for line in fitted.lines])
 
     @given(sound(), st.integers(1_000, 6_000))
-    @settings(max_examples=150, deadline=None)
+    @thorough(150)
     def test_a_prompt_begins_with_the_one_before_unless_the_cut_moved(
         self, history: list[list[dict[str, Any]]], hard: int
     ) -> None:
@@ -392,12 +393,12 @@ class AnyHistory(SynchronousTestCase):
     """Whatever comes, what leaves is valid, in order, and made of what came."""
 
     @given(sound(), st.integers(600, 6_000))
-    @settings(max_examples=250, deadline=None)
+    @thorough(250)
     def test_sound_ones(self, history: list[list[dict[str, Any]]], hard: int) -> None:
         self.check(flat(history), hard)
 
     @given(malformed, st.integers(200, 3_000))
-    @settings(max_examples=400, deadline=None)
+    @thorough(400)
     def test_malformed_ones(self, messages: list[Any], hard: int) -> None:
         self.check(messages, hard)
 

@@ -314,10 +314,16 @@ class AnyText(SynchronousTestCase):
 
 
 class Repetition(SynchronousTestCase):
-    """A model in a loop, a million characters long: what is looked at twice takes hours here."""
+    """
+    A model in a loop: what is looked at twice takes hours here.
+
+    :cvar size: characters; a million in tests/live/test_thorough.py
+    """
+
+    size = 200_000
 
     def ends(self, piece: str, end: str = "") -> str:
-        return left_of(piece * (1_000_000 // len(piece)) + end)
+        return left_of(piece * (self.size // len(piece)) + end)
 
     def test_of_what_is_no_notice(self) -> None:
         for piece in (
@@ -329,7 +335,7 @@ class Repetition(SynchronousTestCase):
             f"</think>{OPENS}\nNew session with ",
         ):
             for end in ("\r", f"\n\n{CLOSES}\nx"):
-                text = piece * (1_000_000 // len(piece)) + end
+                text = piece * (self.size // len(piece)) + end
                 self.assertEqual(left_of(text), text)
 
     def test_of_notices(self) -> None:
@@ -340,11 +346,11 @@ class Repetition(SynchronousTestCase):
     def test_of_lines(self) -> None:
         for piece in (f"{HI}\n", " ", "\n", "\t", "\r", ".", "\n ", "<think>", "</think>", '"'):
             for begin in (f"{OPENS}\n", f"{OPENS}\nNew session with ", f"x\n{CLOSES}\n{HI}\n"):
-                many = piece * (1_000_000 // len(piece))
+                many = piece * (self.size // len(piece))
                 text = f"{begin}{many}x"
                 self.assertTrue(left_of(text).endswith("x"), begin)
                 self.assertTrue(left_of(f"x{many}\n{begin}").startswith("x"), begin)
 
     def test_of_a_string_without_its_end(self) -> None:
-        raw = in_json(OPENS) + rb"\"" * 500_000
+        raw = in_json(OPENS) + rb"\"" * (self.size // 2)
         self.assertEqual(without_notices(raw), raw)

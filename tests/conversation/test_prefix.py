@@ -10,9 +10,17 @@ from blockops.conversation.tokens import Tally
 
 
 class Sessions(SynchronousTestCase):
+    """
+    A few long sessions.
+
+    :cvar seeds: how many sessions; more in tests/live/test_thorough.py
+    """
+
+    seeds = 1
+
     def test_most_of_each_prompt_was_in_the_one_before(self) -> None:
         """`measure` itself refuses orphans, unanswered calls, and a lost beginning."""
-        for seed in range(3):
+        for seed in range(self.seeds):
             reader, count = Reader(), Tally()
             ours = measure(150, seed, blockops_cut(count, reader), count, reader)
             window = measure(150, seed, sliding_window(count, reader), count, reader)

@@ -140,7 +140,7 @@ class Backend:
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
 
-    def wait_until(self, condition: Callable[[Backend], bool], within: float = 20) -> bool:
+    def wait_until(self, condition: Callable[[Backend], bool], within: float = 60) -> bool:
         """Wait until `condition` holds: it is asked whenever a connection comes or goes."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), within)
@@ -267,6 +267,25 @@ def stalls_in_midstream(exchange: Exchange) -> None:
     exchange.begin()
     exchange.chunk(event({"role": "assistant", "content": "Hel"}))
     exchange.peer_is_gone(within=60)
+
+
+class Gate:
+    """
+    Holds scripts up until the test lets them go on, one at a time.
+
+    A script that waits for the clock instead says something else on a machine that is slow.
+    """
+
+    def __init__(self) -> None:
+        self._open = threading.Semaphore(0)
+
+    def open(self, times: int = 1) -> None:
+        """Let so many scripts go on, or one so many times."""
+        self._open.release(times)
+
+    def wait(self) -> None:
+        if not self._open.acquire(timeout=60):
+            raise OSError("nobody opened the gate")
 
 
 _FLOOD = 8192

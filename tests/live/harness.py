@@ -9,6 +9,7 @@ import http.client
 import importlib.util
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -34,6 +35,10 @@ CHAT = "/v1/chat/completions"
 
 #: Where `tests/live/run` put its installs; empty under the plain test command.
 INSTALLS = os.environ.get("BLOCKOPS_LIVE", "")
+
+#: Seconds after which what should have happened is said not to have: nothing is judged by them.
+PATIENCE = 60.0
+
 LONG = None if INSTALLS else "takes long: `bash tests/live/run` runs it"
 
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
@@ -50,11 +55,19 @@ def needs(*modules: str) -> str | None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """
+    Return a port that nobody listens on.
+
+    It is below those that systems choose by themselves: whoever connects somewhere in the meantime
+    cannot get it for his own end.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(22_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
-def wait_for(condition: Any, what: str, within: float = 20) -> None:
+def wait_for(condition: Any, what: str, within: float = PATIENCE) -> None:
     """
     Ask `condition` until it is true.
 
@@ -93,7 +106,7 @@ class Program:
     def logged(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for_port(self, address: tuple[str, int] | str, within: float = 20) -> None:
+    def wait_for_port(self, address: tuple[str, int] | str, within: float = PATIENCE) -> None:
         def listens() -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"ended with {self.process.returncode}:\n{self.logged()}")
@@ -107,7 +120,7 @@ class Program:
             self.process.send_signal(signal.SIGTERM)
         self._told = True
 
-    def terminate(self, within: float = 20) -> int:
+    def terminate(self, within: float = PATIENCE) -> int:
         """Send SIGTERM and return the exit status, as `Popen.returncode` has it."""
         self.begin_to_stop()
         try:
@@ -258,7 +271,7 @@ def ask(
     method: str = "POST",
     path: str = CHAT,
     headers: dict[str, str] | None = None,
-    within: float = 30,
+    within: float = PATIENCE,
 ) -> Reply:
     """Send one request and return the whole response; a body that is no bytes is sent as JSON."""
     connection = connect(url, within)
@@ -337,7 +350,7 @@ class Stream:
         return [(name, json.loads(texts[index])) for index, name in sorted(names.items())]
 
 
-def open_stream(url: str, body: Any, within: float = 30) -> Stream:
+def open_stream(url: str, body: Any, within: float = PATIENCE) -> Stream:
     """Send a request and return the stream once its head is there."""
     connection = connect(url, within)
     connection.request(

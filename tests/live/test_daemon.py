@@ -12,7 +12,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,15 @@ from tests.live.backends import Backend, Exchange
 from tests.live.harness import (
     CHAT,
     LONG,
+    PATIENCE,
     TWISTD,
     Daemon,
     Program,
     Reply,
+    Stream,
     ask,
     clean_environ,
+    connect,
     free_port,
     open_stream,
     question,
@@ -66,22 +69,6 @@ class Case(SynchronousTestCase):
 
 
 class MainJob(Case):
-    def test_the_demo(self) -> None:
-        """What a newcomer sees: no model, and calls in each of the formats."""
-        daemon = self.daemon("demo", "--heartbeat", "0.5")
-        weather = {"properties": {"city": {"type": "string"}}}
-        tools = [{"type": "function", "function": {"name": "get_weather", "parameters": weather}}]
-        streams = [
-            open_stream(daemon.url, question("Rain in Rome?", stream=True, tools=tools))
-            for _ in range(3)
-        ]
-        for stream in streams:
-            stream.read()
-            self.assertEqual(stream.calls, [("get_weather", {"city": "Rome"})])
-            self.assertEqual((stream.finish_reasons, stream.done), (["tool_calls"], 1))
-            self.assertGreaterEqual(len(stream.comments), 1)
-            self.assertNotIn("tool_call", stream.text)
-
     def test_the_command_that_the_demo_tells(self) -> None:
         if shutil.which("curl") is None:
             self.skipTest("curl is not installed")
@@ -93,13 +80,6 @@ class MainJob(Case):
         )
         self.assertIn('"tool_calls"', told.stdout)
         self.assertTrue(told.stdout.endswith("data: [DONE]\n\n"))
-
-    def test_the_demo_stays_until_its_last_answer(self) -> None:
-        daemon = self.daemon("demo")
-        stream = open_stream(daemon.url, question("17 and 4", stream=True, tools=TOOLS))
-        next(stream.lines())
-        daemon.begin_to_stop()
-        self.assertEqual((stream.read().calls, stream.done), ([("add", {})], 1))
 
     def test_a_call_in_a_whole_answer(self) -> None:
         daemon = self.daemon(self.backend(backends.says_whole(CALL)))
@@ -150,6 +130,33 @@ class MainJob(Case):
         self.assert_error(ask(daemon.url, method="GET", path="/ready"), 503, "backend")
 
 
+class Demo(Case):
+    skip = LONG
+
+    def test_it_calls_in_each_format(self) -> None:
+        """What a newcomer sees: no model, and calls in each of the formats."""
+        daemon = self.daemon("demo", "--heartbeat", "0.2")
+        weather = {"properties": {"city": {"type": "string"}}}
+        tools = [{"type": "function", "function": {"name": "get_weather", "parameters": weather}}]
+        streams = [
+            open_stream(daemon.url, question("Rain in Rome?", stream=True, tools=tools))
+            for _ in range(3)
+        ]
+        for stream in streams:
+            stream.read()
+            self.assertEqual(stream.calls, [("get_weather", {"city": "Rome"})])
+            self.assertEqual((stream.finish_reasons, stream.done), (["tool_calls"], 1))
+            self.assertGreaterEqual(len(stream.comments), 1)
+            self.assertNotIn("tool_call", stream.text)
+
+    def test_it_stays_until_its_last_answer(self) -> None:
+        daemon = self.daemon("demo")
+        stream = open_stream(daemon.url, question("17 and 4", stream=True, tools=TOOLS))
+        next(stream.lines())
+        daemon.begin_to_stop()
+        self.assertEqual((stream.read().calls, stream.done), ([("add", {})], 1))
+
+
 class BadRequests(Case):
     def test_each_with_its_own_error(self) -> None:
         daemon = self.daemon(self.backend(backends.says("never asked")))
@@ -188,6 +195,10 @@ class BadRequests(Case):
                 reply = ask(daemon.url, method=method, path=path)
                 self.assert_error(reply, 405, method)
                 self.assertIn(allowed, reply.headers["allow"])
+
+
+class LargeBodies(Case):
+    skip = LONG
 
     def test_a_body_of_100_mb_that_says_so(self) -> None:
         daemon = self.daemon(self.backend(backends.says("never asked")))
@@ -236,13 +247,13 @@ class BadBackends(Case):
             self.assert_error(reply, 502, "backend")
 
     def test_down_for_long(self) -> None:
-        daemon = self.daemon(f"http://127.0.0.1:{free_port()}")
+        daemon = self.daemon(f"http://127.0.0.1:{free_port()}", "--circuit-pause=100")
         tried, opened = self.both_ways(daemon.url)
         self.assert_error(tried, 502, "backend")
         # Five failures in a row: from now on nobody waits for the next one.
         for reply in (opened, *self.both_ways(daemon.url)):
             self.assert_error(reply, 503, "backend")
-            self.assertIn(reply.headers["retry-after"], set("12345"))
+            self.assertLessEqual(int(reply.headers["retry-after"]), 100)
 
     def test_html_with_500(self) -> None:
         daemon = self.daemon(self.backend(backends.fails_in_html))
@@ -279,7 +290,7 @@ class BadBackends(Case):
 
     def test_never_answers_while_the_client_hears_heartbeats(self) -> None:
         daemon = self.daemon(
-            self.backend(backends.never_answers), "--first-byte-timeout=1", "--heartbeat=0.2"
+            self.backend(backends.never_answers), "--first-byte-timeout=3", "--heartbeat=0.2"
         )
         stream = open_stream(daemon.url, question(stream=True)).read()
         self.assertGreaterEqual(len(stream.comments), 2)
@@ -287,7 +298,7 @@ class BadBackends(Case):
 
     def test_stalls_in_midstream(self) -> None:
         backend = self.backend(backends.stalls_in_midstream)
-        daemon = self.daemon(backend, "--idle-timeout", "0.3")
+        daemon = self.daemon(backend, "--idle-timeout", "2")
         stream = open_stream(daemon.url, question(stream=True)).read()
         self.assertEqual((stream.text, stream.done, len(stream.errors)), ("Hel", 0, 1))
         self.assertTrue(backend.wait_until(lambda it: it.open == 0))
@@ -296,21 +307,46 @@ class BadBackends(Case):
 class Heartbeats(Case):
     skip = LONG
 
+    def setUp(self) -> None:
+        self.gate = backends.Gate()
+
+    def pauses(self, exchange: Exchange) -> None:
+        """Pause before the answer and within it, until the client has had its heartbeat."""
+        self.gate.wait()
+        exchange.begin()
+        exchange.chunk(backends.event({"role": "assistant", "content": "Hel"}))
+        self.gate.wait()
+        exchange.chunk(backends.event({"content": "lo"}))
+        exchange.chunk(backends.event({}, "stop"))
+        exchange.chunk(backends.DONE)
+        exchange.end()
+
+    def read(self, stream: Stream, is_heartbeat: Callable[[str], bool]) -> str:
+        """Return the order of what came: "." for heartbeats, "d" for data."""
+        heard = ""
+        for line in stream.lines():
+            beat = is_heartbeat(line)
+            if beat and not heard.endswith("."):
+                self.gate.open()
+            heard += "." if beat else "d"
+        return heard
+
     def test_comments_before_the_first_byte_and_in_midstream(self) -> None:
-        daemon = self.daemon(self.backend(_pauses), "--heartbeat", "0.2")
+        daemon = self.daemon(self.backend(self.pauses), "--heartbeat", "0.2")
         stream = open_stream(daemon.url, question(stream=True))
-        heard = "".join("." if line.startswith(":") else "d" for line in stream.lines())
+        heard = self.read(stream, lambda line: line.startswith(":"))
         self.assertRegex(heard, r"^\.+d+\.+d+$")
         self.assertEqual((stream.text, stream.done), ("Hello", 1))
 
     def test_chunks(self) -> None:
         daemon = self.daemon(
-            self.backend(_pauses), "--heartbeat", "0.2", "--heartbeat-style", "chunk"
+            self.backend(self.pauses), "--heartbeat", "0.2", "--heartbeat-style", "chunk"
         )
-        stream = open_stream(daemon.url, question(stream=True)).read()
+        stream = open_stream(daemon.url, question(stream=True))
+        heard = self.read(stream, lambda line: "content" not in line and "stop" not in line)
         deltas = [choice["delta"] for choice in stream.choices]
-        self.assertEqual(deltas[0].get("role"), "assistant")
-        self.assertGreaterEqual(deltas.count({}), 2)
+        self.assertEqual(deltas[0], {"role": "assistant"})
+        self.assertRegex(heard.removesuffix("."), r"^\.+d\.+d+$")
         self.assertEqual((stream.comments, stream.text, stream.done), ([], "Hello", 1))
 
     def test_while_queued(self) -> None:
@@ -327,22 +363,20 @@ class Heartbeats(Case):
         self.assertEqual(queued.read().text, "second")
 
     def test_a_whole_answer_is_kept_alive_by_white_space(self) -> None:
-        backend = self.backend(backends.says_whole("hello", pause=1))
-        daemon = self.daemon(backend, "--heartbeat", "0.2", "--heartbeat-json")
-        reply = ask(daemon.url, question())
-        self.assertRegex(reply.body, rb"^\s{2,}\{")
-        self.assertEqual(reply.json()["choices"][0]["message"]["content"], "hello")
+        def waits(exchange: Exchange) -> None:
+            self.gate.wait()
+            backends.says_whole("hello")(exchange)
 
-
-def _pauses(exchange: Exchange) -> None:
-    time.sleep(0.7)
-    exchange.begin()
-    exchange.chunk(backends.event({"role": "assistant", "content": "Hel"}))
-    time.sleep(0.7)
-    exchange.chunk(backends.event({"content": "lo"}))
-    exchange.chunk(backends.event({}, "stop"))
-    exchange.chunk(backends.DONE)
-    exchange.end()
+        daemon = self.daemon(self.backend(waits), "--heartbeat", "0.2", "--heartbeat-json")
+        connection = connect(daemon.url, within=PATIENCE)
+        self.addCleanup(connection.close)
+        connection.request("POST", CHAT, json.dumps(question()))
+        response = connection.getresponse()
+        beats = response.read(2)
+        self.gate.open()
+        self.assertEqual(beats.strip(), b"")
+        answer = json.loads(response.read())
+        self.assertEqual(answer["choices"][0]["message"]["content"], "hello")
 
 
 class Departures(Case):
@@ -391,7 +425,7 @@ class Stops(Case):
     def test_an_idle_daemon_stops_at_once(self) -> None:
         daemon = self.daemon(self.backend(backends.says("hello")))
         ask(daemon.url, question())
-        self.assertIn(daemon.terminate(within=5), (0, -signal.SIGTERM))
+        self.assertIn(daemon.terminate(within=20), (0, -signal.SIGTERM))
 
     def test_a_port_that_is_taken(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -401,27 +435,20 @@ class Stops(Case):
         self.assertIn(str(port), daemon.logged())
 
 
-class Encrypted(Case):
+class Certified(Case):
+    """With an authority, and what it has certified."""
+
     def setUp(self) -> None:
         self.authority = Authority.make(self.folder())
         self.pem = self.authority.certify(self.authority.path.parent, "127.0.0.1")
 
+
+class Encrypted(Certified):
     def test_a_backend_with_a_certificate_of_ones_own(self) -> None:
         backend = self.backend(backends.says("over TLS"), server_context(self.pem))
         daemon = self.daemon(backend, "--backend-ca", str(self.authority.path))
         stream = open_stream(daemon.url, question(stream=True)).read()
         self.assertEqual((stream.text, stream.done), ("over TLS", 1))
-
-    def test_a_backend_that_nobody_vouches_for(self) -> None:
-        backend = self.backend(backends.says("never heard"), server_context(self.pem))
-        other = Authority.make(self.folder())
-        daemons = [
-            self.daemon(backend, "--backend-ca", str(other.path)),
-            self.daemon(backend),
-        ]
-        for daemon in daemons:
-            self.assert_error(ask(daemon.url, question(stream=True)), 502, "certificate")
-        self.assertEqual(backend.requests, [])
 
     def test_listening_with_tls(self) -> None:
         backend = self.backend(backends.says("hello"))
@@ -433,13 +460,28 @@ class Encrypted(Case):
             "127.0.0.1",
             port,
             context=ssl.create_default_context(cafile=self.authority.path),
-            timeout=20,
+            timeout=PATIENCE,
         )
         connection.request("POST", CHAT, json.dumps(question(stream=True)))
         response = connection.getresponse()
         self.assertEqual(response.status, 200)
         self.assertTrue(response.read().endswith(b"data: [DONE]\n\n"))
         connection.close()
+
+
+class Unvouched(Certified):
+    skip = LONG
+
+    def test_a_backend_that_nobody_vouches_for(self) -> None:
+        backend = self.backend(backends.says("never heard"), server_context(self.pem))
+        other = Authority.make(self.folder())
+        daemons = [
+            self.daemon(backend, "--backend-ca", str(other.path)),
+            self.daemon(backend),
+        ]
+        for daemon in daemons:
+            self.assert_error(ask(daemon.url, question(stream=True)), 502, "certificate")
+        self.assertEqual(backend.requests, [])
 
 
 class Endpoints(Case):
@@ -492,6 +534,8 @@ class Endpoints(Case):
 
 
 class BadSettings(Case):
+    skip = LONG
+
     def test_one_line_and_status_1(self) -> None:
         for options, words in (
             (("--port", "many"), "many"),
@@ -507,7 +551,7 @@ class BadSettings(Case):
                     cwd=folder,
                     capture_output=True,
                     text=True,
-                    timeout=20,
+                    timeout=PATIENCE,
                     check=False,
                 )
                 self.assertEqual(ended.returncode, 1)

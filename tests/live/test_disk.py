@@ -270,10 +270,10 @@ class Killed(Case):
         crowd = [threading.Thread(target=self.ask_on, args=(daemon,)) for _ in range(8)]
         for each in crowd:
             each.start()
-        wait(lambda: self.path.exists() and self.path.stat().st_size > records, "no log", 60)
+        wait(lambda: self.path.exists() and self.path.stat().st_size > records, "no log", 120)
         daemon.process.kill()
         for each in crowd:
-            each.join(30)
+            each.join(120)
         return daemon
 
     def start_doomed(self) -> Daemon:

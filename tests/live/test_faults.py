@@ -20,7 +20,7 @@ class OverSockets(TestCase):
     """Where ends are FIN and RST, and pieces come as they may."""
 
     skip = LONG
-    timeout = 120
+    timeout = 300
 
     def setUp(self) -> None:
         self.script: Script = ()

@@ -20,6 +20,8 @@ import psutil
 from tests.live import backends
 from tests.live.backends import Exchange
 from tests.live.harness import (
+    LONG,
+    PATIENCE,
     TWISTD,
     Daemon,
     Program,
@@ -165,7 +167,7 @@ class Stopping(Case):
         said = folder / "twistd.log"
         wait_for(lambda: "blockops serves" in said.read_text(), "it does not start")
         os.close(main)
-        process.wait(20)
+        process.wait(PATIENCE)
         self.assertNotIn("Traceback", said.read_text())
         self.assertNotIn("Reloaded", said.read_text())
 
@@ -224,7 +226,7 @@ class Restarts(Case):
     def slowly(self, exchange: Exchange) -> None:
         exchange.begin()
         exchange.chunk(backends.event({"role": "assistant", "content": "0 "}))
-        self.go_on.wait(30)
+        self.go_on.wait(PATIENCE)
         for number in range(1, CHUNKS):
             exchange.chunk(backends.event({"content": f"{number} "}))
         exchange.chunk(backends.event({}, "stop"))
@@ -233,7 +235,7 @@ class Restarts(Case):
 
     def test_no_connection_is_lost(self) -> None:
         backend = self.backend(self.slowly)
-        options = ("--backend", backend.url, "--max-concurrent=64", "--drain=30")
+        options = ("--backend", backend.url, "--max-concurrent=64", "--drain=60")
         first = self.start(self.listener, *options)
         streams = [open_stream(self.url, question(stream=True)) for _ in range(5)]
         first.begin_to_stop()
@@ -247,11 +249,11 @@ class Restarts(Case):
         for stream in streams:
             stream.read()
             self.assertEqual((len(stream.text.split()), stream.done), (CHUNKS, 1))
-        self.assertIn(first.process.wait(20), (0, -signal.SIGTERM))
+        self.assertIn(first.process.wait(PATIENCE), (0, -signal.SIGTERM))
         self.assertEqual(texts, [])
         self.start(self.listener, *options)
         for each in waiting:
-            each.join(30)
+            each.join(PATIENCE)
         self.assertEqual(texts, [streams[0].text] * len(waiting))
 
     def asks(self, texts: list[str]) -> None:
@@ -261,7 +263,7 @@ class Restarts(Case):
         listener = socket.create_server(("0.0.0.0", 0))
         self.addCleanup(listener.close)
         daemon = Activated(self.folder_, listener)
-        self.assertEqual(daemon.process.wait(20), 1)
+        self.assertEqual(daemon.process.wait(PATIENCE), 1)
         (line,) = [each for each in daemon.logged().splitlines() if "blockops: " in each]
         self.assertIn("--insecure-public", line)
         self.assertNotIn("Traceback", daemon.logged())
@@ -282,7 +284,7 @@ class Restarts(Case):
         # It starts the daemon for whoever comes first.
         wait_for(lambda: listens_on(daemon, port) or daemon.process.poll(), "nobody listens")
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
-        self.assertEqual(daemon.process.wait(20), 1)
+        self.assertEqual(daemon.process.wait(PATIENCE), 1)
         self.assertIn("--insecure-public", daemon.logged())
 
 
@@ -310,7 +312,7 @@ class RawRequests(Case):
         backend = self.backend(lambda exchange: exchange.whole(b"{}"))
         daemon = self.daemon(backend)
         for sent in AMBIGUOUS:
-            with socket.create_connection(("127.0.0.1", daemon.port), timeout=20) as client:
+            with socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE) as client:
                 client.sendall(sent + POISON)
                 answer = b""
                 with contextlib.suppress(ConnectionResetError):
@@ -329,7 +331,7 @@ class RawRequests(Case):
 
         daemon = self.daemon(self.backend(listen))
         body = b"5;x=1\r\nhello\r\n0\r\nHost: evil\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", daemon.port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE) as client:
             client.sendall(HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + body)
             answer = b""
             while piece := client.recv(65536):
@@ -363,6 +365,8 @@ class AdminPort(Case):
 
 
 class PublicAddresses(Case):
+    skip = LONG
+
     def test_one_line_and_status_1(self) -> None:
         for options in (
             ("--interface=0.0.0.0",),
@@ -371,7 +375,7 @@ class PublicAddresses(Case):
             ("--listen=tcp:0:interface=127.0.0.1", "--listen=tcp6:0"),
         ):
             daemon = Daemon(self.folder(), "--backend=demo", *options)
-            self.assertEqual(daemon.process.wait(20), 1, daemon.logged())
+            self.assertEqual(daemon.process.wait(PATIENCE), 1, daemon.logged())
             said = daemon.logged().strip().splitlines()
             self.assertIn("--api-keys-file", said[-1])
             self.assertIn("--insecure-public", said[-1])

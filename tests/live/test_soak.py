@@ -69,7 +69,7 @@ class Soak(SynchronousTestCase):
             paid = self.crowd.visits
             await self.crowd.visit(daemon, stage, SECONDS * 2 / 3)
             after = await asyncio.to_thread(self.quiet, daemon)
-            self.assertEqual(stage.open, 0)
+            await asyncio.wait_for(stage.until_empty(), 10 * STALL)
         print(f"{self.crowd}; {before['rss']:,} bytes, then {after['rss']:,}")  # noqa: T201
         self.assertFalse(self.crowd.wrong, "\n".join(self.crowd.wrong))
         self.assert_the_same(before, after, visits=self.crowd.visits - paid)

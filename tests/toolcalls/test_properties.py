@@ -6,13 +6,14 @@ import json
 import re
 from typing import Any
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.parser import ToolCallParser
 from blockops.wire.toolcalls.rules import Rules
+from tests import thorough
 from tests.toolcalls.near_misses import CALLS, OFFERS, REASONS, RULES, cut_texts, texts
 from tests.toolcalls.reading import OFFER, Joined, say
 from tests.toolcalls.test_jsontext import VALUES
@@ -32,7 +33,7 @@ def types_of(value: object) -> dict[str, str]:
 class CutTests(SynchronousTestCase):
     """What comes out, joined, is a function of what went in, joined."""
 
-    @settings(max_examples=300)
+    @thorough(300)
     @given(cut_texts(), OFFERS, RULES, REASONS)
     def test_near_misses(
         self, cut: tuple[str, list[str]], offer: Offer, rules: Rules, reason: str | None
@@ -63,14 +64,14 @@ class CutTests(SynchronousTestCase):
 class NothingVanishesTests(SynchronousTestCase):
     """Every word of the model is in the content or in a call."""
 
-    @settings(max_examples=200)
+    @thorough(200)
     @given(texts(), REASONS)
     def test_text_without_calls_is_unchanged(self, text: str, reason: str | None) -> None:
         joined, _ = say([text], reason=reason)
         if not joined.calls:
             self.assertEqual(text, joined.content)
 
-    @settings(max_examples=200)
+    @thorough(200)
     @given(
         st.lists(
             st.sampled_from(CALLS).flatmap(

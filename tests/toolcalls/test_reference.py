@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests import thorough
 from tests.toolcalls.near_misses import CALLS, texts
 from tests.toolcalls.reading import SCHEMAS, say
 from tests.toolcalls.reference import Unsure, read
@@ -27,12 +28,12 @@ class ReferenceTests(SynchronousTestCase):
         self.assertEqual(calls, [(call.name, call.meant) for call in joined.calls])
         return True
 
-    @settings(max_examples=300)
+    @thorough(300)
     @given(st.lists(AROUND | st.sampled_from(CALLS), max_size=12).map("".join))
     def test_calls_among_markdown(self, text: str) -> None:
         assume(self.compare(text))
 
-    @settings(max_examples=300)
+    @thorough(300)
     @given(texts())
     def test_near_misses(self, text: str) -> None:
         assume(self.compare(text))
