@@ -12,6 +12,7 @@ import configparser
 import re
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -109,6 +110,7 @@ def imports_of(source: str, module: str, *, package: bool = False) -> set[Import
     return found
 
 
+@cache
 def modules() -> dict[str, set[Import]]:
     """Return every module of blockops and what it imports."""
     found = {}

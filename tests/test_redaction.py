@@ -109,7 +109,7 @@ class FieldTests(SynchronousTestCase):
     def test_long_text_takes_its_length_and_not_its_square(self):
         """Where the search began anew at each character this would not end within the hour."""
         for piece in ('\\"', '"api_key', '"api_key":"', '"password" : [', "\\", "Bearer ", '"a'):
-            text = "secret sk-" + piece * (1_000_000 // len(piece))
+            text = "secret sk-" + piece * (300_000 // len(piece))
             self.assertTrue(without_secrets(text).startswith("secret"))
 
 

@@ -75,9 +75,13 @@ class Case(SynchronousTestCase):
         wait(lambda: self.lost(daemon) >= lost, f"{lost} lines are not lost")
 
     def assert_told(self, daemon: Daemon, what: str, times: int, why: str = "") -> None:
-        told = [line for line in daemon.logged().splitlines() if what in line]
-        self.assertEqual(len(told), times, daemon.logged())
-        for line in told:
+        def told() -> list[str]:
+            return [line for line in daemon.logged().splitlines() if what in line]
+
+        # What is lost is counted before it is told.
+        wait(lambda: len(told()) >= times, f"{what!r} is not told")
+        self.assertEqual(len(told()), times, daemon.logged())
+        for line in told():
             self.assertIn(why, line)
 
     def written(self) -> list[dict[str, Any]]:
