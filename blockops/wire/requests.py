@@ -19,6 +19,7 @@ from blockops.wire.errors import ApiError
 from blockops.wire.mend import UNREADABLE
 from blockops.wire.toolcalls.offer import NOTHING, Offer
 from blockops.wire.toolcalls.rules import Rules
+from blockops.wire.toolcalls.schema import of_parameters
 from blockops.wire.toolchoice import ToolChoice
 
 # Fields of vLLM, SGLang and llama.cpp that bind the answer to a grammar.
@@ -431,7 +432,7 @@ def _schemas(tools: Any, functions: Any) -> list[tuple[str, Any]]:
     declared = [tool.get("function", tool) for tool in tools or () if isinstance(tool, dict)]
     declared.extend(functions or ())
     return [
-        (function["name"], function.get("parameters") or {})
+        (function["name"], of_parameters(function.get("parameters")))
         for function in declared
         if isinstance(function, dict) and isinstance(function.get("name"), str)
     ]

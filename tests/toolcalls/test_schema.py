@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.toolcalls.schema import MAX_LITERAL, Kind, Parameters, Value
+from blockops.wire.toolcalls.schema import MAX_LITERAL, Kind, Parameters, Value, of_parameters
 from tests.toolcalls.test_jsontext import VALUES
 
 
@@ -133,6 +133,35 @@ class TypeTests(SchemaCase):
         longest = "(" + "1," * (MAX_LITERAL // 2 - 1) + ")"
         self.assertEqual("[1, 1", kind({"type": "array"}).written(longest)[:5])
         self.assert_stay_strings({"type": "array"}, longest + " " * 0 + "\n\n#" * 3)
+
+
+class ListedTests(SynchronousTestCase):
+    """Parameters as Qwen-Agent declares them."""
+
+    def test_a_list(self) -> None:
+        a = {"name": "a", "type": "integer", "description": "One.", "required": True}
+        listed = [a, {"name": "b", "type": "string", "required": False}, {"type": "x"}, 7]
+        schema = of_parameters(listed)
+        self.assertEqual(
+            schema,
+            {
+                "type": "object",
+                "properties": {
+                    "a": {"type": "integer", "description": "One."},
+                    "b": {"type": "string"},
+                },
+                "required": ["a"],
+            },
+        )
+        self.assertEqual(Parameters(schema).kind("a").written("17"), "17")
+        self.assertEqual(Parameters(schema).kind("b").written("17"), '"17"')
+
+    def test_all_else_is_a_schema_or_nothing(self) -> None:
+        for declared in ({"type": "object"}, True, "x"):
+            self.assertIs(of_parameters(declared), declared)
+        nothings: list[Any] = [None, [], {}, 0]
+        for nothing in nothings:
+            self.assertEqual(of_parameters(nothing), {})
 
 
 class CertaintyTests(SynchronousTestCase):

@@ -189,6 +189,12 @@ class OfferTests(SynchronousTestCase):
         ]
         self.assertEqual(self.offer(tools=tools).schemas, {"a": {}, "b": {}})
 
+    def test_parameters_in_a_list(self) -> None:
+        """As Qwen-Agent sends them."""
+        listed = {"name": "a", "parameters": [{"name": "x", "type": "integer"}]}
+        (schema,) = self.offer(tools=[{"type": "function", "function": listed}]).schemas.values()
+        self.assertEqual(schema["properties"], {"x": {"type": "integer"}})
+
     def test_odd_tools(self) -> None:
         """They are the backend's to judge."""
         tools = [1, {}, {"function": 1}, {"function": {"name": 1}}, {"function": None}, TOOL]

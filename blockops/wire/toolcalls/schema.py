@@ -39,6 +39,7 @@ MAX_EXPONENT_DIGITS = 2
 _LOOK = 64
 """Characters at the beginning of a value that tell what it may be."""
 
+_OF_LISTED = ("name", "required")
 _UNIONS = ("anyOf", "oneOf", "allOf")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
@@ -69,6 +70,25 @@ _IMPLIED = {
     "items": "array",
     "prefixItems": "array",
 }
+
+
+def of_parameters(declared: Any) -> Any:
+    """
+    Return the schema of a function's parameters.
+
+    Qwen-Agent declares them in a list, each with its name: such a list becomes an object's schema.
+    """
+    if not declared or not isinstance(declared, list):
+        return declared or {}
+    listed = [one for one in declared if isinstance(one, dict) and isinstance(one.get("name"), str)]
+    return {
+        "type": "object",
+        "properties": {
+            one["name"]: {key: value for key, value in one.items() if key not in _OF_LISTED}
+            for one in listed
+        },
+        "required": [one["name"] for one in listed if one.get("required") is True],
+    }
 
 
 class Parameters:

@@ -232,6 +232,17 @@ class Words(SynchronousTestCase):
             "\n<x>[1]</x>\n</parameters>\n</function>\n",
         )
 
+    def test_parameters_in_a_list(self) -> None:
+        """Qwen-Agent's; the template would say nothing of them."""
+        listed = [{"name": "a", "type": "integer", "description": "One.", "required": True}]
+        text = CoderWording().offer([{"name": "f", "parameters": listed}])
+        self.assertIn(
+            "<parameters>\n<parameter>\n<name>a</name>\n<type>integer</type>"
+            "\n<description>One.</description>\n</parameter>"
+            '\n<required>["a"]</required>\n</parameters>',
+            text,
+        )
+
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

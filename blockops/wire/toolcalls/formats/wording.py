@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from blockops.wire.toolcalls.schema import of_parameters
+
 _HERMES_BEFORE = """\
 # Tools
 
@@ -227,6 +229,8 @@ def _listed(tool: dict[str, Any]) -> str:
     if not isinstance(function, dict):
         return ""
     parameters = function.get("parameters")
+    if isinstance(parameters, list):
+        parameters = of_parameters(parameters)
     properties = parameters.get("properties") if isinstance(parameters, dict) else None
     listed = properties.items() if isinstance(properties, dict) else ()
     return "".join(
