@@ -137,17 +137,24 @@ class Answering:
             await self._whole(exchange, visit, asked, turn.prompt(exchange.tell), **more)
             return None
         form = ChatStream(partial(self._transcoder, asked, turn.aside), turn.cold_start)
-        return await self._stream(exchange, visit, asked, form, turn.prompt(exchange.tell), **more)
+        self._take_form(exchange, form)
+        prompt = await turn.prompt(exchange.tell)
+        return await self._stream(exchange, visit, asked, form, prompt, **more)
 
     async def _completion(self, exchange: Exchange, visit: Visit) -> Streaming | None:
         asked = self._parsed(exchange, CompletionRequest)
         exchange.put_off(partial(self._came, exchange, asked))
-        prompt = succeed(asked.body())
         if not asked.stream:
-            await self._whole(exchange, visit, asked, prompt)
+            await self._whole(exchange, visit, asked, succeed(asked.body()))
             return None
         form = EventStream(partial(self._transcoder, asked))
-        return await self._stream(exchange, visit, asked, form, prompt)
+        self._take_form(exchange, form)
+        return await self._stream(exchange, visit, asked, form, asked.body())
+
+    def _take_form(self, exchange: Exchange, form: EventStream[transcode.StreamTranscoder]) -> None:
+        """Let the answer be a stream from here on."""
+        exchange.form = form
+        exchange.put_off(lambda: _open_report(exchange, form))
 
     async def _stream(
         self,
@@ -155,15 +162,12 @@ class Answering:
         visit: Visit,
         asked: Request,
         form: EventStream[transcode.StreamTranscoder],
-        prompt: Awaitable[bytes],
+        body: bytes,
         *,
         again: Again = never_again,
         aside: Aside | None = None,
     ) -> Streaming | None:
         """Ask for a stream; return what is left of it when its headers are here."""
-        exchange.form = form
-        exchange.put_off(lambda: _open_report(exchange, form))
-        body = await prompt
         while True:
             try:
                 response = await visit.ask(body)
@@ -337,7 +341,7 @@ class Answering:
             raise
 
     def _chat_came(self, exchange: Exchange, asked: ChatRequest, turn: Turn) -> None:
-        tools = len(asked.field("tools") or ())
+        tools = asked.number_of("tools")
         name, messages = turn.session.name, turn.messages
         self._came(exchange, asked, session=name, messages=messages, tools=tools)
 

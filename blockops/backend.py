@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable
 from enum import Enum, auto
 from http import HTTPStatus
 from types import TracebackType
@@ -83,7 +83,7 @@ class Backend:
         self._admission = admission
         self._gate = gate
         self._circuit = circuit
-        self._retries = retries
+        self._pauses = pauses(retries)
         self._purge = purge
         self._max_answer = max_answer
         self._passes = passes
@@ -130,7 +130,7 @@ class Backend:
         So a backend that is being restarted fails no request. Nothing is asked twice: what failed
         was to connect.
         """
-        for pause in pauses(self._retries):
+        for pause in self._pauses:
             try:
                 with self._circuit.attempt():
                     return await self._once(exchange, body)
@@ -143,9 +143,9 @@ class Backend:
         with self._circuit.attempt():
             return await self._once(exchange, body)
 
-    async def _once(self, exchange: Exchange, body: bytes | IBodyProducer | None) -> IResponse:
+    def _once(self, exchange: Exchange, body: bytes | IBodyProducer | None) -> Awaitable[IResponse]:
         request = exchange.request
-        return await self._upstream.request(
+        return self._upstream.request(
             request.method.decode("ascii"),
             exchange.target or request.uri.decode("ascii"),
             to_backend(request.requestHeaders, besides=self._passes),
@@ -247,12 +247,9 @@ class Visit:
             self._admission.leave(self._since, well=well)
 
 
-def pauses(retries: int) -> Iterator[float]:
-    """Yield the seconds to wait before each of so many attempts more."""
-    pause = FIRST_PAUSE
-    for _ in range(retries):
-        yield pause
-        pause = min(2 * pause, LONGEST_PAUSE)
+def pauses(retries: int) -> tuple[float, ...]:
+    """Return the seconds to wait before each of so many attempts more."""
+    return tuple(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) for attempt in range(retries))
 
 
 def no_status(code: int) -> ApiError:

@@ -19,10 +19,10 @@ The words are those of an electric circuit: closed, it lets through.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import Enum
+from types import TracebackType
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -64,7 +64,7 @@ class Circuit:
         self._pause = pause
         self._dismiss = dismiss
         self._failures = 0
-        self._trial: object = None
+        self._trial: Attempt | None = None
         # Of the failures that are counted: when the first one was, and what the last one said.
         self._since = 0.0
         self._why = ""
@@ -92,29 +92,25 @@ class Circuit:
         if self._refuses():
             raise self._refusal()
 
-    @contextmanager
-    def attempt(self) -> Iterator[None]:
+    def attempt(self) -> Attempt:
         """
-        Let the block ask the backend, and learn from how it ends.
+        Let a block ask the backend, and learn from how it ends.
 
         :raises ApiError: 503, at once: the backend is known to be out of reach
         """
         self.check()
-        attempt = object()
+        attempt = Attempt(self)
         if self.state is State.OPEN:
             self.state, self._trial = State.TRYING, attempt
-        try:
-            yield
-        except Unreached as failure:
+        return attempt
+
+    def ended(self, attempt: Attempt, failure: BaseException | None) -> None:
+        """Learn from how an attempt ended; None: it has an answer."""
+        if isinstance(failure, Unreached):
             self._failed(attempt, failure)
-            raise
-        except ApiError:
+        elif failure is None or isinstance(failure, ApiError):
             self.connected()  # what failed came later
-            raise
-        else:
-            self.connected()
-        finally:
-            self._given_up(attempt)
+        self._given_up(attempt)
 
     def connected(self) -> None:
         """Note that there is a connection to the backend: whoever made it, it is there again."""
@@ -126,7 +122,7 @@ class Circuit:
                 seconds=round(self._clock.seconds() - self._since),
             )
 
-    def _failed(self, attempt: object, failure: Unreached) -> None:
+    def _failed(self, attempt: Attempt, failure: Unreached) -> None:
         now = self._clock.seconds()
         if self.state is State.CLOSED:
             self._failures += 1
@@ -139,7 +135,7 @@ class Circuit:
             self._why = failure.message
             self._shut_out(now)
 
-    def _given_up(self, attempt: object) -> None:
+    def _given_up(self, attempt: Attempt) -> None:
         """Let the next one be the trial, if `attempt` was it and has learnt nothing."""
         if attempt is self._trial:
             self.state, self._trial = State.OPEN, None
@@ -174,3 +170,20 @@ class Circuit:
             code="backend_unreachable",
             retry_after=left,
         )
+
+
+class Attempt:
+    """One attempt to ask the backend, which lasts as long as its block."""
+
+    __slots__ = ("_circuit",)
+
+    def __init__(self, circuit: Circuit) -> None:
+        self._circuit = circuit
+
+    def __enter__(self) -> None:
+        """Begin: what has to be known for that was asked for before."""
+
+    def __exit__(
+        self, _: type[BaseException] | None, failure: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._circuit.ended(self, failure)

@@ -197,7 +197,7 @@ class Turn:
         if turns.writes_tools(asked):
             self._write_tools()
         self._tools = turns.facts_of_tools(self._tools_text)
-        self._offers_tools = bool(asked.field("tools") or asked.field("functions"))
+        self._offers_tools = bool(asked.number_of("tools") or asked.number_of("functions"))
         self._tally = turns.tokens.of(asked.real_model)
         self._thread = session.thread(first_user(self._lines))
         self._texts: list[str] = []

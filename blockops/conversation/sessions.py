@@ -69,14 +69,17 @@ def _digest(parts: Iterable[bytes]) -> str:
     return over.hexdigest()
 
 
+#: Most are told nothing, and an empty set of one's own takes 200 bytes.
+_NOTHING: frozenset[Kind] = frozenset()
+
+
 class Told:
     """What somebody was told."""
 
     __slots__ = ("_said",)
 
     def __init__(self) -> None:
-        # Most are told nothing: an empty set of one's own takes 200 bytes.
-        self._said: frozenset[Kind] = frozenset()
+        self._said = _NOTHING
 
     def say(self, kind: Kind) -> bool:
         """Note that a notice is being given; False if it was given before."""
@@ -165,7 +168,7 @@ class Session(Told):
 
     def begin_anew(self) -> None:
         """Forget what was said and sent."""
-        self._said = frozenset()
+        self._said = _NOTHING
         self._threads = Recent(MAX_THREADS)
 
     def thread(self, first_user: bytes) -> Thread:

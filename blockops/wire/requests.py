@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Self
 from weakref import WeakValueDictionary
@@ -138,6 +139,10 @@ class ChatRequest:
     def field(self, name: str) -> Any:
         """Return a field as Python values; None if it is missing or null."""
         return self._fields.value(name)
+
+    def number_of(self, name: str) -> int:
+        """Return how many items a list has; 0 if it is missing or null."""
+        return self._fields.number_of(name)
 
     @property
     def wants_json(self) -> bool:
@@ -274,6 +279,14 @@ class _Fields:
         return [
             _text(each) for each in (_items.decode(raw) if isinstance(raw, msgspec.Raw) else raw)
         ]
+
+    def number_of(self, name: str) -> int:
+        """Return how many items a list has, without reading them; 0 if there is none."""
+        raw = self._raw.get(name)
+        if isinstance(raw, msgspec.Raw) and _opening(raw) == "[":
+            with suppress(*UNREADABLE):
+                return len(_items.decode(raw))
+        return len(self.value(name) or ())
 
     def boolean(self, name: str, *, default: bool) -> bool:
         value = self.value(name)

@@ -155,6 +155,19 @@ class RefusalTests(SynchronousTestCase):
             self.assertEqual(error.status, 400)
 
 
+class NumberTests(SynchronousTestCase):
+    def test_lists_are_counted_and_not_read(self) -> None:
+        self.assertEqual(parse(tools=[TOOL, {}, 1]).number_of("tools"), 3)
+        nothing: list[dict[str, Any]] = [{}, {"tools": None}, {"tools": []}]
+        for fields in nothing:
+            self.assertEqual(parse(**fields).number_of("tools"), 0, fields)
+
+    def test_what_only_a_lenient_reader_takes(self) -> None:
+        body = b'{"messages":[{}],"tools":[{},{}],"functions":null,"temperature":NaN}'
+        asked = ChatRequest.parse(body)
+        self.assertEqual([asked.number_of(name) for name in ("tools", "functions", "x")], [2, 0, 0])
+
+
 class OfferTests(SynchronousTestCase):
     def offer(self, rules: Rules | None = None, **fields: Any) -> Offer:
         return parse(**fields).offer(rules or Rules())
