@@ -13,6 +13,7 @@ calls through, and behind the finish reason nothing counts any more.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,10 +100,17 @@ class Rewriter:
 
     def say(self, text: str) -> list[Piece] | None:
         """Return what a delta becomes that is only `text`; None if it may go as it came."""
-        if self._parser.passes(text):
-            return None
         deltas = self._parser.feed(text)
         return None if _is_just(deltas, text) else self._pieces(deltas)
+
+    @property
+    def verbatim(self) -> tuple[re.Pattern[str] | None, int | None]:
+        """
+        What matches text that `say` would only hand on, and for which call's arguments, if any.
+
+        No pattern where a closer look is needed.
+        """
+        return self._parser.verbatim, self._calls - 1 if self._parser.in_call else None
 
     def release(self) -> list[Piece]:
         """Return what was held back, the answer being cut here; no finish reason is made up."""

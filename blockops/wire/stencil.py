@@ -6,12 +6,16 @@ chunk was read in full, the next one need not be: if it begins and ends with the
 what stands between them is one JSON string, then it is the same JSON with another string in that
 place. So a chunk costs two comparisons and the reading of one string, a sixth of reading it all;
 and a chunk that is to say something else is what stands around the delta, put around another one.
+
+And where it is known what kind of text would only be handed on, the string need not be read either:
+what is printable ASCII, without quotes and backslashes, is spelled in JSON as it is.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -23,6 +27,9 @@ _write = msgspec.json.Encoder().encode
 # A field of a delta that says something piece by piece, and what it says here.
 _FIELD = re.compile(rb'"(content|reasoning_content|reasoning)" ?: ?"([^"\\]*(?:\\.[^"\\]*)*)"')
 _BEGIN, _END = b"data: ", b"\n\n"
+_HERE = msgspec.Raw(b"\0")  # stands in no JSON
+#: What stands in a JSON string for itself.
+_ITSELF = rb"(?=[ !#-\[\]-~]+\Z)"
 
 
 class Stencil:
@@ -33,7 +40,7 @@ class Stencil:
     :ivar content: whether that field is the content; else it is thoughts
     """
 
-    __slots__ = ("_back", "_front", "_head", "_rest", "_tail", "content", "index")
+    __slots__ = ("_back", "_front", "_head", "_passage", "_rest", "_tail", "content", "index")
 
     def __init__(self, data: bytes, said: re.Match[bytes]) -> None:
         """
@@ -48,19 +55,38 @@ class Stencil:
         self.index = parts.index
         self.content = field == "content"
         self._front = _BEGIN + front
-        self._back = back
+        self._back = back + _END
         self._head = _BEGIN + parts.head
         self._tail = parts.tail + _END
         self._rest = parts.rest
+        self._passage: Passage | None = None
 
     def read(self, data: bytes, start: int, end: int) -> str | None:
-        """Return what an event says, which ends at `end`; None if it is of another shape."""
+        """Return what an event says, blank line included; None if it is of another shape."""
         if not data.startswith(self._front, start) or not data.endswith(self._back, start, end):
             return None
         try:
             return _read_string(data[start + len(self._front) - 1 : end - len(self._back) + 1])
         except ValueError:
             return None
+
+    def passage(self, text: re.Pattern[str], call: int | None) -> Passage:
+        """
+        Return the way through for what says nothing but such `text`.
+
+        :param call: of which call it is the arguments; None where it is said as it came
+        """
+        if self._passage is None or self._passage.kind != (text, call):
+            self._passage = Passage((text, call), self._front, self._back, self._around(call))
+        return self._passage
+
+    def _around(self, call: int | None) -> tuple[bytes, bytes]:
+        """Return what stands around the string in an event that tells it elsewhere."""
+        if call is None:
+            return b"", b""
+        told = {"index": call, "function": {"arguments": _HERE}}
+        before, _, behind = self.write([Piece({"tool_calls": [told]})]).partition(_HERE)
+        return before + b'"', b'"' + behind
 
     def write(self, pieces: Sequence[Piece]) -> bytes:
         """Return the events of this shape that say `pieces`, in place of one."""
@@ -72,6 +98,54 @@ class Stencil:
         if not more:
             return event
         return b"".join([event, *(self._head + _write(each.delta) + self._tail for each in more)])
+
+
+class Passage:
+    """
+    The way through for events of one shape whose text is of one kind: they are not read.
+
+    :ivar kind: what matches such text, and the call of which it is the arguments
+    :ivar retells: whether that text is told in another event than the one it came in
+    """
+
+    __slots__ = ("_around", "_back", "_behind", "_front", "_spells", "_width", "kind", "retells")
+
+    def __init__(
+        self,
+        kind: tuple[re.Pattern[str], int | None],
+        front: bytes,
+        back: bytes,
+        around: tuple[bytes, bytes],
+    ) -> None:
+        self.kind = kind
+        self.retells = kind[1] is not None
+        self._front, self._width = front, len(front)
+        self._back, self._behind = back, len(back)
+        self._around = around
+        self._spells = spelled(kind[0]).fullmatch
+
+    def takes(self, data: bytes, start: int, end: int) -> bool:
+        """Say whether that is an event of this shape with such a text, and nothing else."""
+        return (
+            data.startswith(self._front, start)
+            and data.endswith(self._back, start, end)
+            and self._spells(data, start + self._width, end - self._behind) is not None
+        )
+
+    def retell(self, data: bytes, start: int, end: int) -> bytes:
+        """Return the event that tells the text of the one which `takes` has said yes to."""
+        before, behind = self._around
+        return before + data[start + self._width : end - self._behind] + behind
+
+
+@lru_cache(maxsize=64)
+def spelled(text: re.Pattern[str]) -> re.Pattern[bytes]:
+    """
+    Return what matches the JSON of such `text` between its quotes, if each character is itself.
+
+    :param text: a pattern that looks at nothing around the text
+    """
+    return re.compile(_ITSELF + b"(?:" + text.pattern.encode() + b")", text.flags & ~re.UNICODE)
 
 
 def stencil_of(data: bytes) -> Stencil | None:

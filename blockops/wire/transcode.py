@@ -11,6 +11,7 @@ is added where it has said that it is done; else the second is what the client g
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -41,7 +42,7 @@ from blockops.wire.report import Report
 from blockops.wire.requests import ChatRequest, CompletionRequest
 from blockops.wire.rewrite import Rewriter, as_it_came
 from blockops.wire.sse import Event, EventDecoder, EventTooLong
-from blockops.wire.stencil import Stencil, stencil_of
+from blockops.wire.stencil import Passage, Stencil, stencil_of
 from blockops.wire.toolcalls.rules import Rules
 
 MAX_EVENT = 8 * 1024 * 1024  # bytes: a whole answer in one event, with images, stays below
@@ -55,6 +56,9 @@ _HEARTBEAT = b": heartbeat\n\n"
 _BEFORE, _BLANK_LINE = b"data: ", b"\n\n"
 # So often in a row a shape is learnt in vain before that is given up.
 _LESSONS = 16
+_ANYTHING = re.compile(".+", re.DOTALL)
+#: Stands for an event that does not change.
+_AS_IT_CAME = b"as it came"
 
 OneChoice = Rewriter | AsideChoice | PlainChoice
 
@@ -92,7 +96,9 @@ class StreamTranscoder:
         "_lessons",
         "_max_event",
         "_mender",
+        "_passage",
         "_say",
+        "_speaker",
         "_spoken",
         "_stencil",
         "_stray",
@@ -128,10 +134,24 @@ class StreamTranscoder:
         # The shape that chunks have at the moment, and who takes what they say.
         self._stencil: Stencil | None = None
         self._say: Callable[[str], list[Piece] | None] = _as_it_is
+        self._speaker: Rewriter | None = None
         self._lessons = _LESSONS
+        # What events that come next need not be read; None where all do.
+        self._passage: Passage | None = None
 
     def receive_data(self, data: bytes) -> bytes:
         """Return what `data` makes ready for the client, whole events only; never raises."""
+        size = len(data)
+        passage = self._passage
+        if passage is not None and size <= self._max_event and passage.takes(data, 0, size):
+            # Nearly every read is one event, and most of those only go on.
+            self.report.chunks += 1
+            self._lessons = _LESSONS
+            return passage.retell(data, 0, size) if passage.retells else data
+        return self._receive(data)
+
+    def _receive(self, data: bytes) -> bytes:
+        """Return what any number of events make ready, and pieces of them."""
         ready: list[bytes] = []
         position = 0
         try:
@@ -147,29 +167,51 @@ class StreamTranscoder:
 
     def _compare(self, data: bytes, position: int, ready: list[bytes]) -> int:
         """Take the events that are of a known shape; return where the first other one begins."""
-        stencil, say = self._stencil, self._say
-        if stencil is None or not self._decoder.between_events or len(data) > self._max_event:
+        passage = self._passage
+        if self._stencil is None or not self._decoder.between_events or len(data) > self._max_event:
             return position
         unsent = position
         chunks = 0
-        end = data.find(_BLANK_LINE, position)
-        while end >= 0 and (text := stencil.read(data, position, end)) is not None:
-            pieces = say(text)
-            following = end + 2
-            if pieces is not None:
+        while end := data.find(_BLANK_LINE, position) + 1:
+            end += 1
+            if passage is not None and passage.takes(data, position, end):
+                said = passage.retell(data, position, end) if passage.retells else _AS_IT_CAME
+            elif (retold := self._retold(data, position, end)) is not None:
+                said = retold
+                passage = self._passage = self._way_through()
+            else:
+                break
+            if said is not _AS_IT_CAME:
                 if unsent < position:
                     ready.append(data[unsent:position])
-                ready.append(stencil.write(pieces))
-                unsent = following
+                ready.append(said)
+                unsent = end
             chunks += 1
-            position = following
-            end = data.find(_BLANK_LINE, position)
+            position = end
         if unsent < position:
             ready.append(data[unsent:position])
         if chunks:
             self.report.chunks += chunks
             self._lessons = _LESSONS
         return position
+
+    def _retold(self, data: bytes, start: int, end: int) -> bytes | None:
+        """Return what becomes of an event of the known shape; None if it has another one."""
+        stencil = self._stencil
+        if stencil is None or (text := stencil.read(data, start, end)) is None:
+            return None
+        pieces = self._say(text)
+        return _AS_IT_CAME if pieces is None else stencil.write(pieces)
+
+    def _way_through(self) -> Passage | None:
+        """Return what may come next without being read; None if all has to."""
+        stencil, speaker = self._stencil, self._speaker
+        if stencil is None or speaker is None or self.ended or not self._decoder.between_events:
+            return None
+        if not stencil.content:
+            return stencil.passage(_ANYTHING, None)
+        text, call = speaker.verbatim
+        return None if text is None else stencil.passage(text, call)
 
     def _read_on(self, data: bytes, position: int, ready: list[bytes]) -> int:
         """Read on in full: one event if comparing may go on behind it, else all that there is."""
@@ -181,6 +223,7 @@ class StreamTranscoder:
             ready.append(self._take(happened))
             if self.ended:
                 break
+        self._passage = self._way_through()
         return end
 
     def heartbeat(self) -> bytes:
@@ -212,7 +255,7 @@ class StreamTranscoder:
         if self.ended:
             return b""
         if self._choices and all(choice.finished for choice in self._choices.values()):
-            self.ended = True
+            self._end()
             return _DONE
         rest = self._decoder.unfinished
         if not cut and not self.report.chunks and rest.startswith(b"{") and is_strict(rest):
@@ -237,7 +280,7 @@ class StreamTranscoder:
         if self.ended:
             return b""
         halves = self._halves()
-        self.ended = True
+        self._end()
         self.report.error = message
         held = [self._write(choice, choice.release()) for choice in self._choices.values()]
         return b"".join([halves, *held, event(json)])
@@ -358,11 +401,12 @@ class StreamTranscoder:
         if choice is None or not plain or len(choices) > 1:
             self._stencil = None
             return
-        if self._stencil is None or self._stencil.read(raw, 0, len(raw) - 2) is None:
+        if self._stencil is None or self._stencil.read(raw, 0, len(raw)) is None:
             self._lessons -= 1
             # The last one leaves no shape behind: nobody would notice when it stops to count.
             self._stencil = stencil_of(data) if self._lessons else None
         if self._stencil is not None:
+            self._speaker = choice
             self._say = choice.say if self._stencil.content else _as_it_is
 
     def _take_odd_chunk(self, read: Chunk, data: bytes, raw: bytes) -> bytes:
@@ -385,8 +429,12 @@ class StreamTranscoder:
             self._choice(0)
         halves = self._halves()
         ends = [self._write(choice, choice.complete()) for choice in self._choices.values()]
-        self.ended = True
+        self._end()
         return b"".join([halves, *ends, _DONE])
+
+    def _end(self) -> None:
+        self.ended = True
+        self._passage = None
 
     def _choice(self, index: int) -> OneChoice:
         choice = self._choices.get(index)

@@ -336,14 +336,24 @@ class StreamingTests(ReadCase):
         texts = ["one", "two", " three", "  four", "five     ", "six"]
         self.assertEqual(said, [[Text(text)] for text in texts])
 
-    def test_what_passes_need_not_be_fed(self) -> None:
+    def test_what_need_not_be_fed(self) -> None:
         parser = ToolCallParser(OFFER)
-        self.assertFalse(parser.passes("one"))
+        self.assertIsNone(parser.verbatim)
         parser.feed("one")
-        said = {text: parser.passes(text) for text in ("two", "two ", "", "<t", "two\n")}
-        self.assertEqual(said, {"two": True, "two ": False, "": False, "<t": False, "two\n": False})
-        parser.feed(CALL.partition("1")[0])
-        self.assertFalse(parser.passes("2"))
+        self.assertFalse(parser.in_call)
+        for text, passes in (("two", 1), ("two ", 0), ("", 0), ("<t", 0), ("two\n", 0)):
+            assert parser.verbatim is not None
+            self.assertEqual(parser.verbatim.fullmatch(text) is not None, passes, text)
+        parser.feed("two ")
+        self.assertIsNone(parser.verbatim)
+        parser.feed("three" + XML.partition("</parameter>")[0])
+        self.assertTrue(parser.in_call)
+        for text, passes in (("y", 1), ("y ", 1), ("", 0), ("<", 0), ("y\n", 0), ('"', 0)):
+            assert parser.verbatim is not None
+            self.assertEqual(parser.verbatim.fullmatch(text) is not None, passes, text)
+        counting = ToolCallParser(Offer({}, translate=False))
+        self.assertEqual(counting.feed("one"), [Text("one")])
+        self.assertIsNone(counting.verbatim)
 
     def test_choices_do_not_mix(self) -> None:
         one, other = ToolCallParser(OFFER), ToolCallParser(OFFER)

@@ -8,17 +8,24 @@ ever whole then, so all of them are read in full.
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+import re
+from itertools import accumulate, pairwise
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.wire.chunks import Piece
+from blockops.wire.errors import ApiError
 from blockops.wire.requests import ChatRequest
-from blockops.wire.stencil import Stencil, stencil_of
+from blockops.wire.stencil import Stencil, spelled, stencil_of
+from blockops.wire.toolcalls.formats import tagged_xml
+from blockops.wire.toolcalls.formats.registry import BUILT_IN
+from blockops.wire.toolcalls.jsontext import JsonValue
 from blockops.wire.toolcalls.rules import Rules
+from blockops.wire.toolcalls.scanner import literals_of
 from blockops.wire.transcode import StreamTranscoder
 
 DONE = b"data: [DONE]\n\n"
@@ -43,7 +50,7 @@ class Shapes(SynchronousTestCase):
         stencil = self.stencil(chunk({"content": "a"}))
         for text in ("b", "", "two words", '"quoted" and \\', "é 😀", "\n\t\0", "}]}", "</x>"):
             data = event(chunk({"content": text}))
-            self.assertEqual(stencil.read(b"xx" + data, 2, len(data)), text)
+            self.assertEqual(stencil.read(b"xx" + data, 2, len(data) + 2), text)
         self.assertEqual((stencil.index, stencil.content), (0, True))
 
     def test_thoughts(self) -> None:
@@ -68,7 +75,7 @@ class Shapes(SynchronousTestCase):
             chunk({"content": "a"}).replace(b'"a"', b'"'),
         ):
             data = event(other)
-            self.assertIsNone(stencil.read(data, 0, len(data) - 2), other)
+            self.assertIsNone(stencil.read(data, 0, len(data)), other)
 
     def test_chunks_that_have_more_to_them(self) -> None:
         for data in (
@@ -137,6 +144,72 @@ BETWEEN = (
 )
 
 
+class Passages(SynchronousTestCase):
+    """Text that goes on unread is what would have been read, and would have gone on."""
+
+    def patterns(self) -> list[re.Pattern[str]]:
+        in_string = JsonValue()
+        in_string.feed('"', 0, [])
+        assert in_string.verbatim is not None
+        return [
+            literals_of(BUILT_IN).plain,
+            in_string.verbatim,
+            tagged_xml._VERBATIM,
+            re.compile(".+", re.DOTALL),
+        ]
+
+    @given(st.text(max_size=12) | st.text('ab <`\\"/~\x7f{}\n\t\x1fé', max_size=12))
+    def test_kinds_of_text(self, text: str) -> None:
+        for written in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
+            json_ = written[1:-1].encode()
+            for pattern in self.patterns():
+                fits = spelled(pattern).fullmatch(b'"' + json_ + b'"', 1, len(json_) + 1)
+                itself = json_ == text.encode() and all(" " <= char < "\x7f" for char in text)
+                meant = bool(text) and pattern.fullmatch(text) is not None
+                self.assertEqual(fits is not None, meant and itself, (pattern, text))
+
+    def test_another_shape(self) -> None:
+        shape = stencil_of(chunk({"content": "a"}))
+        assert shape is not None
+        passage = shape.passage(re.compile(".+"), None)
+        whole = event(chunk({"content": "word"}))
+        self.assertTrue(passage.takes(whole, 0, len(whole)))
+        self.assertTrue(passage.takes(b"xx" + whole + b"x", 2, len(whole) + 2))
+        for cut in range(len(whole)):
+            self.assertFalse(passage.takes(whole, 0, cut))
+            self.assertFalse(passage.takes(whole, cut + 1, len(whole)))
+            other = whole[:cut] + whole[cut + 1 :] + b"\n"
+            self.assertEqual(passage.takes(other, 0, len(whole)), other == whole)
+        for other in (
+            event(chunk({"content": ""})),
+            event(chunk({"content": "a"}, index=1)),
+            event(chunk({"content": "a"}, finish_reason="stop")),
+            whole + whole,
+        ):
+            self.assertFalse(passage.takes(other, 0, len(other)), other)
+
+    def test_what_is_told_elsewhere(self) -> None:
+        shape = stencil_of(chunk({"role": "assistant", "content": "a", "refusal": None}))
+        assert shape is not None
+        passage = shape.passage(re.compile(".+"), 3)
+        said = event(chunk({"role": "assistant", "content": "word", "refusal": None}))
+        self.assertTrue(passage.takes(said, 0, len(said)))
+        call = {"index": 3, "function": {"arguments": "word"}}
+        self.assertEqual(
+            passage.retell(said, 0, len(said)), shape.write([Piece({"tool_calls": [call]})])
+        )
+
+    def test_one_is_made_for_each_kind(self) -> None:
+        shape = stencil_of(chunk({"content": "a"}))
+        assert shape is not None
+        words, all_ = re.compile("[a-z]+"), re.compile(".+")
+        passage = shape.passage(words, None)
+        self.assertIs(shape.passage(words, None), passage)
+        self.assertIsNot(shape.passage(words, 0), passage)
+        self.assertFalse(shape.passage(words, 0).takes(b"data: 1\n\n", 0, 9))
+        self.assertIsNot(shape.passage(all_, 0), shape.passage(words, 0))
+
+
 class Streams(SynchronousTestCase):
     """Whole reads, and reads cut anywhere, give what a stream gives byte by byte."""
 
@@ -170,7 +243,8 @@ class Streams(SynchronousTestCase):
         events += [event(chunk({}, finish_reason="stop")), DONE]
         stream = b"".join(events)
         cuts = data.draw(st.lists(st.integers(0, 100_000), max_size=6))
-        self.assert_same(stream, cuts)
+        alone = list(accumulate(map(len, events))) if data.draw(st.booleans()) else []
+        self.assert_same(stream, cuts + alone)
 
     def test_shapes_that_change_each_time(self) -> None:
         """What cannot be learnt is given up, and read in full."""
@@ -191,8 +265,10 @@ class Streams(SynchronousTestCase):
 
     def test_an_event_that_is_too_long(self) -> None:
         texts = ["a", "b", "c" * 300, "d"]
-        stream = b"".join(event(chunk({"content": text})) for text in texts)
+        events = [event(chunk({"content": text})) for text in texts]
+        stream = b"".join(events)
         self.assert_same(stream, [], max_event=200)
+        self.assert_same(stream, list(accumulate(map(len, events))), max_event=200)
         out, _ = self.sent([stream], max_event=200)
         self.assertIn(b"event_too_long", out)
 
@@ -212,3 +288,44 @@ class Streams(SynchronousTestCase):
             DONE,
         ]
         self.assert_same(b"".join(events), [])
+
+    def test_what_is_read(self) -> None:
+        """Text that nothing has to be decided on is not, whether it comes alone or with more."""
+        head, value = "<tool_call><function=f><parameter=a>\n", "plain characters " * 9
+        rest = "</parameter></function></tool_call>"
+        for alone in (True, False):
+            texts = ["Some", " words", " more", " words", "\n", head, "x = "]
+            texts += [value[at : at + 9] for at in range(0, len(value), 9)]
+            events = [event(chunk({"content": text})) for text in [*texts, rest]]
+            with patch.object(Stencil, "read", autospec=True, side_effect=Stencil.read) as read:
+                out, _ = self.sent(events if alone else [b"".join(events)])
+            # The first one teaches the shape; others are read where something is decided.
+            reads = [
+                data[start:end] for _, data, start, end in (call.args for call in read.mock_calls)
+            ]
+            self.assertEqual(reads, [*events[4:7], events[-1]])
+            self.assertIn(b'"arguments":"plain cha"' if alone else b"acters pl", out)
+            self.assert_same(b"".join(events), [])
+            self.assert_same(b"".join(events), list(accumulate(map(len, events))))
+
+    def test_nothing_goes_on_behind_the_end(self) -> None:
+        word = event(chunk({"content": "word"}))
+        for end in ("fail", "done", "error", "closed"):
+            transcoder = StreamTranscoder(ASKED, Rules())
+            transcoder.receive_data(word)
+            self.assertEqual(transcoder.receive_data(word), word)
+            if end == "fail":
+                transcoder.fail(ApiError(504, "Late."))
+            elif end == "done":
+                transcoder.receive_data(DONE)
+            elif end == "error":
+                transcoder.receive_data(b'data: {"error": {"message": "no"}}\n\n')
+            else:
+                transcoder.receive_data(event(chunk({}, finish_reason="stop")))
+                transcoder.end(cut=False)
+            self.assertEqual(transcoder.receive_data(word), b"", end)
+
+    def test_an_event_that_has_begun(self) -> None:
+        word = event(chunk({"content": "word"}))
+        for cut in range(1, len(word)):
+            self.assert_same(word * 6, [2 * len(word), 3 * len(word) + cut, 4 * len(word) + cut])

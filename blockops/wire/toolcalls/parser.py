@@ -17,6 +17,7 @@ this time with no opener to give back.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -45,6 +46,8 @@ from blockops.wire.toolcalls.untranslated import OpenerCount
 _WHOLE = frozenset({"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"})
 """The finish reasons that say that the model ended by itself."""
 
+_ANYTHING = re.compile(".+", re.DOTALL)
+
 MAX_PIECE = 8_192
 """Characters that are read at once: behind an opener that opens nothing, all of them are copied."""
 
@@ -63,7 +66,6 @@ class ToolCallParser:
     """
 
     __slots__ = (
-        "_agrees",
         "_count",
         "_drafts",
         "_fluent",
@@ -74,6 +76,7 @@ class ToolCallParser:
         "_literals",
         "_offer",
         "_opening",
+        "_plainly",
         "_read",
         "_reader",
         "_room",
@@ -112,8 +115,8 @@ class ToolCallParser:
         # What was read since the attempt began, behind its opener, and what may still be read.
         self._kept: list[str] = []
         self._room = 0
-        # Text that this agrees to is a delta as it stands, of this kind, and changes nothing.
-        self._agrees: Callable[[str], object] = _never
+        # What matches text that is a delta as it stands, of this kind, and changes nothing.
+        self._plainly: re.Pattern[str] | None = None
         # The same, but for spaces at its end.
         self._glides: Callable[[str], object] = _never
         self._kind: type[Text | CallArguments] = Text
@@ -127,11 +130,11 @@ class ToolCallParser:
         """
         if self._count and (seen := self._count.feed(text)):
             self.tally["untranslated"] += seen
-        if text and self._agrees(text):
+        if self._plainly is not None and text and self._plainly.fullmatch(text):
             return [self._kind(text)]
         if self._glides(text):
             said = self._scanner.glide(text)
-            self._agrees = self._literals.is_plain if self._scanner.ready else _never
+            self._plainly = self._literals.plain if self._scanner.ready else None
             return [Text(said)]
         out: list[Delta] = []
         self._read_all(text, out)
@@ -139,25 +142,30 @@ class ToolCallParser:
         self._look_ahead()
         return out
 
-    def passes(self, text: str) -> bool:
-        """Say whether `feed` would make nothing of `text` but text: then it need not be fed."""
-        return self._kind is Text and self._count is None and bool(text and self._agrees(text))
+    @property
+    def verbatim(self) -> re.Pattern[str] | None:
+        """What matches text that need not be fed: it would come back as it stands."""
+        # Where openers are counted, all of it is searched.
+        return self._plainly if self._count is None else None
+
+    @property
+    def in_call(self) -> bool:
+        """Whether it would come back as a piece of a call's arguments."""
+        return self._kind is CallArguments
 
     def _look_ahead(self) -> None:
         """Note which text that comes next has not to be looked at any closer."""
-        self._agrees = self._glides = _never
+        self._glides = _never
+        self._plainly = None
         self._kind = Text
         if self._read == self._stream:
             self._kind = CallArguments
-            verbatim = self._fluent.verbatim if self._fluent is not None else None
-            if verbatim is not None:
-                self._agrees = verbatim.fullmatch
+            self._plainly = self._fluent.verbatim if self._fluent is not None else None
         elif not self._searches:
-            self._agrees = str
+            self._plainly = _ANYTHING
         elif self._read == self._search and self._scanner.gliding:
             self._glides = self._literals.is_spaced
-            if self._scanner.ready:
-                self._agrees = self._literals.is_plain
+            self._plainly = self._literals.plain if self._scanner.ready else None
 
     def finish(self, reason: str | None) -> list[Delta]:
         """

@@ -70,8 +70,8 @@ class Literals:
     """
     What to look for: the openers of some formats, and the think tag.
 
-    :ivar is_plain: says whether text, in the middle of a line, holds nothing to look at
-    :ivar is_spaced: the same of what has spaces behind it
+    :ivar plain: matches text, in the middle of a line, that holds nothing to look at
+    :ivar is_spaced: says the same of what has spaces behind it
     """
 
     def __init__(self, formats: tuple[ToolCallFormat, ...]) -> None:
@@ -82,7 +82,7 @@ class Literals:
                 there = self.line_start if opener.line_start else self.anywhere
                 there[opener.text] = (*there.get(opener.text, ()), each)
         firsts = "".join(sorted({re.escape(text[0]) for text in self.anywhere}))
-        self.is_plain = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s]").fullmatch
+        self.plain = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s]")
         self.is_spaced = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s][ \t]*").fullmatch
         self.in_line = re.compile(rf"[{firsts}`\n]")
         self.in_fence = re.compile(rf"[{firsts}\n]")
@@ -104,7 +104,7 @@ class TextScanner:
     :param prefilled: whether the text begins inside a think block
     :param max_hold: characters of white space that may be held back
     :param thoughts: is told what stands in think blocks, and, with None, where one ends
-    :ivar ready: whether text that `literals.is_plain` would pass unchanged
+    :ivar ready: whether text that `literals.plain` matches would pass unchanged
     :ivar gliding: whether `glide` may be given text that `literals.is_spaced`
     """
 

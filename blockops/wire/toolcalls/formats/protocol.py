@@ -117,7 +117,11 @@ class Fluent(Protocol):
 
     @property
     def verbatim(self) -> re.Pattern[str] | None:
-        """What matches such text, whole; None where a closer look is needed."""
+        """
+        What matches such text, whole; None where a closer look is needed.
+
+        A pattern in ASCII, that looks at nothing around the text.
+        """
         ...
 
 
