@@ -242,8 +242,9 @@ class OneShotAgent:
         asked = _Asked(method, uri, sent)
         head = _head(method, target, origin.netloc, sent, bodyProducer)
         connection = _Connection(asked, head, bodyProducer, self._on_connected)
+        answered = connection.wait()
         connection.ends_attempt = origin.connect(connection)
-        return connection.answered
+        return answered
 
     def _origin(self, base: bytes) -> _Origin:
         """Return the server at `base`. One is remembered: TLS takes a while to be set up."""
@@ -466,12 +467,12 @@ class _Connection(Protocol):
     To the response's body this is the transport; nothing of it passes before it is asked for.
 
     :param head: the request's, as it is sent
-    :ivar answered: fires with the response when its headers are here; cancelling it ends all
     :ivar ends_attempt: ends the attempt to connect, as long as it is one
     """
 
     # Attributes that come late, when many others are connecting, get no place beside shared keys.
     __slots__ = (
+        "_answered",
         "_asked",
         "_body",
         "_head",
@@ -482,7 +483,6 @@ class _Connection(Protocol):
         "_secured",
         "_sending",
         "_taker",
-        "answered",
         "ends_attempt",
     )
 
@@ -493,7 +493,8 @@ class _Connection(Protocol):
         body: IBodyProducer | None,
         on_made: Callable[[], object],
     ) -> None:
-        self.answered: Deferred[IResponse] = Deferred(self._cancelled)
+        # What fires with the response; None before it is waited for, and once it has fired.
+        self._answered: Deferred[IResponse] | None = None
         self.ends_attempt: Callable[[], object] = _nothing
         self._asked: _Asked | None = asked
         self._on_made = on_made
@@ -510,10 +511,15 @@ class _Connection(Protocol):
     def _wire(self) -> Any:
         return self.transport
 
+    def wait(self) -> Deferred[IResponse]:
+        """Return what fires with the response when its headers are here; cancelling it ends all."""
+        self._answered = Deferred(self._cancelled)
+        return self._answered
+
     # The request.
 
     def connectionMade(self) -> None:
-        if self.answered.called:
+        if self._answered is None:
             self.abortConnection()
             return
         if not ISSLTransport.providedBy(self.transport):
@@ -556,8 +562,9 @@ class _Connection(Protocol):
         self._sending = None
 
     def _fail(self, reason: Failure) -> None:
-        if not self.answered.called:
-            self.answered.errback(reason)
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered.errback(reason)
 
     def _cancelled(self, _: object) -> None:
         self._fail(Failure(CancelledError()))
@@ -572,8 +579,10 @@ class _Connection(Protocol):
         reader = self._reader
         content = reader.receive_data(data)
         if self._taker is None:
-            if reader.headed and not self.answered.called:
-                self._answer(content)
+            answered = self._answered
+            if reader.headed and answered is not None:
+                self._answered = None
+                self._answer(answered, content)
         elif content:
             self._taker.dataReceived(content)
         if reader.ended:
@@ -581,13 +590,13 @@ class _Connection(Protocol):
         elif reader.fault is not None:
             self._close(Failure(ResponseFailed([Failure(reader.fault)])))
 
-    def _answer(self, content: bytes) -> None:
+    def _answer(self, answered: Deferred[IResponse], content: bytes) -> None:
         # The response remembers it as long as somebody wants to know.
         asked, self._asked = cast("_Asked", self._asked), None
         response = self._taker = _Response(self._reader, asked, self)
         if content:
             response.dataReceived(content)
-        self.answered.callback(response)
+        answered.callback(response)
         if self._taker is response and not self._reader.ended:
             self.pauseProducing()
 

@@ -28,19 +28,18 @@ class Form(Protocol):
         """End the answer with `error`: with its status, as long as none has left."""
 
 
-class ColdStart:
+class ColdStart(Protocol):
     """
     What a client is told once of a backend that reads for long.
 
-    :param after: seconds of reading
-    :param text: seconds that it has read -> the line that tells so
+    :ivar patience: seconds of reading after which it is told
     """
 
-    __slots__ = ("after", "text")
+    @property
+    def patience(self) -> float: ...
 
-    def __init__(self, after: float, text: Callable[[float], str]) -> None:
-        self.after = after
-        self.text = text
+    def cold_start(self, seconds: float) -> str:
+        """Return the line that tells for how long it has read."""
 
 
 T = TypeVar("T", StreamTranscoder, PassThrough)
@@ -110,9 +109,9 @@ class ChatStream(EventStream[StreamTranscoder]):
         self._cold_start = cold_start
 
     def waiting(self, client: Downstream, seconds: float) -> None:
-        if self._cold_start is None or seconds < self._cold_start.after:
+        if self._cold_start is None or seconds < self._cold_start.patience:
             return
-        line = self.transcoder.remark(self._cold_start.text(seconds))
+        line = self.transcoder.remark(self._cold_start.cold_start(seconds))
         self._cold_start = None
         if line:
             self.begin(client)

@@ -224,10 +224,8 @@ class Turn:
     @property
     def cold_start(self) -> ColdStart | None:
         """What the answer tells of a long wait."""
-        after = self._turns.settings.cold_start_notice
-        if not after or self.aside is None:
-            return None
-        return ColdStart(after, self.lesson.cold_start)
+        told = self.lesson.patience and self.aside is not None
+        return self.lesson if told else None
 
     def banner(self) -> str:
         """Return the answer to a turn that asks nothing."""
@@ -415,6 +413,11 @@ class Lesson:
         self.tokens = 0
         self.due: dict[Kind, Told] = {}
         self.refused: ApiError | None = None
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the backend may read before the client is told so; 0: it never is."""
+        return self._turns.settings.cold_start_notice
 
     def cold_start(self, seconds: float) -> str:
         """Return what is told of a backend that has read for so long."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -49,6 +50,10 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
+# Most hold so little that nothing of it is old.
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
+
 class Recent(Generic[Key, Value]):
     """
     A mapping that forgets what was not asked for in a long time.
@@ -61,7 +66,7 @@ class Recent(Generic[Key, Value]):
     def __init__(self, size: int) -> None:
         self._size = size
         self._young: dict[Key, Value] = {}
-        self._old: dict[Key, Value] = {}
+        self._old: Mapping[Key, Value] = _NOTHING
 
     def __len__(self) -> int:
         return len(self._young.keys() | self._old.keys())

@@ -87,7 +87,7 @@ class StreamTranscoder:
     """
 
     __slots__ = (
-        "_begin_choice",
+        "_beginnings",
         "_choices",
         "_decoder",
         "_envelope",
@@ -120,7 +120,7 @@ class StreamTranscoder:
     ) -> None:
         self.ended = False
         self.report = Report()
-        self._begin_choice = _choices_for(asked, rules, new_id, self.report, aside)
+        self._beginnings = _Choices(asked, rules, new_id, self.report, aside)
         self._choices: dict[int, OneChoice] = {}
         self._hide_usage = hide_usage
         self._told_usage: dict[str, Any] | None = None  # in a chunk with choices
@@ -446,7 +446,7 @@ class StreamTranscoder:
                     type="server_error",
                     code="backend_garbage",
                 )
-            choice = self._choices[index] = self._begin_choice(index)
+            choice = self._choices[index] = self._beginnings.begin(index)
         return choice
 
     def _write(self, choice: OneChoice, pieces: list[Piece]) -> bytes:
@@ -560,8 +560,8 @@ def whole(
     if isinstance(asked, CompletionRequest):
         _note_ends(choices, report)
         return data, report
-    begin_choice = _choices_for(asked, rules, new_id, report, aside)
-    becomes = [_take_whole(begin_choice(choice.index or 0), choice) for choice in choices]
+    begin = _Choices(asked, rules, new_id, report, aside).begin
+    becomes = [_take_whole(begin(choice.index or 0), choice) for choice in choices]
     if not any(becomes):
         return data, report
     return join(data, choices, becomes), report
@@ -638,25 +638,38 @@ def _take_whole(rewriter: OneChoice, choice: Choice) -> Rewritten | None:
     return Rewritten([*said, *rewriter.complete()])
 
 
-def _choices_for(
-    asked: ChatRequest | CompletionRequest,
-    rules: Rules,
-    new_id: Callable[[], str],
-    report: Report,
-    aside: Aside | None,
-) -> Callable[[int], OneChoice]:
-    """Return what makes the state of a choice from its index."""
-    if isinstance(asked, CompletionRequest):
-        return lambda index: PlainChoice(index, report)
-    offer = asked.offer(rules)
+class _Choices:
+    """
+    Makes the state of a choice.
 
-    def begin(index: int) -> OneChoice:
-        choice = Rewriter(index, offer, rules, new_id, report)
-        if aside is None or index != 0:
+    :param asked: the request that is answered
+    :param aside: what blockops says itself, in the first choice
+    """
+
+    __slots__ = ("_aside", "_new_id", "_offer", "_report", "_rules")
+
+    def __init__(
+        self,
+        asked: ChatRequest | CompletionRequest,
+        rules: Rules,
+        new_id: Callable[[], str],
+        report: Report,
+        aside: Aside | None,
+    ) -> None:
+        self._offer = asked.offer(rules) if isinstance(asked, ChatRequest) else None
+        self._rules = rules
+        self._new_id = new_id
+        self._report = report
+        self._aside = aside
+
+    def begin(self, index: int) -> OneChoice:
+        """Return a choice that has said nothing yet."""
+        if self._offer is None:
+            return PlainChoice(index, self._report)
+        choice = Rewriter(index, self._offer, self._rules, self._new_id, self._report)
+        if self._aside is None or index != 0:
             return choice
-        return AsideChoice(choice, aside, prefilled=rules.think_prefilled)
-
-    return begin
+        return AsideChoice(choice, self._aside, prefilled=self._rules.think_prefilled)
 
 
 def _speaks(data: bytes) -> bool:

@@ -109,7 +109,7 @@ class ToolCallParser:
         self._read: Callable[[str, list[Delta]], str] = self._search
         self._reader: CallReader
         self._fluent: Fluent | None = None
-        self._opening = Opening("", offer)
+        self._opening: Opening
         self._format = ""
         self._untried: Sequence[ToolCallFormat] = ()
         # What was read since the attempt began, behind its opener, and what may still be read.
