@@ -402,8 +402,8 @@ class Page(SynchronousTestCase):
         section = page[page.index("## Habits") :]
         rows = [row for row in section.splitlines() if row.startswith("| ") and "`" in row]
         named = {name for row in rows for name in _tests_in(row)}
-        kinds = (Connections, Refusals, Failures, Emptiness, Usage, Leaks, OtherThanAskedFor)
-        self.assertEqual(named, {kind.__name__ for kind in kinds})
+        kinds = {each.__name__ for each in Habits.__subclasses__()}
+        self.assertEqual(named, kinds)
 
 
 def _tests_in(row: str) -> set[str]:

@@ -84,7 +84,7 @@ class Examination:
             load = counted(self._asking, kind)
         else:
             load = burnt(self._clock, local_port(self._upstream.url))
-        return Leaving(self._clock, self._asking, model, load, counts=counts)
+        return Leaving(self._clock, self._asking, model, load, counts=counts, kind=kind)
 
 
 def _late(_: object, seconds: float) -> NoReturn:

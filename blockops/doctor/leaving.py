@@ -44,6 +44,12 @@ MEASURED = 0.25
 #: Fits a backend that does not notice.
 WISH = ("--whole-as-stream",)
 
+#: What is known of those that were watched with a model that writes for long enough.
+KNOWN = {
+    "llama.cpp": "llama.cpp is known to notice only while it works for nobody else",
+    "mlx-lm": "mlx-lm is known to generate to the end",
+}
+
 #: Says how busy the backend is; None when that cannot be told now.
 Load = Callable[[], Awaitable[float | None]]
 
@@ -150,10 +156,18 @@ class Leaving:
 
     :param load: how busy the backend is
     :param counts: that it is the number of requests which the backend works at
+    :param kind: the server's name
     """
 
     def __init__(
-        self, clock: IReactorTime, asking: Asking, model: str | None, load: Load, *, counts: bool
+        self,
+        clock: IReactorTime,
+        asking: Asking,
+        model: str | None,
+        load: Load,
+        *,
+        counts: bool,
+        kind: str = "",
     ) -> None:
         self._clock = clock
         self._asking = asking
@@ -161,6 +175,7 @@ class Leaving:
         self._request = LONG
         self._load = load
         self._counts = counts
+        self._known = KNOWN.get(kind, "")
 
     async def finding(self) -> Finding:
         """Return whether the backend noticed."""
@@ -170,7 +185,7 @@ class Leaving:
                 return _goes_on()
             beside = await self._idle_beside() if self._counts else alone
         except _Unclear as why:
-            return _cannot_tell(str(why))
+            return _cannot_tell(str(why), self._known)
         return _noticed(alone) if beside is not None else _noticed_alone(alone)
 
     async def _idle_after(self) -> float | None:
@@ -260,9 +275,13 @@ def _goes_on() -> Finding:
     )
 
 
-def _cannot_tell(why: str) -> Finding:
+def _cannot_tell(why: str, known: str) -> Finding:
+    text = f"Whether it notices that a client has left cannot be told: {why}."
+    if not known:
+        return Finding(topic="leaving", verdict="cannot tell", text=text)
     return Finding(
         topic="leaving",
         verdict="cannot tell",
-        text=f"Whether it notices that a client has left cannot be told: {why}.",
+        text=f"{text} {known}; asked for a stream it would notice.",
+        options=WISH,
     )

@@ -181,7 +181,7 @@ def _told(without: Said, offered: Said, model: str | None) -> Finding:
         text=f"Taken, and left out: the model's prompt has {lengths}. blockops has to write them "
         "into the prompt.",
         options=_in_prompt(model),
-        hint="Or give it a chat template that renders tools.",
+        hint="A chat template that renders tools would do, too, in place of --tools=prompt.",
     )
 
 

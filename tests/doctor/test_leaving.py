@@ -11,7 +11,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.capabilities import Answer
 from blockops.doctor.findings import Finding
-from blockops.doctor.leaving import COUNTERS, LONG_ENOUGH, TOO_SHORT, Leaving, Load, burnt, counted
+from blockops.doctor.leaving import (
+    COUNTERS,
+    KNOWN,
+    LONG_ENOUGH,
+    TOO_SHORT,
+    Leaving,
+    Load,
+    burnt,
+    counted,
+)
 from tests.doctor.scripted import Scripted, Slow
 
 
@@ -20,10 +29,11 @@ async def _awaited(load: Load) -> float | None:
 
 
 class Told(SynchronousTestCase):
-    def finding(self, *, counts: bool = True, **backend: Any) -> Finding:
+    def finding(self, *, counts: bool = True, kind: str = "", **backend: Any) -> Finding:
         self.clock = Clock()
         self.backend = Slow(self.clock, **backend)
-        leaving = Leaving(self.clock, self.backend, "m", self.backend.load, counts=counts)
+        load = self.backend.load
+        leaving = Leaving(self.clock, self.backend, "m", load, counts=counts, kind=kind)
         outcome = Deferred.fromCoroutine(leaving.finding())
         for _ in range(1000):
             self.clock.advance(0.1)
@@ -56,6 +66,15 @@ class Told(SynchronousTestCase):
         finding = self.finding(length=TOO_SHORT - 0.5)
         self.assertEqual(finding.verdict, "cannot tell")
         self.assertIn("too soon", finding.text)
+        self.assertEqual(finding.options, ())
+
+    def test_what_is_known_of_the_server_counts_where_nothing_can_be_seen(self) -> None:
+        for kind, known in KNOWN.items():
+            finding = self.finding(length=TOO_SHORT - 0.5, kind=kind)
+            self.assertEqual(finding.verdict, "cannot tell")
+            self.assertIn(known, finding.text)
+            self.assertEqual(finding.options, ("--whole-as-stream",))
+        self.assertEqual(self.finding(length=60.0, notices=1.0, kind="mlx-lm").options, ())
 
     def test_a_backend_that_finds_fault_with_the_question_gets_a_milder_one(self) -> None:
         finding = self.finding(refuses=lambda body: "ignore_eos" in body)
