@@ -306,8 +306,12 @@ class Turn:
         guard, thread = self._turns.guard, self._thread
         lines, asked = self._lines, [*(line.facts for line in self._lines), self._tools]
         before, sent = 0, asked
-        most = most_of(asked) + thread.missed(asked, self._tally)
-        if most > min(guard.limits.warn, guard.limits.hard) or thread.cut.dropped:
+        room = min(guard.limits.warn, guard.limits.hard) - most_of(asked)
+        # What was missed is looked up only where it may decide something: it goes over all of them.
+        short = room >= 0 and (
+            thread.most_missed <= room or thread.missed(asked, self._tally) <= room
+        )
+        if not short or thread.cut.dropped:
             await self._count(asked)
             beside = self._tally.count(self._tools) + thread.missed(asked, self._tally)
             fitted = guard.fit(lines, thread.cut, self._tally.count, beside=beside)
@@ -316,7 +320,6 @@ class Turn:
             if fitted.dropped or fitted.shortened:
                 self._turns.cut += 1
         self.lesson.sent = sent
-        self.lesson.tokens = sum(map(self._tally.guess, sent))
         self._note_length(before)
         return lines
 
@@ -395,12 +398,11 @@ class Lesson:
     :param model: the backend's name for the one that is asked
     :param thread: the history that is sent
     :ivar sent: its messages and its tools, once they are sent
-    :ivar tokens: how many they are, by our own count
     :ivar due: the notices that the answer gives, and who is told
     :ivar refused: why its tools are in its prompt
     """
 
-    __slots__ = ("_aside", "_model", "_thread", "_turns", "due", "refused", "sent", "tokens")
+    __slots__ = ("_aside", "_model", "_thread", "_turns", "due", "refused", "sent")
 
     def __init__(
         self, turns: Turns, model: str | None, thread: Thread, aside: Aside | None
@@ -410,7 +412,6 @@ class Lesson:
         self._thread = thread
         self._aside = aside
         self.sent: list[Facts] = []
-        self.tokens = 0
         self.due: dict[Kind, Told] = {}
         self.refused: ApiError | None = None
 
@@ -421,7 +422,9 @@ class Lesson:
 
     def cold_start(self, seconds: float) -> str:
         """Return what is told of a backend that has read for so long."""
-        return notices.opening([notices.cold_start_notice(seconds, self.tokens)])
+        tally = self._turns.tokens.of(self._model)
+        tokens = sum(map(tally.guess, self.sent))
+        return notices.opening([notices.cold_start_notice(seconds, tokens)])
 
     def learn(self, report: Report | None) -> None:
         """Learn from the answer, which has ended or failed; None if there was none."""

@@ -172,7 +172,7 @@ class Reader:
 
     def read(self, messages: Iterable[bytes]) -> list[Line]:
         """Return `messages` without the notices in them; those that were nothing else are gone."""
-        cleaned = (without_notices(raw) for raw in messages)
+        cleaned = map(without_notices, messages)
         return [Line(raw, self._facts(raw)) for raw in cleaned if raw is not None]
 
     def since_reset(self, lines: list[Line]) -> list[Line]:

@@ -122,14 +122,19 @@ class Thread:
         :param sent: its messages, and its tools
         :param reported: its `usage.prompt_tokens`
         """
-        guesses = [tally.guess(facts) for facts in sent]
-        unsure = [at for at, facts in enumerate(sent) if not tally.knows(facts)]
-        for at in unsure[MAX_GUESSED:]:
-            tally.count(sent[at])
+        counts = list(map(tally.counted, sent))
+        unsure = [facts for facts, count in zip(sent, counts, strict=True) if count is None]
+        sure = sum([count for count in counts if count is not None])
+        sure += sum(map(tally.count, unsure[MAX_GUESSED:]))
         del unsure[MAX_GUESSED:]
-        self._guessed = b"".join([sent[at].digest for at in unsure])
-        self._guesses = array("Q", [guesses[at] for at in unsure])
-        self._beyond = reported - sum(guesses) + sum(self._guesses)
+        self._guessed = b"".join([facts.digest for facts in unsure])
+        self._guesses = array("Q", map(tally.guess, unsure))
+        self._beyond = reported - sure
+
+    @property
+    def most_missed(self) -> int:
+        """The most that `missed` can return, whatever has come."""
+        return max(0, self._beyond)
 
     def missed(self, messages: Iterable[Facts], tally: Tally) -> int:
         """

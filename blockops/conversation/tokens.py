@@ -84,6 +84,10 @@ class Tally:
             self._counts.put(facts.digest, known)
         return known
 
+    def counted(self, facts: Facts) -> int | None:
+        """Return the tokens of a message as they were counted; None if they were not."""
+        return self._counts.get(facts.digest)
+
     def knows(self, facts: Facts) -> bool:
         """Say whether a message was counted."""
         return self._counts.get(facts.digest) is not None

@@ -71,6 +71,7 @@ class _ChatFields(msgspec.Struct):
     ebnf: msgspec.Raw = _NULL
 
 
+_READ = frozenset(_ChatFields.__struct_fields__)
 #: What a request says of calls.
 _OF_CALLS = ("tools", "functions", "tool_choice", "function_call", "parallel_tool_calls")
 #: What those offer that are being answered. Agents send the same tools with each request, and more
@@ -126,11 +127,15 @@ class ChatRequest:
         :param without: fields that are taken out
         """
         gone = [name for name in without if self._fields.text_of(name)]
-        return _changed(self.came, {**_renamed(self), **(changes or {})}, gone)
+        changed = {**_renamed(self), **(changes or {})}
+        if changed and not gone and self._fields.misses(changed):
+            # As most streams are asked for their usage: it costs no reading of a long conversation.
+            return _with_more(self.came, changed)
+        return _changed(self.came, changed, gone)
 
     def messages(self) -> list[bytes]:
         """Return the JSON text of each message, as it came."""
-        return self._fields.items("messages")
+        return self._fields.messages()
 
     def tools(self) -> bytes:
         """Return the JSON text of all that is said of tools; empty if nothing is."""
@@ -228,11 +233,13 @@ class _Fields:
     The top level of a request's JSON object, each field read when it is asked for, and once.
 
     :param raw: field -> its JSON text, or its value where `of` had to read leniently
+    :param messages: the JSON text of each of a chat's, where that is known already
     """
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
+    def __init__(self, raw: Mapping[str, Any], messages: list[bytes] | None = None) -> None:
         self._raw = raw
         self._values: dict[str, Any] = {}
+        self._messages = messages
 
     @classmethod
     def of(cls, body: bytes) -> Self:
@@ -248,9 +255,10 @@ class _Fields:
             read = _chat_fields.decode(body)
         except UNREADABLE:
             read = None
-        if read is not None and read.messages and _are_objects(read.messages):
+        messages = [] if read is None else list(map(bytes, read.messages))
+        if read is not None and {message[:1] for message in messages} == {b"{"}:
             said = msgspec.structs.asdict(read)
-            return cls({name: raw for name, raw in said.items() if raw is not _NULL})
+            return cls({name: raw for name, raw in said.items() if raw is not _NULL}, messages)
         fields = cls.of(body)
         fields.require_objects("messages")
         return fields
@@ -273,12 +281,17 @@ class _Fields:
         raw = self._raw.get(name)
         return b"" if raw in (None, _NULL) else _text(raw)
 
-    def items(self, name: str) -> list[bytes]:
-        """Return the JSON text of each item of a list."""
-        raw = self._raw[name]
-        return [
-            _text(each) for each in (_items.decode(raw) if isinstance(raw, msgspec.Raw) else raw)
-        ]
+    def messages(self) -> list[bytes]:
+        """Return the JSON text of each message of a chat."""
+        if self._messages is None:
+            raw = self._raw["messages"]
+            every = _items.decode(raw) if isinstance(raw, msgspec.Raw) else raw
+            self._messages = list(map(_text, every))
+        return self._messages
+
+    def misses(self, names: Collection[str]) -> bool:
+        """Say whether none of the fields is there, not even as null; False of those not read."""
+        return _READ.issuperset(names) and self._raw.keys().isdisjoint(names)
 
     def number_of(self, name: str) -> int:
         """Return how many items a list has, without reading them; 0 if there is none."""
@@ -366,6 +379,12 @@ def _renamed(asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
     return {} if asked.model == asked.real_model else {"model": asked.real_model}
 
 
+def _with_more(body: bytes, more: Mapping[str, Any]) -> bytes:
+    """Return a request's body with fields behind those that it has."""
+    head, _, behind = body.rpartition(b"}")
+    return head + b"," + msgspec.json.encode(more)[1:] + behind
+
+
 def _changed(body: bytes, changes: Mapping[str, Any], without: Collection[str] = ()) -> bytes:
     """Return a request's body with some fields changed and others taken out."""
     if not changes and not without:
@@ -387,10 +406,6 @@ def _changed(body: bytes, changes: Mapping[str, Any], without: Collection[str] =
             for name, value in fields.items()
         )
         return b"{" + b",".join(members) + b"}"
-
-
-def _are_objects(values: list[msgspec.Raw]) -> bool:
-    return all(_opening(value) == "{" for value in values)
 
 
 def _opening(value: Any) -> str:

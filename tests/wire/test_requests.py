@@ -54,6 +54,29 @@ class ReadTests(SynchronousTestCase):
         ):
             self.assertEqual(ChatRequest.parse(body).body(), body)
 
+    def test_fields_that_it_does_not_have_are_put_behind_the_others(self) -> None:
+        came = b' {"messages":[{"role":"user","content":"}"}], "x": 1e400 }\n'
+        usage = {"stream_options": {"include_usage": True}}
+        body = ChatRequest.parse(came).body(usage)
+        self.assertEqual(body, came[:-2] + b',"stream_options":{"include_usage":true}}\n')
+
+    def test_fields_that_it_may_have_are_not_put_there_twice(self) -> None:
+        usage = {"stream_options": {"include_usage": True}}
+        for more in (
+            b'"stream_options":null',
+            b'"stream\\u005foptions":{"a":1}',
+            b'"stream_options":{},"stream_options":{"x":1}',
+            b'"tools":[],"stream_options":{}',
+        ):
+            came = b'{%b,"messages":[{"role":"user"}]}' % more
+            body = ChatRequest.parse(came).body(usage, ["tools"])
+            self.assertEqual(body.count(b"options"), 1, more)
+            self.assertEqual(json.loads(body), {"messages": [{"role": "user"}], **usage}, more)
+        # Of a field that is not read nobody knows whether it is there.
+        body = ChatRequest.parse(b'{"messages":[{}],"seed":1}').body({"seed": 2})
+        self.assertEqual(json.loads(body), {"messages": [{}], "seed": 2})
+        self.assertEqual(body.count(b"seed"), 1)
+
     def test_lenient_body_is_read_too(self) -> None:
         body = b'{"messages":[{"content":"\\ud83d"}],"stream":true,"n":2,"tools":[%s]}'
         asked = ChatRequest.parse(body % json.dumps(TOOL).encode())
