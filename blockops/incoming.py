@@ -244,8 +244,8 @@ class IncomingRequest(Request):
         super().finish()
 
     def let_go(self) -> None:
-        """Keep nothing of what was asked but its first line."""
-        self.requestHeaders = _NO_HEADERS
+        """Keep nothing of what was asked but its first line, and of the answer's head, which left."""
+        self.requestHeaders = self.responseHeaders = _NO_HEADERS
 
     def _turn_away(self, length: int | None) -> None:
         """Answer now, and let the client send its body into the void."""

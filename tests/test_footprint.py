@@ -33,6 +33,21 @@ class Held(SynchronousTestCase):
         backend.wire.clear()
         return client, backend
 
+    def test_an_idle_stream_takes_little(self) -> None:
+        """With its sockets and what its session is known by, it is 3 KB more."""
+        for _ in range(20):
+            self.begin()
+        streams = [self.begin() for _ in range(100)]
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        streams += [self.begin() for _ in range(100)]
+        gc.collect()
+        ours = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.Filter(False, f"*{name}") for name in ("tests/*", "internet/testing.py")]
+        )
+        held = sum(trace.size for trace in ours.traces) / 100
+        self.assertLess(held, 13_000)
+
     def test_request_is_not_kept_while_its_answer_comes(self) -> None:
         gc.collect()
         before = _alive()

@@ -118,7 +118,7 @@ class ManyRequests(Case):
 
 
 class IdleStreams(Case):
-    streams, bound = 1000, 30_000
+    streams, bound = 1000, 16_000
 
     def test_each_takes_little(self):
         self.allow(4 * self.streams)
