@@ -244,7 +244,7 @@ class IncomingRequest(Request):
         super().finish()
 
     def let_go(self) -> None:
-        """Keep nothing of what was asked but its first line, and of the answer's head, which left."""
+        """Keep nothing of what was asked but its first line, nor of the answer's head."""
         self.requestHeaders = self.responseHeaders = _NO_HEADERS
 
     def _turn_away(self, length: int | None) -> None:

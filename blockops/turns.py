@@ -193,7 +193,6 @@ class Turn:
         self._marked = any(line.facts.reset for line in lines)
         self._anew = anew
         self._prompting: Prompting | None = None
-        self._tools_text = asked.tools()
         if turns.writes_tools(asked):
             self._write_tools()
         self._tools = turns.facts_of_tools(self._tools_text)
@@ -210,6 +209,13 @@ class Turn:
     def asks_nothing(self) -> bool:
         """Whether there is nothing to send on: the session was begun anew, and that was all."""
         return self._marked and all(line.facts.role == "system" for line in self._lines)
+
+    @property
+    def _tools_text(self) -> bytes:
+        """What the prompt says of tools. An agent's are many: no copy of it is kept."""
+        if self._prompting is None:
+            return self._asked.tools()
+        return self._prompting.told.encode("utf-8", "replace")
 
     def _make_aside(self) -> Aside | None:
         mode = self._turns.settings.notices
@@ -283,7 +289,6 @@ class Turn:
             self._prompting = Prompting(self._asked, self._turns.wording)
         except RecursionError:
             raise _too_deep("tools") from None
-        self._tools_text = self._prompting.told.encode("utf-8", "replace")
 
     def _body(self) -> bytes:
         """Return the body for the backend, with what of the history is sent on."""
