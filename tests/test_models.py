@@ -53,6 +53,29 @@ class Chats(Named):
             self.assertEqual(client.events()[-1], "[DONE]")
         self.assertEqual(self.world.idle(), NOTHING_LEFT)
 
+    def test_chunks_that_pass_behind_one_that_was_written_anew(self) -> None:
+        """Where there is white space in the one and not in the other."""
+        for first in (part("Hi"), part(), part(role="assistant")):
+            for short, name in ALIASES.items():
+                client, backend = self.world.ask(model=short)
+                backend.begin_stream()
+                named = [first, part("a"), part("b"), part(finish="stop"), DONE]
+                real = json.dumps(name)
+                backend.stream(*(each.replace(json.dumps(REAL), real) for each in named))
+                backend.reactor.advance(0)
+                self.assertEqual(self.models(client), {short})
+                self.assertIn(
+                    f'"model":{json.dumps(short, ensure_ascii=False)}', client.events()[2]
+                )
+
+    def test_a_first_chunk_that_names_none(self) -> None:
+        client, backend = self.world.ask(model="qwen")
+        backend.begin_stream()
+        nameless = part(role="assistant").replace(json.dumps(REAL), '""')
+        backend.stream(nameless, part("a"), part(finish="stop"), DONE)
+        backend.reactor.advance(0)
+        self.assertEqual(self.models(client), {"", "qwen"})
+
     def test_the_text_stays(self) -> None:
         text = f'{{"model": "{REAL}"}} "model":"{REAL}"'
         client, backend = self.world.ask(model="qwen", tools=None)

@@ -38,25 +38,27 @@ class Renaming:
 
     def __init__(self, name: str) -> None:
         self._name = msgspec.json.encode(name)
-        self._says = b'"model":' + self._name
-        self._said: list[bytes] = []
+        # A pattern's replacement, in which a backslash would mean something.
+        self._says = b'"model":' + self._name.replace(b"\\", rb"\\")
+        self._said: re.Pattern[bytes] | None = None
 
     def events(self, events: bytes) -> bytes:
         """Return whole events for the client, with the client's name for the model in them."""
-        if not self._said:
+        if self._said is None:
             self._said = self._learnt(events)
-        for said in self._said:
-            events = events.replace(said, self._says)
-        return events
+        return events if self._said is None else self._said.sub(self._says, events)
 
-    def _learnt(self, events: bytes) -> list[bytes]:
-        """Return how the first chunk that names another model says so, and how we would."""
+    def _learnt(self, events: bytes) -> re.Pattern[bytes] | None:
+        """
+        Return how the first chunk that names another model says so.
+
+        With any white space: where a chunk was written anew it has none, where it passes it may.
+        """
         for event in events.split(b"\n\n") if b'"model"' in events else ():
             said = _field(event.removeprefix(_DATA), "model")
-            if said.startswith(b'"') and said != self._name:
-                spelled = re.search(rb'"model"\s*:\s*' + re.escape(said), event)
-                return list({b'"model":' + said, spelled[0] if spelled else b'"model":' + said})
-        return []
+            if said.startswith(b'"') and said not in (self._name, b'""'):
+                return re.compile(rb'"model"\s*:\s*' + re.escape(said))
+        return None
 
     def whole(self, answer: bytes) -> bytes:
         """Return a whole answer's JSON with the client's name in it; other bytes as they are."""
