@@ -9,7 +9,7 @@ request has a connection of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from typing import Any, cast
 from hyperlink import EncodedURL
 from treq.client import HTTPClient
 from twisted.internet import error
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.python.failure import Failure
 from twisted.web.client import (
@@ -117,15 +117,17 @@ class Upstream:
         agent = OneShotAgent(reactor, trust(ca), connect_timeout, on_connected)
         self._client = HTTPClient(agent, self._no_cookies)
 
-    async def request(
+    def request(
         self,
         method: str,
         target: str,
         headers: Headers | None = None,
         body: bytes | IBodyProducer | None = None,
-    ) -> IResponse:
+    ) -> Coroutine[Deferred[Any], Any, IResponse]:
         """
-        Ask the backend, and return its answer as soon as its headers are here.
+        Ask the backend, and return what awaits its answer, which is here when its headers are.
+
+        Nothing of what was asked is kept meanwhile: a model may read a prompt for minutes.
 
         The body of the answer waits: `deliverBody` starts it. Cancelling closes the connection.
 
@@ -147,6 +149,9 @@ class Upstream:
             allow_redirects=False,
             reactor=self._reactor,
         )
+        return self._answer(asked)
+
+    async def _answer(self, asked: Deferred[Any]) -> IResponse:
         try:
             return cast("IResponse", await asked)
         except CancelledError:
