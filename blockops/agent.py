@@ -596,6 +596,10 @@ class _Connection(Protocol):
         response = self._taker = _Response(self._reader, asked, self)
         if content:
             response.dataReceived(content)
+        if self._reader.ended:
+            # Who takes the body finds all of it, and its end: nobody has to wait for that.
+            self._taker = None
+            response.connectionLost(_WHOLE)
         answered.callback(response)
         if self._taker is response and not self._reader.ended:
             self.pauseProducing()

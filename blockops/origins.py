@@ -109,16 +109,8 @@ class Origins:
 
     def _knows(self, host: bytes, request: IncomingRequest) -> bool:
         """Say whether `host` cannot be somebody else's name for this machine."""
-        name = _name(host.decode("latin-1"))
-        return (
-            name in self._names
-            or "*" in self._names
-            or "." not in name
-            or name.endswith(_OWN_DOMAINS)
-            or _is_number(name)
-            # No page gets at a Unix socket, and no name leads to one.
-            or not is_loopback(request.getHost())
-        )
+        # No page gets at a Unix socket, and no name leads to one.
+        return _is_own(host, self._names) or not is_loopback(request.getHost())
 
 
 async def preflight(exchange: Exchange) -> None:
@@ -165,6 +157,22 @@ def _name(host: str) -> str:
 
 
 @lru_cache  # Clients give the same name again and again.
+def _is_own(host: bytes, names: frozenset[str]) -> bool:
+    """
+    Say whether `host` is a name that leads nowhere else, or one that nobody can register.
+
+    :param names: of this machine; `*` for all
+    """
+    name = _name(host.decode("latin-1"))
+    return (
+        name in names
+        or "*" in names
+        or "." not in name
+        or name.endswith(_OWN_DOMAINS)
+        or _is_number(name)
+    )
+
+
 def _is_number(name: str) -> bool:
     try:
         ip_address(name)

@@ -438,6 +438,20 @@ class Answers(SynchronousTestCase):
         body.end.trap(ResponseDone)
         self.assertRaises(RuntimeError, call.take)
 
+    def test_a_whole_answer_that_came_in_one_piece_is_had_at_once(self) -> None:
+        for answer, had in ((OK, True), (CHUNKED + b"5\r\nhello\r\n", False)):
+            call = Call()
+            taken: list[tuple[bytes, bool]] = []
+
+            def take(_: object, call: Call = call) -> None:
+                body = call.take()
+                taken.append((body.content(), body.end is not None))  # noqa: B023 - asked at once
+
+            call.answered.addCallback(take)
+            call.server.send(answer)
+            self.assertEqual(taken, [(b"hello", had)])
+            self.assertEqual(call.server.wire.aborted, had)
+
     def test_a_pause_from_before_the_first_byte_holds(self) -> None:
         """With Twisted's agent it is undone (twisted#9623)."""
 
