@@ -46,6 +46,8 @@ OPTIONS = {
     "header-timeout": STALL,
     "client-timeout": STALL,
     "max-answer": "1m",
+    # A backend that is away for a second is asked again soon: the soak is about what comes then.
+    "circuit-pause": 1,
     "max-sessions": SESSIONS,
     "log-size": "1m",
     "max-connections": 5000,
