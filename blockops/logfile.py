@@ -119,8 +119,12 @@ class LogFile(RotatingFileHandler):
         torn = _torn(path)
         stream = open(path, "a", encoding="utf-8", opener=_private)  # noqa: SIM115
         if torn:
-            stream.write(self.terminator)
-            stream.flush()
+            try:
+                # Not into the stream's buffer: what cannot leave it keeps the stream from closing.
+                os.write(stream.fileno(), b"\n")
+            except OSError:
+                stream.close()
+                raise
         return stream
 
     def _moved(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import os
 import queue
@@ -9,6 +11,7 @@ import resource
 import stat
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -281,6 +284,20 @@ class LogFileTests(SynchronousTestCase):
         file.write("z")
         self.assertEqual(self.path.read_text(), "z\nz\n")
         self.assertEqual(in_the_way.read_text(), "x" * 80 + "\n")
+
+    def test_a_disk_too_full_to_end_a_torn_line(self):
+        self.path.parent.mkdir()
+        self.path.write_text("to")
+        full = OSError(errno.ENOSPC, "No space left on device")
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            with mock.patch("os.write", side_effect=full):
+                self.assertRaises(OSError, self.file.write, "one")
+            gc.collect()
+        # The file is closed, not left to whoever collects it, which tells of it as it likes.
+        self.assertEqual([str(each.message) for each in warned], [])
+        self.file.write("one")
+        self.assertEqual(self.path.read_text(), "to\none\n")
 
     def test_a_torn_line_does_not_tear_the_next(self):
         self.path.parent.mkdir()
