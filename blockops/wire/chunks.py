@@ -78,6 +78,28 @@ class Piece(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class Fragment(msgspec.Struct, frozen=True, gc=False):
+    """
+    A delta of ours that says one piece of text, as nearly all do.
+
+    :param call: of which call it is the arguments; None for the content
+    """
+
+    text: str
+    call: int | None = None
+
+    def piece(self) -> Piece:
+        """Return it as any other delta."""
+        return Piece(said_in(self.call, self.text))
+
+
+def said_in(call: int | None, text: Any) -> dict[str, Any]:
+    """Return the delta that says `text` as arguments of a call; None: as the content."""
+    if call is None:
+        return {"content": text}
+    return {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
+
+
 class Rewritten(msgspec.Struct):
     """
     What one choice of a chunk becomes.

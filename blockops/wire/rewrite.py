@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from blockops.wire.chunks import Choice, Delta, Function, Piece, Rewritten, ToolCall
+from blockops.wire.chunks import Choice, Delta, Fragment, Function, Piece, Rewritten, ToolCall
 from blockops.wire.report import STRUCTURED, Report
 from blockops.wire.toolcalls import deltas as found
 from blockops.wire.toolcalls.offer import Offer
@@ -98,10 +98,16 @@ class Rewriter:
         """The choice, while `say` may be asked; None where more than text counts."""
         return self if self._state is Rewriter._speak else None
 
-    def say(self, text: str) -> list[Piece] | None:
+    def say(self, text: str) -> list[Piece] | Fragment | None:
         """Return what a delta becomes that is only `text`; None if it may go as it came."""
         deltas = self._parser.feed(text)
-        return None if _is_just(deltas, text) else self._pieces(deltas)
+        if len(deltas) == 1:
+            delta = deltas[0]
+            if isinstance(delta, found.CallArguments):
+                return Fragment(delta.text, self._calls - 1)
+            if isinstance(delta, found.Text):
+                return None if delta.text is text else Fragment(delta.text)
+        return self._pieces(deltas) if text else None
 
     @property
     def verbatim(self) -> tuple[re.Pattern[str] | None, int | None]:
@@ -110,7 +116,8 @@ class Rewriter:
 
         No pattern where a closer look is needed.
         """
-        return self._parser.verbatim, self._calls - 1 if self._parser.in_call else None
+        parser = self._parser
+        return parser.verbatim, self._calls - 1 if parser.in_call else None
 
     def release(self) -> list[Piece]:
         """Return what was held back, the answer being cut here; no finish reason is made up."""
@@ -165,8 +172,10 @@ class Rewriter:
         text = delta.content
         if choice.finish_reason:
             return self._finish(text, choice.finish_reason)
-        pieces = self.say(text) if text else None
-        return None if pieces is None else Rewritten(pieces)
+        said = self.say(text) if text else None
+        if said is None:
+            return None
+        return Rewritten([said.piece()] if isinstance(said, Fragment) else said)
 
     def _finish(self, text: str | None, reason: str) -> Rewritten | None:
         deltas = self._parser.feed(text) if text else []
@@ -241,8 +250,7 @@ class Rewriter:
         pieces: list[Piece] = []
         for delta in deltas:
             if isinstance(delta, found.CallArguments):
-                function = {"arguments": delta.text}
-                pieces.append(_call_piece({"index": self._calls - 1, "function": function}))
+                pieces.append(Fragment(delta.text, self._calls - 1).piece())
             elif isinstance(delta, found.Text):
                 _append_text(pieces, "content", delta.text)
             elif isinstance(delta, found.CallBegan):

@@ -16,10 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 
-from blockops.wire.chunks import Piece, apart
+from blockops.wire.chunks import Fragment, Piece, apart, said_in
 
 _read_string = msgspec.json.Decoder(str).decode
 _write = msgspec.json.Encoder().encode
@@ -40,7 +41,17 @@ class Stencil:
     :ivar content: whether that field is the content; else it is thoughts
     """
 
-    __slots__ = ("_back", "_front", "_head", "_passage", "_rest", "_tail", "content", "index")
+    __slots__ = (
+        "_around",
+        "_back",
+        "_front",
+        "_head",
+        "_passage",
+        "_rest",
+        "_tail",
+        "content",
+        "index",
+    )
 
     def __init__(self, data: bytes, said: re.Match[bytes]) -> None:
         """
@@ -60,6 +71,8 @@ class Stencil:
         self._tail = parts.tail + _END
         self._rest = parts.rest
         self._passage: Passage | None = None
+        # What stands around the string of a fragment, and for which call's arguments.
+        self._around: tuple[int | None, bytes, bytes] | None = None
 
     def read(self, data: bytes, start: int, end: int) -> str | None:
         """Return what an event says, blank line included; None if it is of another shape."""
@@ -77,27 +90,34 @@ class Stencil:
         :param call: of which call it is the arguments; None where it is said as it came
         """
         if self._passage is None or self._passage.kind != (text, call):
-            self._passage = Passage((text, call), self._front, self._back, self._around(call))
+            around = None if call is None else self._around_fragment(call)
+            self._passage = Passage((text, call), self._front, self._back, around)
         return self._passage
 
-    def _around(self, call: int | None) -> tuple[bytes, bytes]:
-        """Return what stands around the string in an event that tells it elsewhere."""
-        if call is None:
-            return b"", b""
-        told = {"index": call, "function": {"arguments": _HERE}}
-        before, _, behind = self.write([Piece({"tool_calls": [told]})]).partition(_HERE)
-        return before + b'"', b'"' + behind
+    def _around_fragment(self, call: int | None) -> tuple[bytes, bytes]:
+        """Return what stands around the string in an event that tells it as a fragment."""
+        if self._around is None or self._around[0] != call:
+            event = self._written(said_in(call, _HERE))
+            before, _, behind = event.partition(_HERE)
+            self._around = call, before, behind
+        return self._around[1:]
 
-    def write(self, pieces: Sequence[Piece]) -> bytes:
-        """Return the events of this shape that say `pieces`, in place of one."""
-        if not pieces:
+    def write(self, said: Sequence[Piece] | Fragment) -> bytes:
+        """Return the events of this shape that say this, in place of one."""
+        if isinstance(said, Fragment):
+            before, behind = self._around_fragment(said.call)
+            return before + _write(said.text) + behind
+        if not said:
             return b""
-        first, *more = pieces
-        delta = {**self._rest, **first.delta} if self._rest else first.delta
-        event = self._head + _write(delta) + self._tail
+        first, *more = said
+        event = self._written(first.delta)
         if not more:
             return event
         return b"".join([event, *(self._head + _write(each.delta) + self._tail for each in more)])
+
+    def _written(self, delta: dict[str, Any]) -> bytes:
+        whole = {**self._rest, **delta} if self._rest else delta
+        return self._head + _write(whole) + self._tail
 
 
 class Passage:
@@ -115,13 +135,13 @@ class Passage:
         kind: tuple[re.Pattern[str], int | None],
         front: bytes,
         back: bytes,
-        around: tuple[bytes, bytes],
+        around: tuple[bytes, bytes] | None,
     ) -> None:
         self.kind = kind
-        self.retells = kind[1] is not None
+        self.retells = around is not None
         self._front, self._width = front, len(front)
         self._back, self._behind = back, len(back)
-        self._around = around
+        self._around = around or (b"", b"")
         self._spells = spelled(kind[0]).fullmatch
 
     def takes(self, data: bytes, start: int, end: int) -> bool:
@@ -135,7 +155,8 @@ class Passage:
     def retell(self, data: bytes, start: int, end: int) -> bytes:
         """Return the event that tells the text of the one which `takes` has said yes to."""
         before, behind = self._around
-        return before + data[start + self._width : end - self._behind] + behind
+        # The quotes around it are those of the event that it came in.
+        return before + data[start + self._width - 1 : end - self._behind + 1] + behind
 
 
 @lru_cache(maxsize=64)

@@ -22,6 +22,7 @@ from blockops.wire.aside import Aside, AsideChoice
 from blockops.wire.chunks import (
     Choice,
     Chunk,
+    Fragment,
     Piece,
     Rewritten,
     as_chunk,
@@ -133,7 +134,7 @@ class StreamTranscoder:
         self._envelope = _Envelope(asked)
         # The shape that chunks have at the moment, and who takes what they say.
         self._stencil: Stencil | None = None
-        self._say: Callable[[str], list[Piece] | None] = _as_it_is
+        self._say: Callable[[str], list[Piece] | Fragment | None] = _as_it_is
         self._speaker: Rewriter | None = None
         self._lessons = _LESSONS
         # What events that come next need not be read; None where all do.
@@ -167,7 +168,9 @@ class StreamTranscoder:
 
     def _compare(self, data: bytes, position: int, ready: list[bytes]) -> int:
         """Take the events that are of a known shape; return where the first other one begins."""
-        passage = self._passage
+        # One that came alone was looked at already.
+        several = position or data.find(_BLANK_LINE) + 2 < len(data)
+        passage = self._passage if several else None
         if self._stencil is None or not self._decoder.between_events or len(data) > self._max_event:
             return position
         unsent = position
@@ -200,8 +203,8 @@ class StreamTranscoder:
         stencil = self._stencil
         if stencil is None or (text := stencil.read(data, start, end)) is None:
             return None
-        pieces = self._say(text)
-        return _AS_IT_CAME if pieces is None else stencil.write(pieces)
+        said = self._say(text)
+        return _AS_IT_CAME if said is None else stencil.write(said)
 
     def _way_through(self) -> Passage | None:
         """Return what may come next without being read; None if all has to."""

@@ -348,7 +348,8 @@ class StreamingTests(ReadCase):
         self.assertIsNone(parser.verbatim)
         parser.feed("three" + XML.partition("</parameter>")[0])
         self.assertTrue(parser.in_call)
-        for text, passes in (("y", 1), ("y ", 1), ("", 0), ("<", 0), ("y\n", 0), ('"', 0)):
+        more = (("x < y", 1), ("a <br>", 1), ("</", 0), ("<p", 0), ("a <", 0), ("<<", 0))
+        for text, passes in (("y", 1), ("y ", 1), ("<", 0), ("y\n", 0), ('"', 0), *more):
             assert parser.verbatim is not None
             self.assertEqual(parser.verbatim.fullmatch(text) is not None, passes, text)
         counting = ToolCallParser(Offer({}, translate=False))

@@ -46,8 +46,6 @@ from blockops.wire.toolcalls.untranslated import OpenerCount
 _WHOLE = frozenset({"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"})
 """The finish reasons that say that the model ended by itself."""
 
-_ANYTHING = re.compile(".+", re.DOTALL)
-
 MAX_PIECE = 8_192
 """Characters that are read at once: behind an opener that opens nothing, all of them are copied."""
 
@@ -63,6 +61,9 @@ class ToolCallParser:
     :ivar tally: how often something worth counting was met: "calls", "unknown_name", "malformed",
         "unclosed" (calls that were cut off), "dropped_parallel", "gave_up" (more than `max_hold`
         was held back), "untranslated" (openers where nothing is translated), "think_calls"
+    :ivar verbatim: matches text, if it is not empty, that need not be fed: it would come back as
+        it stands, and change nothing; None where a closer look is needed
+    :ivar in_call: whether it would come back as a piece of a call's arguments
     """
 
     __slots__ = (
@@ -72,11 +73,9 @@ class ToolCallParser:
         "_format",
         "_glides",
         "_kept",
-        "_kind",
         "_literals",
         "_offer",
         "_opening",
-        "_plainly",
         "_read",
         "_reader",
         "_room",
@@ -84,7 +83,9 @@ class ToolCallParser:
         "_scanner",
         "_searches",
         "_untried",
+        "in_call",
         "tally",
+        "verbatim",
     )
 
     def __init__(self, offer: Offer, rules: Rules = Rules()) -> None:  # noqa: B008 (frozen)
@@ -115,11 +116,10 @@ class ToolCallParser:
         # What was read since the attempt began, behind its opener, and what may still be read.
         self._kept: list[str] = []
         self._room = 0
-        # What matches text that is a delta as it stands, of this kind, and changes nothing.
-        self._plainly: re.Pattern[str] | None = None
-        # The same, but for spaces at its end.
+        self.in_call = False
+        self.verbatim: re.Pattern[str] | None = None
+        # Says of other text that it would come back but for spaces at its end.
         self._glides: Callable[[str], object] = _never
-        self._kind: type[Text | CallArguments] = Text
         self._look_ahead()
 
     def feed(self, text: str) -> list[Delta]:
@@ -130,11 +130,15 @@ class ToolCallParser:
         """
         if self._count and (seen := self._count.feed(text)):
             self.tally["untranslated"] += seen
-        if self._plainly is not None and text and self._plainly.fullmatch(text):
-            return [self._kind(text)]
+        if not text:
+            return []
+        if not self._searches:
+            return [Text(text)]
+        if self.verbatim is not None and self.verbatim.fullmatch(text):
+            return [CallArguments(text) if self.in_call else Text(text)]
         if self._glides(text):
             said = self._scanner.glide(text)
-            self._plainly = self._literals.plain if self._scanner.ready else None
+            self._look_ahead_in_line()
             return [Text(said)]
         out: list[Delta] = []
         self._read_all(text, out)
@@ -142,30 +146,21 @@ class ToolCallParser:
         self._look_ahead()
         return out
 
-    @property
-    def verbatim(self) -> re.Pattern[str] | None:
-        """What matches text that need not be fed: it would come back as it stands."""
-        # Where openers are counted, all of it is searched.
-        return self._plainly if self._count is None else None
-
-    @property
-    def in_call(self) -> bool:
-        """Whether it would come back as a piece of a call's arguments."""
-        return self._kind is CallArguments
-
     def _look_ahead(self) -> None:
         """Note which text that comes next has not to be looked at any closer."""
         self._glides = _never
-        self._plainly = None
-        self._kind = Text
-        if self._read == self._stream:
-            self._kind = CallArguments
-            self._plainly = self._fluent.verbatim if self._fluent is not None else None
-        elif not self._searches:
-            self._plainly = _ANYTHING
+        self.verbatim = None
+        self.in_call = self._read == self._stream
+        if self.in_call:
+            self.verbatim = self._fluent.verbatim if self._fluent is not None else None
         elif self._read == self._search and self._scanner.gliding:
             self._glides = self._literals.is_spaced
-            self._plainly = self._literals.plain if self._scanner.ready else None
+            self._look_ahead_in_line()
+
+    def _look_ahead_in_line(self) -> None:
+        # Where openers are counted, all text is looked at.
+        plain = self._scanner.ready and self._count is None
+        self.verbatim = self._literals.plain if plain else None
 
     def finish(self, reason: str | None) -> list[Delta]:
         """
@@ -184,6 +179,8 @@ class ToolCallParser:
 
     def _read_all(self, text: str, out: list[Delta]) -> None:
         """Read `text`, and what is given back of it, in pieces."""
+        if 0 < len(text) <= MAX_PIECE:
+            text = self._read(text, out)
         waiting = _pieces(text)
         while waiting:
             if rest := self._read(waiting.pop(), out):

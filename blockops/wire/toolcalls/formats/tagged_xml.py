@@ -121,7 +121,8 @@ _CANDIDATE = re.compile(r"<(?:/(?:[pf]|\Z)|p|\Z)")
 _LAST = re.compile(rf"</parameter>{_S}(</function>{_S})?(.*)|</function>()()", re.DOTALL)
 _STRING = Kind()
 # What a string holds that JSON writes in the same way, and that is the beginning of no tag.
-_VERBATIM = re.compile(r'[^<"\\\x00-\x1f]+')
+_ITSELF = r'[^<"\\\x00-\x1f]'
+_VERBATIM = re.compile(rf"{_ITSELF}*(?:<(?![/p]){_ITSELF}+)*")
 
 
 class TaggedXml:
