@@ -307,6 +307,13 @@ class Thinking(SynchronousTestCase):
         roles = [choice["delta"].get("role") for choice in stream.choices()]
         self.assertEqual(roles, ["assistant", None, None])
 
+    def test_an_answer_of_nothing(self) -> None:
+        stream = Stream("thinks")
+        stream.feed(b"data: [DONE]\n\n")
+        deltas = [choice["delta"] for choice in stream.choices()]
+        self.assertEqual(deltas, [{"role": "assistant"}, {"reasoning_content": SAID}, {}])
+        stream.check(self)
+
     def test_of_what_says_nothing_else(self) -> None:
         """All that is said besides stays, once."""
         stream = Stream("thinks")
