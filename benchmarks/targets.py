@@ -4,7 +4,9 @@ What is compared: the backend itself, nginx, LiteLLM's proxy, and blockops, each
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -75,8 +77,11 @@ class Absent(Exception):
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on, and that the system gives to no outgoing connection."""
+    while True:
+        port = 10_000 + secrets.randbelow(22_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def accepts(port: int) -> bool:
