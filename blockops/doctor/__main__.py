@@ -14,6 +14,7 @@ from twisted.internet.task import react
 from blockops.doctor.examination import Examination
 from blockops.doctor.findings import Examined, presentable
 from blockops.doctor.tools import QUESTION
+from blockops.service import DEMO
 from blockops.settings import SettingError, Settings, resolve
 from blockops.upstream import Upstream
 from blockops.wire.errors import ApiError
@@ -50,9 +51,15 @@ def _arguments(command_line: Sequence[str]) -> argparse.Namespace:
 def _settings(arguments: argparse.Namespace) -> Settings:
     given = {name: getattr(arguments, name) for name in ("backend", "backend_ca")}
     try:
-        return resolve({name: value for name, value in given.items() if value}, os.environ)
+        settings = resolve({name: value for name, value in given.items() if value}, os.environ)
     except SettingError as error:
         raise SystemExit(f"blockops: {error}") from None
+    if settings.backend == DEMO:
+        raise SystemExit(
+            "blockops: The demo is no server, but inside blockops, and fits it. Give the address "
+            "of one: --backend http://HOST:PORT"
+        )
+    return settings
 
 
 async def _examine(reactor: Any, arguments: argparse.Namespace, settings: Settings) -> None:
