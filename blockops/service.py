@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from os import fsdecode, strerror
 from typing import Any
 
 from twisted.application.service import IService, MultiService
@@ -217,7 +218,7 @@ class Daemon(MultiService):
         try:
             super().privilegedStartService()
         except (CannotListenError, OSError, TooOpen) as error:
-            raise SystemExit(f"blockops: {error}") from None
+            raise SystemExit(f"blockops: {_refusal(error)}") from None
 
     def startService(self) -> None:
         super().startService()
@@ -306,6 +307,16 @@ class Daemon(MultiService):
     def _hasten(self) -> None:
         self._log.info("Told to stop once more: ending the answers that are under way")
         self.gateway.hasten()
+
+
+def _refusal(error: Exception) -> str:
+    """Return why one cannot listen; where it is for a file's sake, with what to do about it."""
+    path = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    if not isinstance(path, str | bytes):
+        return str(error)
+    place = fsdecode(path).removesuffix(".lock")  # Twisted's, beside the socket
+    why = strerror(getattr(error, "errno", 0))
+    return f"cannot listen on {place}: {why}. Its folder has to be there, and writable."
 
 
 def endpoints(settings: Settings) -> tuple[str, ...]:

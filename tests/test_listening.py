@@ -92,6 +92,18 @@ class Refusing(SynchronousTestCase):
         World(interface="0.0.0.0", api_keys_file=path)
 
 
+class Nowhere(TestCase):
+    def test_a_folder_that_is_not_there(self) -> None:
+        where = Path(self.mktemp()).resolve() / "http"
+        settings = Settings(log_file=None, listen=(f"unix:{where}",))
+        refused = self.assertRaises(SystemExit, Daemon(settings, reactor).privilegedStartService)
+        self.assertEqual(
+            str(refused),
+            f"blockops: cannot listen on {where}: No such file or directory. Its folder has to be "
+            "there, and writable.",
+        )
+
+
 class Sockets(TestCase):
     """Real ones."""
 
