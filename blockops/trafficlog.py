@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from blockops.logfile import LogFile
@@ -31,7 +32,8 @@ MAX_WAITING_RECORDS = 10_000
 #: What a record takes besides its body, roughly.
 _FRAME = 1024
 
-#: Seconds that the log's thread lets records gather before it writes them.
+#: Seconds that records gather before the log's thread is woken to write them: while it runs, the
+#: reactor's does not.
 GATHERING = 0.05
 
 #: Bytes of records that are written in one piece, unless one alone has more: a millisecond's work.
@@ -60,18 +62,16 @@ class Backlog:
 
     :param max_bytes: what they may take together
     :param max_records: how many they may be
-    :param gathering: seconds that the first of them waits for others
     """
 
-    def __init__(self, max_bytes: int, max_records: int, gathering: float = 0.0) -> None:
+    def __init__(self, max_bytes: int, max_records: int) -> None:
         self._max_bytes = max_bytes
         self._max_records = max_records
-        self._gathering = gathering
         self._records: deque[tuple[Stamped, int]] = deque()
         self._bytes = 0
-        lock = threading.Lock()
-        self._changed = threading.Condition(lock)
-        self._pressing = threading.Condition(lock)
+        self._changed = threading.Condition(threading.Lock())
+        # What waits has waited long enough.
+        self._due = False
         self.closed = False
 
     @property
@@ -87,19 +87,23 @@ class Backlog:
                 return False
             self._records.append((record, size))
             self._bytes += size
-            self._changed.notify()
+            # To wake a thread for each record would cost the reactor more than the record itself.
             if not self.calm:
-                self._pressing.notify()
+                self._changed.notify()
             return True
 
-    def take(self) -> list[Stamped]:
-        """Return the oldest records, once there are any; none of them once all is over."""
+    def release(self) -> None:
+        """Let what waits be taken; it is so without this where it takes half of the room."""
         with self._changed:
-            if not self._records:
-                self._changed.wait_for(lambda: self._records or self.closed)
-                # While this waits, `put` wakes nobody: to wake a thread for each record costs the
-                # reactor more than the record itself.
-                self._pressing.wait_for(lambda: self.closed or not self.calm, self._gathering)
+            self._due = bool(self._records)
+            self._changed.notify()
+
+    def take(self) -> list[Stamped]:
+        """Return the oldest records, once they are released; none of them once all is over."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.closed or (self._records and (self._due or not self.calm))
+            )
             taken: list[Stamped] = []
             room = TOGETHER
             while self._records and (not taken or self._records[0][1] <= room):
@@ -107,6 +111,7 @@ class Backlog:
                 self._bytes -= size
                 room -= size
                 taken.append(record)
+            self._due = bool(self._records)
             return taken
 
     def close(self) -> None:
@@ -114,7 +119,6 @@ class Backlog:
         with self._changed:
             self.closed = True
             self._changed.notify()
-            self._pressing.notify()
 
     def abandon(self) -> int:
         """Throw away what waits; return how many records that was."""
@@ -248,7 +252,7 @@ class TrafficLog:
         self._reactor = reactor
         self._keep_body = keep_body
         self._now = now
-        self._backlog = Backlog(MAX_WAITING_BYTES, MAX_WAITING_RECORDS, GATHERING)
+        self._backlog = Backlog(MAX_WAITING_BYTES, MAX_WAITING_RECORDS)
         self._writer = Writer(
             self._backlog,
             LogFile(path, rotate_at=rotate_at, keep=keep),
@@ -259,6 +263,8 @@ class TrafficLog:
         self._closed: list[Deferred[None]] = []
         self._crowded_out = 0
         self._behind = False
+        # Until what waits is written; None while nothing waits.
+        self._gathering: IDelayedCall | None = None
 
     @property
     def lost(self) -> int:
@@ -281,6 +287,8 @@ class TrafficLog:
         self.start()
         kept = msgspec.structs.replace(record, body=bytes(record.body[: self._keep_body]))
         if self._backlog.put((self._now(), kept), len(kept.body) + _FRAME):
+            if self._gathering is None:
+                self._gathering = self._reactor.callLater(GATHERING, self._gathered)
             if self._behind and self._backlog.calm:
                 self._behind = False
                 _tell("The traffic log keeps up again", self.lost)
@@ -289,6 +297,10 @@ class TrafficLog:
         if not self._behind and not self._backlog.closed:
             self._behind = True
             _tell("The traffic log loses lines: the disk is too slow", self.lost)
+
+    def _gathered(self) -> None:
+        self._gathering = None
+        self._backlog.release()
 
     def reopen(self, secrets: tuple[str, ...]) -> None:
         """
@@ -299,6 +311,7 @@ class TrafficLog:
         self._writer.secrets = secrets
         if self._thread is not None:
             self._backlog.put((self._now(), None), 0)
+            self._backlog.release()
 
     def close(self) -> Deferred[None]:
         """
@@ -307,6 +320,9 @@ class TrafficLog:
         Fires when that is done or given up; never fails. Records that come later are lost.
         """
         self._backlog.close()
+        gathering, self._gathering = self._gathering, None
+        if gathering is not None:
+            gathering.cancel()
         if self._thread is None or not self._thread.is_alive():
             return succeed(None)
         if not self._closed:

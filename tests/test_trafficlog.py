@@ -381,6 +381,7 @@ class BacklogTests(SynchronousTestCase):
         backlog = Backlog(100, 10)
         for number in range(3):
             self.assertTrue(backlog.put((number, request()), 1))
+        backlog.release()
         self.assertEqual([each[0] for each in backlog.take()], [0, 1, 2])
 
     def test_as_many_are_taken_as_are_written_together(self):
@@ -431,7 +432,7 @@ class BacklogTests(SynchronousTestCase):
         self.assertTrue(backlog.put((7, request()), 90))
 
     def test_a_thread_that_waits_is_woken(self):
-        for end in (lambda log: log.put((7, request()), 0), lambda log: log.close()):
+        for end in (lambda log: log.put((7, request()), 50), lambda log: log.close()):
             backlog = Backlog(100, 2)
             taken: queue.Queue[Any] = queue.Queue()
             thread = threading.Thread(target=lambda: taken.put(backlog.take()), daemon=True)  # noqa: B023
@@ -440,36 +441,51 @@ class BacklogTests(SynchronousTestCase):
             taken.get(timeout=PATIENCE)
             thread.join(PATIENCE)
 
-    def gathering(self) -> tuple[Backlog, queue.Queue[Any]]:
-        """Return a backlog whose first record waits for others, and what a thread takes of it."""
-        backlog = Backlog(100, 4, gathering=10 * PATIENCE)
+    def waited_for(self) -> tuple[Backlog, queue.Queue[Any]]:
+        """Return a backlog, and what a thread takes of it that waits already."""
+        backlog = Backlog(100, 4)
         taken: queue.Queue[Any] = queue.Queue()
         thread = threading.Thread(target=lambda: taken.put(backlog.take()), daemon=True)
         thread.start()
         self.addCleanup(thread.join, PATIENCE)
         self.addCleanup(backlog.close)
-        backlog.put((7, request()), 10)
         end = time.monotonic() + PATIENCE
-        while not getattr(backlog._pressing, "_waiters") and time.monotonic() < end:  # noqa: B009
-            pass  # until the thread waits for more
+        while not getattr(backlog._changed, "_waiters") and time.monotonic() < end:  # noqa: B009
+            pass
         return backlog, taken
 
     def test_the_first_waits_for_others(self):
-        backlog, taken = self.gathering()
+        backlog, taken = self.waited_for()
+        backlog.put((7, request()), 10)
+        self.assertTrue(getattr(backlog._changed, "_waiters"))  # noqa: B009 - nobody was woken
         backlog.put((8, request()), 10)
         # Half of the room is taken.
         self.assertEqual([when for when, _ in taken.get(timeout=PATIENCE)], [7, 8])
 
-    def test_the_first_does_not_wait_beyond_the_end(self):
-        backlog, taken = self.gathering()
-        backlog.close()
-        self.assertEqual(taken.get(timeout=PATIENCE)[0][0], 7)
+    def test_the_first_does_not_wait_beyond_the_end_or_its_release(self):
+        for end in (Backlog.close, Backlog.release):
+            backlog, taken = self.waited_for()
+            backlog.put((7, request()), 10)
+            end(backlog)
+            self.assertEqual([when for when, _ in taken.get(timeout=PATIENCE)], [7])
 
-    def test_what_waits_longer_is_taken_at_once(self):
-        backlog = Backlog(100, 10, gathering=10 * PATIENCE)
+    def test_where_nothing_waits_nothing_is_released(self):
+        backlog, taken = self.waited_for()
+        backlog.release()
         backlog.put((7, request()), 10)
-        backlog.put((8, request()), 10)
-        self.assertEqual([each[0] for each in backlog.take()], [7, 8])
+        self.assertFalse(backlog._due)
+        backlog.put((8, request()), 40)
+        self.assertEqual([when for when, _ in taken.get(timeout=PATIENCE)], [7, 8])
+
+    def test_what_is_released_is_taken_to_its_end(self):
+        backlog = Backlog(10 * trafficlog.TOGETHER, 100)
+        for number in range(3):
+            backlog.put((number, request()), trafficlog.TOGETHER)
+        backlog.release()
+        self.assertEqual([stamp(backlog) for _ in range(3)], [0, 1, 2])
+        # It was once: what comes now waits again.
+        backlog.put((3, request()), 1)
+        self.assertFalse(backlog._due)
 
 
 class BadFile:
@@ -629,6 +645,20 @@ class TrafficLogTests(SynchronousTestCase):
         self.assertEqual(log.lost, 0)
         self.assertEqual(mode(self.path), 0o600)
 
+    def test_they_gather_for_a_moment(self):
+        log = self.make()
+        log.write(request(1))
+        self.reactor.advance(trafficlog.GATHERING / 2)
+        log.write(request(2))
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
+        self.reactor.advance(trafficlog.GATHERING / 2)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        end = time.monotonic() + PATIENCE
+        while not (self.path.exists() and len(lines(self.path)) == 2) and time.monotonic() < end:
+            pass  # until the thread has written them
+        self.assertEqual([each["id"] for each in lines(self.path)], ["r1", "r2"])
+        self.finish(log)
+
     def test_bodies_are_cut(self):
         log = self.make(keep_body=10)
         log.write(request(body=b"x" * 1000, size=1000))
@@ -756,6 +786,7 @@ class TrafficLogTests(SynchronousTestCase):
             with capturedLogs() as events:
                 log.write(request(99))
             self.assertEqual(texts(events), ["The traffic log keeps up again"])
+            self.reactor.advance(trafficlog.GATHERING)
             self.assertEqual(json.loads(reader.readline())["id"], "r99")
             self.finish(log)
         self.assertEqual(log.lost, 1)
