@@ -13,7 +13,6 @@ calls through, and behind the finish reason nothing counts any more.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from blockops.wire.toolcalls import deltas as found
 from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.parser import ToolCallParser
 from blockops.wire.toolcalls.rules import Rules
+from blockops.wire.toolcalls.verbatim import Verbatim
 
 # Finish reasons by which a backend says that the model came to its end.
 _AT_ITS_END = frozenset({"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"})
@@ -110,12 +110,8 @@ class Rewriter:
         return self._pieces(deltas) if text else None
 
     @property
-    def verbatim(self) -> tuple[re.Pattern[str] | None, int | None]:
-        """
-        What matches text that `say` would only hand on, and for which call's arguments, if any.
-
-        No pattern where a closer look is needed.
-        """
+    def verbatim(self) -> tuple[Verbatim | None, int | None]:
+        """Text that `say` would only hand on, and into which call's arguments, if any."""
         parser = self._parser
         return parser.verbatim, self._calls - 1 if parser.in_call else None
 

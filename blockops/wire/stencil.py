@@ -8,19 +8,19 @@ place. So a chunk costs two comparisons and the reading of one string, a sixth o
 and a chunk that is to say something else is what stands around the delta, put around another one.
 
 And where it is known what kind of text would only be handed on, the string need not be read either:
-what is printable ASCII, without quotes and backslashes, is spelled in JSON as it is.
+see `blockops.wire.toolcalls.verbatim`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from blockops.wire.chunks import Fragment, Piece, apart, said_in
+from blockops.wire.toolcalls.verbatim import Verbatim
 
 _read_string = msgspec.json.Decoder(str).decode
 _write = msgspec.json.Encoder().encode
@@ -29,8 +29,6 @@ _write = msgspec.json.Encoder().encode
 _FIELD = re.compile(rb'"(content|reasoning_content|reasoning)" ?: ?"([^"\\]*(?:\\.[^"\\]*)*)"')
 _BEGIN, _END = b"data: ", b"\n\n"
 _HERE = msgspec.Raw(b"\0")  # stands in no JSON
-#: What stands in a JSON string for itself.
-_ITSELF = rb"(?=[ !#-\[\]-~]+\Z)"
 
 
 class Stencil:
@@ -83,7 +81,7 @@ class Stencil:
         except ValueError:
             return None
 
-    def passage(self, text: re.Pattern[str], call: int | None) -> Passage:
+    def passage(self, text: Verbatim, call: int | None) -> Passage:
         """
         Return the way through for what says nothing but such `text`.
 
@@ -124,15 +122,25 @@ class Passage:
     """
     The way through for events of one shape whose text is of one kind: they are not read.
 
-    :ivar kind: what matches such text, and the call of which it is the arguments
+    :ivar kind: such text, and the call of which it is the arguments
     :ivar retells: whether that text is told in another event than the one it came in
     """
 
-    __slots__ = ("_around", "_back", "_behind", "_front", "_spells", "_width", "kind", "retells")
+    __slots__ = (
+        "_around",
+        "_back",
+        "_behind",
+        "_front",
+        "_respelled",
+        "_spells",
+        "_width",
+        "kind",
+        "retells",
+    )
 
     def __init__(
         self,
-        kind: tuple[re.Pattern[str], int | None],
+        kind: tuple[Verbatim, int | None],
         front: bytes,
         back: bytes,
         around: tuple[bytes, bytes] | None,
@@ -141,8 +149,10 @@ class Passage:
         self.retells = around is not None
         self._front, self._width = front, len(front)
         self._back, self._behind = back, len(back)
-        self._around = around or (b"", b"")
-        self._spells = spelled(kind[0]).fullmatch
+        before, behind = around or (b"", b"")
+        self._around = before + b'"', b'"' + behind
+        self._spells = kind[0].spelled.fullmatch
+        self._respelled = kind[0].respelled
 
     def takes(self, data: bytes, start: int, end: int) -> bool:
         """Say whether that is an event of this shape with such a text, and nothing else."""
@@ -155,18 +165,7 @@ class Passage:
     def retell(self, data: bytes, start: int, end: int) -> bytes:
         """Return the event that tells the text of the one which `takes` has said yes to."""
         before, behind = self._around
-        # The quotes around it are those of the event that it came in.
-        return before + data[start + self._width - 1 : end - self._behind + 1] + behind
-
-
-@lru_cache(maxsize=64)
-def spelled(text: re.Pattern[str]) -> re.Pattern[bytes]:
-    """
-    Return what matches the JSON of such `text` between its quotes, if each character is itself.
-
-    :param text: a pattern that looks at nothing around the text
-    """
-    return re.compile(_ITSELF + b"(?:" + text.pattern.encode() + b")", text.flags & ~re.UNICODE)
+        return before + self._respelled(data[start + self._width : end - self._behind]) + behind
 
 
 def stencil_of(data: bytes) -> Stencil | None:

@@ -45,6 +45,7 @@ from blockops.wire.rewrite import Rewriter, as_it_came
 from blockops.wire.sse import Event, EventDecoder, EventTooLong
 from blockops.wire.stencil import Passage, Stencil, stencil_of
 from blockops.wire.toolcalls.rules import Rules
+from blockops.wire.toolcalls.verbatim import Verbatim, spelling
 
 MAX_EVENT = 8 * 1024 * 1024  # bytes: a whole answer in one event, with images, stays below
 _MAX_CHOICES = 4096  # of one answer: OpenAI allows 128 for each of a completion's prompts
@@ -57,7 +58,8 @@ _HEARTBEAT = b": heartbeat\n\n"
 _BEFORE, _BLANK_LINE = b"data: ", b"\n\n"
 # So often in a row a shape is learnt in vain before that is given up.
 _LESSONS = 16
-_ANYTHING = re.compile(".+", re.DOTALL)
+# Of thoughts, nothing is looked at.
+_ANYTHING = Verbatim(re.compile(".+", re.DOTALL), spelling(r'\\["\\/bfnrt]'))
 #: Stands for an event that does not change.
 _AS_IT_CAME = b"as it came"
 

@@ -343,15 +343,23 @@ class StreamingTests(ReadCase):
         self.assertFalse(parser.in_call)
         for text, passes in (("two", 1), ("two ", 0), ("", 0), ("<t", 0), ("two\n", 0)):
             assert parser.verbatim is not None
-            self.assertEqual(parser.verbatim.fullmatch(text) is not None, passes, text)
+            self.assertEqual(parser.verbatim.text.fullmatch(text) is not None, passes, text)
         parser.feed("two ")
         self.assertIsNone(parser.verbatim)
         parser.feed("three" + XML.partition("</parameter>")[0])
         self.assertTrue(parser.in_call)
         more = (("x < y", 1), ("a <br>", 1), ("</", 0), ("<p", 0), ("a <", 0), ("<<", 0))
-        for text, passes in (("y", 1), ("y ", 1), ("<", 0), ("y\n", 0), ('"', 0), *more):
+        for text, passes in (
+            ("y", 1),
+            ("y ", 1),
+            ("<", 0),
+            ("y\n", 0),
+            ("y\nz", 1),
+            ('"', 1),
+            *more,
+        ):
             assert parser.verbatim is not None
-            self.assertEqual(parser.verbatim.fullmatch(text) is not None, passes, text)
+            self.assertEqual(parser.verbatim.text.fullmatch(text) is not None, passes, text)
         counting = ToolCallParser(Offer({}, translate=False))
         self.assertEqual(counting.feed("one"), [Text("one")])
         self.assertIsNone(counting.verbatim)

@@ -296,7 +296,7 @@ class LiteralTests(ReadCase):
         self.assertIs(literals_of(BUILT_IN), literals_of(BUILT_IN))
 
     def test_plain_text_holds_nothing_to_look_at(self) -> None:
-        is_plain = Literals(BUILT_IN).plain.fullmatch
+        is_plain = Literals(BUILT_IN).plain.text.fullmatch
         for text in ("a", " a b", "T", "it's > ~ so"):
             self.assertTrue(is_plain(text), text)
         for text in ("", "a ", "a\n", "a\nb", "a<b", "`a"):

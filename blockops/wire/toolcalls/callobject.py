@@ -20,7 +20,6 @@ opener that could be a key without quotes (`TOOL_CALL:`) is none.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 
 from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, CallEnded, Delta
@@ -36,6 +35,7 @@ from blockops.wire.toolcalls.jsontext import (
     Room,
     Standing,
 )
+from blockops.wire.toolcalls.verbatim import Verbatim
 from blockops.wire.toolcalls.wrapped import WrappedObject
 
 MAX_LOOSE_COMMENTS = 1_024
@@ -103,8 +103,8 @@ class CallObject(JsonStates):
         return self.began and self._state != self._in_arguments
 
     @property
-    def verbatim(self) -> re.Pattern[str] | None:
-        """Matches, whole, text that would be arguments just as it stands."""
+    def verbatim(self) -> Verbatim | None:
+        """See `Fluent`."""
         in_arguments = self.began and self._state == self._in_arguments
         return self._value.verbatim if in_arguments else None
 

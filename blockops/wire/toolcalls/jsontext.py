@@ -30,6 +30,7 @@ from json.encoder import encode_basestring
 from typing import Protocol
 
 from blockops.wire.toolcalls.overlap import begun_at_the_end
+from blockops.wire.toolcalls.verbatim import Verbatim, spelling
 
 MAX_DEPTH = 512
 """Brackets within brackets: json.loads of a client gives up at about twice that."""
@@ -60,6 +61,12 @@ _STRINGS = {
     # Text and the plain escapes of a string, as far as nothing needs a closer look.
     '"': re.compile(r'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+'),
     "'": re.compile(r"[^'\"\\\x00-\x1f]*+(?:\\[\"\\/bfnrt][^'\"\\\x00-\x1f]*+)*+"),
+}
+# An escape's backslash is a character of the text: JSON spells it with another one in front.
+_SPELLED = r'\\\\(?:\\["\\]|[/bfnrt])'
+_VERBATIM = {
+    '"': Verbatim(_STRINGS['"'], spelling(_SPELLED)),
+    "'": Verbatim(_STRINGS["'"], spelling(_SPELLED, without="'")),
 }
 _ESCAPE = re.compile(r"\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4})")
 _ESCAPE_BEGUN = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
@@ -134,8 +141,8 @@ class Follower(Protocol):
         ...
 
     @property
-    def verbatim(self) -> re.Pattern[str] | None:
-        """Matches, whole, text that would be written just as it stands, and change nothing."""
+    def verbatim(self) -> Verbatim | None:
+        """Text that would be written just as it stands, and change nothing."""
         ...
 
     def missing(self) -> str | None:
@@ -290,9 +297,9 @@ class JsonValue(JsonStates):
         return pos
 
     @property
-    def verbatim(self) -> re.Pattern[str] | None:
+    def verbatim(self) -> Verbatim | None:
         """In a string, what needs no closer look."""
-        return _STRINGS[self._quote] if self._state == self._in_string else None
+        return _VERBATIM[self._quote] if self._state == self._in_string else None
 
     def missing(self) -> str | None:
         """Return what is missing before `closing`; None where more than brackets is missing."""

@@ -17,7 +17,6 @@ this time with no opener to give back.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -42,6 +41,7 @@ from blockops.wire.toolcalls.offer import Offer
 from blockops.wire.toolcalls.rules import Rules
 from blockops.wire.toolcalls.scanner import Opened, TextScanner, literals_of
 from blockops.wire.toolcalls.untranslated import OpenerCount
+from blockops.wire.toolcalls.verbatim import Verbatim
 
 _WHOLE = frozenset({"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"})
 """The finish reasons that say that the model ended by itself."""
@@ -61,9 +61,9 @@ class ToolCallParser:
     :ivar tally: how often something worth counting was met: "calls", "unknown_name", "malformed",
         "unclosed" (calls that were cut off), "dropped_parallel", "gave_up" (more than `max_hold`
         was held back), "untranslated" (openers where nothing is translated), "think_calls"
-    :ivar verbatim: matches text, if it is not empty, that need not be fed: it would come back as
-        it stands, and change nothing; None where a closer look is needed
-    :ivar in_call: whether it would come back as a piece of a call's arguments
+    :ivar verbatim: text that need not be fed: it would only be handed on; None where a closer
+        look is needed
+    :ivar in_call: whether it would be handed on as a piece of a call's arguments
     """
 
     __slots__ = (
@@ -117,7 +117,7 @@ class ToolCallParser:
         self._kept: list[str] = []
         self._room = 0
         self.in_call = False
-        self.verbatim: re.Pattern[str] | None = None
+        self.verbatim: Verbatim | None = None
         # Says of other text that it would come back but for spaces at its end.
         self._glides: Callable[[str], object] = _never
         self._look_ahead()
@@ -134,8 +134,9 @@ class ToolCallParser:
             return []
         if not self._searches:
             return [Text(text)]
-        if self.verbatim is not None and self.verbatim.fullmatch(text):
-            return [CallArguments(text) if self.in_call else Text(text)]
+        verbatim = self.verbatim
+        if verbatim is not None and verbatim.text.fullmatch(text):
+            return [CallArguments(verbatim.handed_on(text)) if self.in_call else Text(text)]
         if self._glides(text):
             said = self._scanner.glide(text)
             self._look_ahead_in_line()

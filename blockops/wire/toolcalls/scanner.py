@@ -33,6 +33,7 @@ from functools import lru_cache
 from blockops.wire.toolcalls.deltas import Delta, Reasoning, Text
 from blockops.wire.toolcalls.formats.protocol import ToolCallFormat
 from blockops.wire.toolcalls.overlap import begun_at_the_end
+from blockops.wire.toolcalls.verbatim import Verbatim, spelling
 
 WHITE = " \t\r\n\f\v"
 _THINK = "<think>"
@@ -70,7 +71,7 @@ class Literals:
     """
     What to look for: the openers of some formats, and the think tag.
 
-    :ivar plain: matches text, in the middle of a line, that holds nothing to look at
+    :ivar plain: text, in the middle of a line, that holds nothing to look at
     :ivar is_spaced: says the same of what has spaces behind it
     """
 
@@ -82,7 +83,10 @@ class Literals:
                 there = self.line_start if opener.line_start else self.anywhere
                 there[opener.text] = (*there.get(opener.text, ()), each)
         firsts = "".join(sorted({re.escape(text[0]) for text in self.anywhere}))
-        self.plain = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s]")
+        self.plain = Verbatim(
+            re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s]"),
+            spelling(rf'\\(?![{firsts}])["\\/]', without=f"`{firsts}", end="(?<! )"),
+        )
         self.is_spaced = re.compile(rf"[^{firsts}`\n]*[^{firsts}`\s][ \t]*").fullmatch
         self.in_line = re.compile(rf"[{firsts}`\n]")
         self.in_fence = re.compile(rf"[{firsts}\n]")
@@ -104,7 +108,7 @@ class TextScanner:
     :param prefilled: whether the text begins inside a think block
     :param max_hold: characters of white space that may be held back
     :param thoughts: is told what stands in think blocks, and, with None, where one ends
-    :ivar ready: whether text that `literals.plain` matches would pass unchanged
+    :ivar ready: whether text that is `literals.plain` would pass unchanged
     :ivar gliding: whether `glide` may be given text that `literals.is_spaced`
     """
 

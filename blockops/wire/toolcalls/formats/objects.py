@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ from blockops.wire.toolcalls.deltas import CallArguments, CallEnded, Delta
 from blockops.wire.toolcalls.formats.protocol import Ended, LeftOpen, Opening, Refused
 from blockops.wire.toolcalls.jsontext import Standing
 from blockops.wire.toolcalls.overlap import begun_at_the_end
+from blockops.wire.toolcalls.verbatim import Verbatim
 
 MAX_LOOSE = 1_024
 """Characters behind complete arguments that are kept, to be shown if they are no JSON."""
@@ -42,7 +42,7 @@ class ObjectReader(ABC):
         self._loose = ""
 
     @property
-    def verbatim(self) -> re.Pattern[str] | None:
+    def verbatim(self) -> Verbatim | None:
         """See `Fluent`."""
         return self._object.verbatim if self._state == self._in_object else None
 

@@ -12,13 +12,13 @@ character it appends the same, joined, as fed at once, and comes to its verdict 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from blockops.wire.toolcalls.deltas import Delta
 from blockops.wire.toolcalls.offer import Offer
+from blockops.wire.toolcalls.verbatim import Verbatim
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +113,11 @@ class CallReader(Protocol):
 
 @runtime_checkable
 class Fluent(Protocol):
-    """A reader that knows which text would be arguments just as it stands, and change nothing."""
+    """A reader that knows which text would only go on into the arguments, and change nothing."""
 
     @property
-    def verbatim(self) -> re.Pattern[str] | None:
-        """
-        What matches such text, whole; None where a closer look is needed.
-
-        A pattern in ASCII, that looks at nothing around the text.
-        """
+    def verbatim(self) -> Verbatim | None:
+        """Such text; None where a closer look is needed."""
         ...
 
 

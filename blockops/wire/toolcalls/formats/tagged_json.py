@@ -34,6 +34,7 @@ from blockops.wire.toolcalls.formats.protocol import (
 )
 from blockops.wire.toolcalls.formats.wording import HermesWording
 from blockops.wire.toolcalls.jsontext import MAX_GAP, SPACE
+from blockops.wire.toolcalls.verbatim import Verbatim
 
 TAG = "<tool_call>"
 END = "</tool_call>"
@@ -133,7 +134,7 @@ class AfterObject:
         self._seen = ""
 
     @property
-    def verbatim(self) -> re.Pattern[str] | None:
+    def verbatim(self) -> Verbatim | None:
         """See `Fluent`."""
         return self._next.verbatim if self._state == self._in_next else None
 

@@ -45,6 +45,7 @@ from blockops.wire.toolcalls.formats.protocol import (
 from blockops.wire.toolcalls.formats.wording import CoderWording
 from blockops.wire.toolcalls.jsontext import SPACE
 from blockops.wire.toolcalls.schema import Kind, Parameters, Value
+from blockops.wire.toolcalls.verbatim import Verbatim, spelling
 
 MAX_SPACE = 1_024
 """Characters of white space between two tags: more of it belongs to a value, or to no call."""
@@ -120,9 +121,13 @@ _CANDIDATE = re.compile(r"<(?:/(?:[pf]|\Z)|p|\Z)")
 # What is left behind a value when the model has ended by itself: closing tags, then anything.
 _LAST = re.compile(rf"</parameter>{_S}(</function>{_S})?(.*)|</function>()()", re.DOTALL)
 _STRING = Kind()
-# What a string holds that JSON writes in the same way, and that is the beginning of no tag.
-_ITSELF = r'[^<"\\\x00-\x1f]'
-_VERBATIM = re.compile(rf"{_ITSELF}*(?:<(?![/p]){_ITSELF}+)*")
+# What stands in a string and is the beginning of no tag, nor of the end of its last line.
+_IN_STRING = r"[^<\x00-\x08\x0b-\x1f]"
+_VERBATIM = Verbatim(
+    re.compile(rf"{_IN_STRING}*(?:<(?![/p]){_IN_STRING}+)*(?<!\n)"),
+    spelling(r'\\["\\nt]|<(?=[^</p])', without="<", end=r"(?<!\\n)"),
+    quoted=True,
+)
 
 
 class TaggedXml:
@@ -164,7 +169,7 @@ class TaggedXmlReader:
         self._kept = Value(_STRING)
 
     @property
-    def verbatim(self) -> re.Pattern[str] | None:
+    def verbatim(self) -> Verbatim | None:
         """See `Fluent`."""
         in_line = not self._seen and not self._line_start
         in_string = self._state == self._value and self._kind.is_string
