@@ -95,6 +95,9 @@ class Spellings(SynchronousTestCase):
                 spelled = json.dumps(text)[1:-1].encode()
                 self.assertIsNotNone(verbatim.spelled.fullmatch(spelled), (where, text))
                 self.assertIsNotNone(verbatim.text.fullmatch(text), (where, text))
+                told = json.loads(b'"' + verbatim.respelled(spelled) + b'"')
+                self.assertEqual(told, verbatim.handed_on(text))
+                self.assertEqual(json.loads(f'"{told}"') if verbatim.quoted else told, text)
 
     def test_what_has_to_be_looked_at(self) -> None:
         for where, texts in {
@@ -108,6 +111,8 @@ class Spellings(SynchronousTestCase):
                 for ascii_ in (True, False):
                     spelled = json.dumps(text, ensure_ascii=ascii_)[1:-1].encode()
                     self.assertIsNone(verbatim.spelled.fullmatch(spelled), (where, text))
+                if text not in {"", "é"}:
+                    self.assertIsNone(verbatim.text.fullmatch(text), (where, text))
 
     def test_other_spellings(self) -> None:
         """Where the text goes into another event, escapes that need not be would be lost."""

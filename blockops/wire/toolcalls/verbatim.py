@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 
-#: Printable ASCII that stands in a JSON string for itself.
-_ITSELF = r'"\\\x00-\x1f\x7f-\xff'
+#: What is not printable ASCII, or does not stand for itself in a JSON string.
+_NOT_ITSELF = r'"\\\x00-\x1f\x7f-\xff'
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +48,5 @@ def spelling(escapes: str, without: str = "", end: str = "") -> re.Pattern[bytes
     :param without: characters that it may not have, as they stand in a set of a pattern
     :param end: a pattern for what stands at its end
     """
-    itself = f"[^{_ITSELF}{without}]"
+    itself = f"[^{_NOT_ITSELF}{without}]"
     return re.compile(f"(?=.){itself}*(?:(?:{escapes}){itself}*)*{end}".encode())
