@@ -226,7 +226,7 @@ class EndTests(ReadCase):
             "TOOL_CALL: {a:{\n",
             "TOOL_CALL: {arguments:{\n",
         ):
-            text = opener * 1000
+            text = opener * 500
             self.assertEqual(text, say([text])[0].content)
 
     def test_no_opener_copies_all_that_follows_it(self) -> None:
