@@ -69,18 +69,6 @@ class Case(SynchronousTestCase):
 
 
 class MainJob(Case):
-    def test_the_command_that_the_demo_tells(self) -> None:
-        if shutil.which("curl") is None:
-            self.skipTest("curl is not installed")
-        daemon = self.daemon("demo")
-        wait_for(lambda: "curl" in daemon.logged(), "no command is told")
-        command = next(line for line in daemon.logged().splitlines() if "curl -gN" in line)
-        told = subprocess.run(
-            ["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True
-        )
-        self.assertIn('"tool_calls"', told.stdout)
-        self.assertTrue(told.stdout.endswith("data: [DONE]\n\n"))
-
     def test_a_call_in_a_whole_answer(self) -> None:
         daemon = self.daemon(self.backend(backends.says_whole(CALL)))
         choice = ask(daemon.url, question(tools=TOOLS)).json()["choices"][0]
@@ -155,6 +143,18 @@ class Demo(Case):
         next(stream.lines())
         daemon.begin_to_stop()
         self.assertEqual((stream.read().calls, stream.done), ([("add", {})], 1))
+
+    def test_the_command_that_it_tells(self) -> None:
+        if shutil.which("curl") is None:
+            self.skipTest("curl is not installed")
+        daemon = self.daemon("demo")
+        wait_for(lambda: "curl" in daemon.logged(), "no command is told")
+        command = next(line for line in daemon.logged().splitlines() if "curl -gN" in line)
+        told = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+        self.assertIn('"tool_calls"', told.stdout)
+        self.assertTrue(told.stdout.endswith("data: [DONE]\n\n"))
 
 
 class BadRequests(Case):
