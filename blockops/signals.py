@@ -24,12 +24,12 @@ class Held:
     Keeps in mind that a SIGHUP came, until `Signals.on_hangup` takes them.
 
     :ivar came: whether one did
-    :ivar on_terminal: whether there was a terminal that can be closed
+    :ivar session: the one whose terminal can be closed; None if there was no terminal
     """
 
     def __init__(self) -> None:
         self.came = False
-        self.on_terminal = _holds_terminal()
+        self.session = _session_at_terminal()
 
     def __call__(self, *_: object) -> None:
         self.came = True
@@ -55,20 +55,21 @@ class Signals:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._before: dict[signal.Signals, _Taken] = {}
-        self._on_terminal = _holds_terminal()
+        self._session = _session_at_terminal()
 
     def on_hangup(self, reload: Callable[[], object]) -> None:
         """
         Call `reload` at each SIGHUP, and once for those that were held.
 
         One that comes because the terminal was closed stops the reactor: whoever started the daemon
-        there is gone, and would not know that it is still running.
+        there is gone, and would not know that it is still running. A process that became a daemon
+        since it was started has a session of its own: no terminal's end is meant for that.
         """
         held = signal.getsignal(signal.SIGHUP)
-        on_terminal = held.on_terminal if isinstance(held, Held) else self._on_terminal
+        session = held.session if isinstance(held, Held) else self._session
 
         def hung_up() -> None:
-            if on_terminal and not _holds_terminal():
+            if session == os.getsid(0) and not _holds_terminal():
                 self._reactor.stop()
             else:
                 reload()
@@ -92,6 +93,11 @@ class Signals:
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)
         self._before.clear()
+
+
+def _session_at_terminal() -> int | None:
+    """Return this process' session, if it has a terminal that can be closed."""
+    return os.getsid(0) if _holds_terminal() else None
 
 
 def _holds_terminal() -> bool:

@@ -130,6 +130,23 @@ class Early(SynchronousTestCase):
         self.reactor.turn()
         self.assertEqual((self.told, self.reactor.stopped), ([], 1))
 
+    def test_a_daemon_has_left_the_terminal_that_it_was_started_from(self) -> None:
+        self.patch(signals, "_holds_terminal", lambda: True)
+        hold_hangup()
+        begun = Signals(self.reactor)
+        self.addCleanup(begun.restore)
+        session = os.getsid(0)
+        self.patch(signals, "_holds_terminal", lambda: False)
+        self.patch(os, "getsid", lambda _: session + 1)
+        begun.on_hangup(lambda: self.told.append("reload"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        self.reactor.turn()
+        self.assertEqual((self.told, self.reactor.stopped), (["reload"], 0))
+        begun.on_hangup(lambda: self.told.append("again"))  # with nothing held
+        os.kill(os.getpid(), signal.SIGHUP)
+        self.reactor.turn()
+        self.assertEqual((self.told, self.reactor.stopped), (["reload", "again"], 0))
+
     def test_who_takes_them_already_goes_on(self) -> None:
         for there in (signal.SIG_IGN, Held()):
             signal.signal(signal.SIGHUP, there)
