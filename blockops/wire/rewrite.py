@@ -110,6 +110,11 @@ class Rewriter:
         return self._pieces(deltas) if text else None
 
     @property
+    def in_call(self) -> bool:
+        """Whether it is a call's arguments that come next, as far as one knows."""
+        return self._parser.in_call
+
+    @property
     def verbatim(self) -> tuple[Verbatim | None, int | None]:
         """Text that `say` would only hand on, and into which call's arguments, if any."""
         parser = self._parser

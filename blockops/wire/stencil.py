@@ -81,6 +81,21 @@ class Stencil:
         except ValueError:
             return None
 
+    def read_on(self, text: str, data: bytes, position: int) -> tuple[str, int, int]:
+        """
+        Return `text` and what the events behind it say, as long as they are of this shape.
+
+        :returns: besides, where the last of them ends, and how many say it
+        """
+        texts = [text]
+        while (end := data.find(_END, position) + 2) > 1:
+            more = self.read(data, position, end)
+            if not more:
+                break
+            texts.append(more)
+            position = end
+        return "".join(texts), position, len(texts)
+
     def passage(self, text: Verbatim, call: int | None) -> Passage:
         """
         Return the way through for what says nothing but such `text`.

@@ -179,10 +179,10 @@ class StreamTranscoder:
         chunks = 0
         while end := data.find(_BLANK_LINE, position) + 1:
             end += 1
-            if passage is not None and passage.takes(data, position, end):
-                said = passage.retell(data, position, end) if passage.retells else _AS_IT_CAME
+            if passage is not None and not passage.retells and passage.takes(data, position, end):
+                said, count = _AS_IT_CAME, 1
             elif (retold := self._retold(data, position, end)) is not None:
-                said = retold
+                said, end, count = retold
                 passage = self._passage = self._way_through()
             else:
                 break
@@ -191,7 +191,7 @@ class StreamTranscoder:
                     ready.append(data[unsent:position])
                 ready.append(said)
                 unsent = end
-            chunks += 1
+            chunks += count
             position = end
         if unsent < position:
             ready.append(data[unsent:position])
@@ -200,13 +200,21 @@ class StreamTranscoder:
             self._lessons = _LESSONS
         return position
 
-    def _retold(self, data: bytes, start: int, end: int) -> bytes | None:
-        """Return what becomes of an event of the known shape; None if it has another one."""
-        stencil = self._stencil
+    def _retold(self, data: bytes, start: int, end: int) -> tuple[bytes, int, int] | None:
+        """
+        Return what becomes of an event of the known shape; None if it has another one.
+
+        Arguments that came together are told together: each of their events had to be written.
+
+        :returns: besides, where the last event ends that it stands for, and how many they are
+        """
+        stencil, speaker, count = self._stencil, self._speaker, 1
         if stencil is None or (text := stencil.read(data, start, end)) is None:
             return None
+        if text and stencil.content and speaker is not None and speaker.in_call:
+            text, end, count = stencil.read_on(text, data, end)
         said = self._say(text)
-        return _AS_IT_CAME if said is None else stencil.write(said)
+        return _AS_IT_CAME if said is None else stencil.write(said), end, count
 
     def _way_through(self) -> Passage | None:
         """Return what may come next without being read; None if all has to."""

@@ -23,6 +23,7 @@ from blockops.wire.sse import EventDecoder
 from blockops.wire.toolcalls.rules import Rules
 from blockops.wire.transcode import MAX_EVENT, whole, whole_as_stream
 from tests.wire.asking import DONE, chat, counted_ids, transcode, transcoder
+from tests.wire.merging import merged
 from tests.wire.strict import Answer, read_strictly
 
 TESTS = Path(__file__).parent.parent
@@ -171,9 +172,8 @@ class StreamTests(SynchronousTestCase):
 
     def test_byte_by_byte(self) -> None:
         for name, body in STREAMS.items():
-            self.assertEqual(
-                through(*(body[i : i + 1] for i in range(len(body)))), through(body), name
-            )
+            by_bytes = through(*(body[i : i + 1] for i in range(len(body))))
+            self.assertEqual(merged(by_bytes), merged(through(body)), name)
 
     def test_cuts(self) -> None:
         """
@@ -198,22 +198,22 @@ class StreamTests(SynchronousTestCase):
                         self.fail(f"{name} cut at {cut}: {early!r}, {rest!r}")
                 joined.append(stream.receive_data(body[start:end]))
             joined.append(stream.end(cut=False))
-            self.assertEqual(b"".join(joined), through(body), name)
+            self.assertEqual(merged(b"".join(joined)), merged(through(body)), name)
 
     def test_every_replay(self) -> None:
         if "BLOCKOPS_EVERY_REPLAY" not in os.environ:
             raise SkipTest("takes minutes; test_cuts proves the same")
         for name, body in STREAMS.items():
-            expected = through(body)
+            expected = merged(through(body))
             for cut in range(1, len(body)):
-                self.assertEqual(through(body[:cut], body[cut:]), expected, (name, cut))
+                self.assertEqual(merged(through(body[:cut], body[cut:])), expected, (name, cut))
 
     @given(st.sampled_from(sorted(STREAMS)), st.lists(st.integers(0, 20_000), max_size=40))
     def test_many_packets(self, name: str, cuts: list[int]) -> None:
         body = STREAMS[name]
         edges = [0, *sorted(cuts), len(body)]
         packets = [body[a:b] for a, b in itertools.pairwise(edges)]
-        self.assertEqual(through(*packets), through(body))
+        self.assertEqual(merged(through(*packets)), merged(through(body)))
 
     @given(st.sampled_from(sorted(STREAMS)), st.integers(1, 20_000))
     def test_cut_off(self, name: str, at: int) -> None:

@@ -24,6 +24,7 @@ from blockops.wire.stencil import Stencil, stencil_of
 from blockops.wire.toolcalls.rules import Rules
 from blockops.wire.toolcalls.verbatim import Verbatim
 from blockops.wire.transcode import StreamTranscoder
+from tests.wire.merging import merged
 
 DONE = b"data: [DONE]\n\n"
 
@@ -205,10 +206,12 @@ class Streams(SynchronousTestCase):
         return out, (transcoder.report, transcoder.ended)
 
     def assert_same(self, stream: bytes, cuts: list[int], **options: Any) -> None:
-        slow = self.sent([stream[at : at + 1] for at in range(len(stream))], **options)
+        slow, seen = self.sent([stream[at : at + 1] for at in range(len(stream))], **options)
         ends = sorted({0, len(stream), *(cut % len(stream) for cut in cuts)})
         pieces = [stream[start:end] for start, end in pairwise(ends)]
-        self.assertEqual(self.sent(pieces, **options), slow)
+        out, seen_too = self.sent(pieces, **options)
+        self.assertEqual(merged(out), merged(slow))
+        self.assertEqual(seen_too, seen)
 
     @given(st.data())
     def test_any_stream(self, data: st.DataObject) -> None:
@@ -273,20 +276,35 @@ class Streams(SynchronousTestCase):
         """Text that nothing has to be decided on is not, whether it comes alone or with more."""
         head, value = "<tool_call><function=f><parameter=a>\n", "plain characters " * 9
         rest = "</parameter></function></tool_call>"
-        for alone in (True, False):
-            texts = ["Some", " words", " more", " words", "\n", head, "x = "]
-            texts += [value[at : at + 9] for at in range(0, len(value), 9)]
-            events = [event(chunk({"content": text})) for text in [*texts, rest]]
-            with patch.object(Stencil, "read", autospec=True, side_effect=Stencil.read) as read:
-                out, _ = self.sent(events if alone else [b"".join(events)])
-            # The first one teaches the shape; others are read where something is decided.
-            reads = [
-                data[start:end] for _, data, start, end in (call.args for call in read.mock_calls)
-            ]
-            self.assertEqual(reads, [*events[4:7], events[-1]])
-            self.assertIn(b'"arguments":"plain cha"' if alone else b"acters pl", out)
-            self.assert_same(b"".join(events), [])
-            self.assert_same(b"".join(events), list(accumulate(map(len, events))))
+        texts = ["Some", " words", " more", " words", "\n", head, "x = "]
+        texts += [value[at : at + 9] for at in range(0, len(value), 9)]
+        events = [event(chunk({"content": text})) for text in [*texts, rest]]
+        with patch.object(Stencil, "read", autospec=True, side_effect=Stencil.read) as read:
+            out, _ = self.sent(events)
+        # The first one teaches the shape; others are read where something is decided.
+        reads = [data[start:end] for _, data, start, end in (call.args for call in read.mock_calls)]
+        self.assertEqual(reads, [*events[4:7], events[-1]])
+        self.assertIn(b'"arguments":"plain cha"', out)
+        self.assert_same(b"".join(events), [])
+        self.assert_same(b"".join(events), list(accumulate(map(len, events))))
+
+    def test_arguments_that_come_together_are_told_together(self) -> None:
+        head = "<tool_call><function=f><parameter=a>x"
+        texts = ["Some", " words", " more", "\n", head, "one ", 'two\n"', "é ", "three"]
+        events = [event(chunk({"content": text})) for text in texts]
+        other = event(chunk({"content": "four"}, more=None))
+        end = event(chunk({"content": "</parameter></function></tool_call> behind"}))
+        more = [event(chunk({"content": text})) for text in (" it", " all")]
+        stream = b"".join([*events, other, *events[5:8], end, *more])
+        out, _ = self.sent([stream])
+        pieces = re.findall(rb'"arguments":("(?:[^"\\]|\\.)*")', out)
+        self.assertEqual(
+            list(map(json.loads, pieces)),
+            ["", '{"a": "x', 'one two\\n\\"é three', "four", "one ", 'two\\n\\"é "}'],
+        )
+        self.assertIn(b'"content":" behind it all"', out)
+        self.assert_same(stream, [])
+        self.assert_same(stream, list(accumulate(map(len, events))))
 
     def test_nothing_goes_on_behind_the_end(self) -> None:
         word = event(chunk({"content": "word"}))
