@@ -158,6 +158,10 @@ class RenamedTranscoder(StreamTranscoder):
         """Return `text` as `reasoning_content`, as long as the backend has said nothing."""
         return self._renaming.events(super().remark(text))
 
+    def end(self, *, cut: bool) -> bytes:
+        """Return the end of the stream, which is all of it where a whole answer came."""
+        return self._renaming.events(super().end(cut=cut))
+
     def _end_with_error(self, message: str, json: bytes) -> bytes:
         return self._renaming.events(super()._end_with_error(message, json))
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.wire.errors import ApiError
-from blockops.wire.naming import RenamedPassThrough, Renaming
+from blockops.wire.naming import RenamedPassThrough, RenamedTranscoder, Renaming
+from blockops.wire.requests import ChatRequest
+from blockops.wire.toolcalls.rules import Rules
 
 CREATED = (
     b"event: response.created\n"
@@ -113,3 +115,21 @@ class Ends(SynchronousTestCase):
     def test_cut(self) -> None:
         said = through([TEXT, b"data: {"], cut=True)
         self.assertTrue(said.startswith(TEXT + b"data: {\n\nevent: error"), said)
+
+
+class Chats(SynchronousTestCase):
+    def test_a_whole_answer_under_the_name_of_a_stream(self) -> None:
+        asked = ChatRequest.parse(
+            b'{"model":"short","stream":true,"messages":[{"role":"user","content":"Hi"}]}',
+            {"short": "tiny"},
+        )
+        transcoder = RenamedTranscoder(Renaming("short"), asked, Rules())
+        answer = (
+            b'{"id":"c","object":"chat.completion","created":1,"model":"tiny","choices":[{"index":0,'
+            b'"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}]}'
+        )
+        self.assertEqual(transcoder.receive_data(answer), b"")
+        events = transcoder.end(cut=False).split(b"\n\n")
+        said = [json.loads(event[6:])["model"] for event in events if b"choices" in event]
+        self.assertEqual(set(said), {"short"})
+        self.assertIn(b"[DONE]", events[-2])
