@@ -39,9 +39,10 @@ def hold_hangup() -> None:
     """
     Do not end for a SIGHUP from now on, though nobody can reload yet.
 
-    Half a second passes from here until the daemon is put together. To be used in the main thread.
+    Half a second passes from here until the daemon is put together. Where they were ignored
+    (`nohup`), they are not once it is. To be used in the main thread.
     """
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+    if signal.getsignal(signal.SIGHUP) in {signal.SIG_DFL, signal.SIG_IGN}:
         signal.signal(signal.SIGHUP, Held())
 
 

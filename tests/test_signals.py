@@ -106,14 +106,18 @@ class Early(SynchronousTestCase):
         taken.on_hangup(lambda: self.told.append("reload"))
 
     def test_one_that_came_too_early_is_made_up_for_once(self) -> None:
-        hold_hangup()
-        for _ in range(3):
-            os.kill(os.getpid(), signal.SIGHUP)
-        self.take()
-        self.take()
-        self.assertEqual(self.told, [])
-        self.reactor.turn()
-        self.assertEqual(self.told, ["reload"])
+        # As a shell leaves it, and as `nohup` does.
+        for before in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(signal.SIGHUP, before)
+            self.told.clear()
+            hold_hangup()
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGHUP)
+            self.take()
+            self.take()
+            self.assertEqual(self.told, [])
+            self.reactor.turn()
+            self.assertEqual(self.told, ["reload"])
 
     def test_none_came(self) -> None:
         hold_hangup()
@@ -148,10 +152,10 @@ class Early(SynchronousTestCase):
         self.assertEqual((self.told, self.reactor.stopped), (["reload", "again"], 0))
 
     def test_who_takes_them_already_goes_on(self) -> None:
-        for there in (signal.SIG_IGN, Held()):
-            signal.signal(signal.SIGHUP, there)
-            hold_hangup()
-            self.assertIs(signal.getsignal(signal.SIGHUP), there)
+        there = Held()
+        signal.signal(signal.SIGHUP, there)
+        hold_hangup()
+        self.assertIs(signal.getsignal(signal.SIGHUP), there)
 
 
 class Terminals(SynchronousTestCase):

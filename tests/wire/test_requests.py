@@ -119,10 +119,11 @@ class RefusalTests(SynchronousTestCase):
             self.assertIn("JSON object", message)
 
     def test_half_a_surrogate_pair_in_a_name(self) -> None:
-        body = b'{"messages":[{"role":"user","content":"a"}],"\\ud800":1,"x":NaN}'
-        changed = ChatRequest.parse(body).body({"stream": True})
-        self.assertIn(b'"\\ud800":1', changed)
-        self.assertTrue(json.loads(changed)["stream"])
+        for more in (b"", b',"stream":false'):
+            body = b'{"messages":[{"role":"user","content":"a"}],"\\ud800":1,"x":NaN%s}' % more
+            changed = ChatRequest.parse(body).body({"stream": True})
+            self.assertIn(b'"\\ud800":1', changed)
+            self.assertTrue(json.loads(changed)["stream"])
 
     def test_messages(self) -> None:
         cases = {
