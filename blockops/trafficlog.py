@@ -252,6 +252,7 @@ class TrafficLog:
         self._reactor = reactor
         self._keep_body = keep_body
         self._now = now
+        self._secrets = secrets
         self._backlog = Backlog(MAX_WAITING_BYTES, MAX_WAITING_RECORDS)
         self._writer = Writer(
             self._backlog,
@@ -306,9 +307,14 @@ class TrafficLog:
         """
         Open the file anew if it was moved or removed, without waiting for the next line.
 
-        :param secrets: what is hidden from now on
+        :param secrets: what is hidden from now on; so is what they replace, for answers that were
+            asked for with it may still name it
         """
-        self._writer.secrets = secrets
+        if secrets != self._secrets:
+            known = {*secrets, *self._secrets}
+            # The longest first: one of them may be a part of another.
+            self._writer.secrets = tuple(sorted(known, key=len, reverse=True))
+            self._secrets = secrets
         if self._thread is not None:
             self._backlog.put((self._now(), None), 0)
             self._backlog.release()

@@ -685,6 +685,23 @@ class TrafficLogTests(SynchronousTestCase):
             self.assertEqual(mode(each), 0o600)
         self.assertEqual(lines(self.path)[-1]["id"], "r199")
 
+    def test_a_secret_that_was_replaced_stays_hidden(self):
+        log = self.make(secrets=("hunter2",))
+        log.write(request(1, body=b"I am hunter2"))  # waits while the secret is replaced
+        log.reopen(("hunter2000",))
+        log.reopen(("hunter2000",))
+        for number, said in enumerate((b"not hunter2", b"but hunter2000"), 2):
+            log.write(ResponseRecord(id=f"r{number}", body=said))
+        self.finish(log)
+        bodies = [each["body"] for each in lines(self.path)]
+        self.assertEqual(bodies, ["I am ***", "not ***", "but ***"])
+
+    def test_of_replaced_secrets_one_is_kept(self):
+        log = self.make(secrets=("first",))
+        for secret in ("second", "third"):
+            log.reopen((secret,))
+        self.assertEqual(set(log._writer.secrets), {"second", "third"})
+
     def test_reopened_before_it_was_opened(self):
         log = self.make()
         log.reopen(())
