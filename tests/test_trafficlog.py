@@ -688,9 +688,9 @@ class TrafficLogTests(SynchronousTestCase):
     def test_a_secret_that_was_replaced_stays_hidden(self):
         log = self.make(secrets=("hunter2",))
         log.write(request(1, body=b"I am hunter2"))  # waits while the secret is replaced
-        log.reopen(("hunter2000",))
-        log.reopen(("hunter2000",))
-        for number, said in enumerate((b"not hunter2", b"but hunter2000"), 2):
+        log.reopen(("swordfish",))
+        log.reopen(("swordfish",))
+        for number, said in enumerate((b"not hunter2", b"but swordfish"), 2):
             log.write(ResponseRecord(id=f"r{number}", body=said))
         self.finish(log)
         bodies = [each["body"] for each in lines(self.path)]
