@@ -321,6 +321,8 @@ class Exchange:
         cancelled is known here alone.
         """
         if self.client.over:
+            if not self.client.gone and failure.check(CancelledError, ApiError) is None:
+                self._mistake(failure)  # all is said to the client: the log alone can be told
             self.client.cut()
             return self.client.delivered()
         if self._verdict is not None:

@@ -14,6 +14,7 @@ from blockops.answering import Answering
 from blockops.backend import Backend
 from blockops.downstream import Downstream
 from blockops.records import Record
+from blockops.turns import Lesson
 from blockops.wire.transcode import StreamTranscoder
 from tests.memory import DONE, NOTHING_LEFT, WEATHER, World, chat, chunk
 
@@ -255,6 +256,22 @@ class OurOwnMistakes(SynchronousTestCase):
         self.assertTrue(backend.wire.aborted)
         self.assertEqual(world.idle(), NOTHING_LEFT)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_a_bug_behind_a_whole_answer_is_logged(self) -> None:
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(Lesson, "learn", broken)
+        world = World()
+        client, backend = world.ask()
+        backend.begin_stream()
+        backend.stream(chunk("Hi", role="assistant", finish="stop"), DONE)
+        world.reactor.advance(0)
+        self.assertEqual(client.events()[-1], "[DONE]")
+        self.assertTrue(client.complete())
+        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual([each.outcome for each in world.traffic.responses()], ["done"])
 
     def test_work_that_forgets_to_answer(self) -> None:
         world = World()
