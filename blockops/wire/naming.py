@@ -53,11 +53,13 @@ class Renaming:
         Return how the first chunk that names another model says so.
 
         With any white space: where a chunk was written anew it has none, where it passes it may.
+        And in our own spelling too, which a chunk has that had to be mended.
         """
         for event in events.split(b"\n\n") if b'"model"' in events else ():
             said = _field(event.removeprefix(_DATA), "model")
             if said.startswith(b'"') and said not in (self._name, b'""'):
-                return re.compile(rb'"model"\s*:\s*' + re.escape(said))
+                spellings = dict.fromkeys((said, msgspec.json.encode(_text(said))))
+                return re.compile(rb'"model"\s*:\s*(?:%s)' % b"|".join(map(re.escape, spellings)))
         return None
 
     def whole(self, answer: bytes) -> bytes:

@@ -118,12 +118,26 @@ class Ends(SynchronousTestCase):
 
 
 class Chats(SynchronousTestCase):
-    def test_a_whole_answer_under_the_name_of_a_stream(self) -> None:
+    def transcoder(self) -> RenamedTranscoder:
         asked = ChatRequest.parse(
             b'{"model":"short","stream":true,"messages":[{"role":"user","content":"Hi"}]}',
             {"short": "tiny"},
         )
-        transcoder = RenamedTranscoder(Renaming("short"), asked, Rules())
+        return RenamedTranscoder(Renaming("short"), asked, Rules())
+
+    def test_a_chunk_that_was_mended(self) -> None:
+        transcoder = self.transcoder()
+        chunk = (
+            b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"a\\/\\u00fc",'
+            b'"choices":[{"index":0,"delta":{"role":"assistant","content":"Hi"},'
+            b'"finish_reason":null}]}\n\n'
+        )
+        for said in (b"Hi", b"\\ud83d", b"\\ude00"):
+            event = transcoder.receive_data(chunk.replace(b"Hi", said))
+            self.assertEqual(json.loads(event[6:])["model"], "short")
+
+    def test_a_whole_answer_under_the_name_of_a_stream(self) -> None:
+        transcoder = self.transcoder()
         answer = (
             b'{"id":"c","object":"chat.completion","created":1,"model":"tiny","choices":[{"index":0,'
             b'"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}]}'
