@@ -1,17 +1,23 @@
 """
 Streams that say the same, however much of it came at once.
 
-Arguments of a call that came in one read leave in one event; all else of two such streams is equal.
+What begins like a call, and came in one read, leaves in one event; all else of two such streams is
+equal, and where nothing begins so, each event is.
 """
 
 from __future__ import annotations
 
 import json
+import re
+
+_LIKE_A_CALL = re.compile(rb"<|\\u003c|TOOL_CALL|tool_calls", re.IGNORECASE)
 
 
 def merged(stream: bytes) -> list[tuple[str, str]]:
     """Return the events of a stream; those in a row are one that differ in nothing but a text."""
     events: list[tuple[str, str]] = []
+    if _LIKE_A_CALL.search(stream) is None:
+        return [(event.decode(), "") for event in stream.split(b"\n\n")]
     for event in stream.split(b"\n\n"):
         around, text = _apart(event.decode())
         if text and events and events[-1][0] == around:
