@@ -17,9 +17,9 @@ def merged(stream: bytes) -> list[tuple[str, str]]:
     """Return the events of a stream; those in a row are one that differ in nothing but a text."""
     events: list[tuple[str, str]] = []
     if _LIKE_A_CALL.search(stream) is None:
-        return [(event.decode(), "") for event in stream.split(b"\n\n")]
+        return [(event.decode(errors="surrogateescape"), "") for event in stream.split(b"\n\n")]
     for event in stream.split(b"\n\n"):
-        around, text = _apart(event.decode())
+        around, text = _apart(event.decode(errors="surrogateescape"))
         if text and events and events[-1][0] == around:
             events[-1] = around, events[-1][1] + text
         else:
@@ -30,13 +30,11 @@ def merged(stream: bytes) -> list[tuple[str, str]]:
 def _apart(event: str) -> tuple[str, str]:
     """Return an event without the text that it says, and that text."""
     data = event.removeprefix("data: ")
-    if not data.startswith("{"):
-        return event, ""
-    chunk = json.loads(data)
-    if not chunk.get("choices"):
-        return event, ""
-    delta = chunk["choices"][0].get("delta", {})
-    call = (delta.get("tool_calls") or [{}])[0]
-    says = delta if delta.get("content") else call.get("function", {})
-    text = says.pop("content", None) or says.pop("arguments", None) or ""
-    return json.dumps(chunk), text
+    try:
+        chunk = json.loads(data)
+        delta = chunk["choices"][0]["delta"]
+        says = delta if delta.get("content") else delta["tool_calls"][0]["function"]
+        text = says.pop("content", None) or says.pop("arguments", None)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return event, ""  # it says nothing, or something odd of the backend's own
+    return (json.dumps(chunk), text) if isinstance(text, str) else (event, "")
