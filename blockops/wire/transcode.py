@@ -170,11 +170,11 @@ class StreamTranscoder:
 
     def _compare(self, data: bytes, position: int, ready: list[bytes]) -> int:
         """Take the events that are of a known shape; return where the first other one begins."""
+        if self._stencil is None or not self._decoder.between_events or len(data) > self._max_event:
+            return position
         # One that came alone was looked at already.
         several = position or data.find(_BLANK_LINE) + 2 < len(data)
         passage = self._passage if several else None
-        if self._stencil is None or not self._decoder.between_events or len(data) > self._max_event:
-            return position
         unsent = position
         chunks = 0
         while end := data.find(_BLANK_LINE, position) + 1:
