@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, Delta
-from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.parser import ToolCallParser
+from blockops.toolcalls.events import CallArguments, CallBegan, Delta
+from blockops.toolcalls.parser import ToolCallParser
+from blockops.toolcalls.tools import Offer
 
 LENGTHS = (1_000, 4_000, 16_000, 64_000)
 DELTA = 4

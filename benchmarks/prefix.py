@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blockops.conversation.context import MARKER_TOKENS, Cut, Guard, Limits
-from blockops.conversation.history import Line, Reader
-from blockops.conversation.tokens import Tally, of_tools
+from blockops.conversation.context_window import MARKER_TOKENS, Cut, Guard, Limits
+from blockops.conversation.messages import Line, Reader
+from blockops.conversation.token_counts import Tally, of_tools
 
 HARD = 100_000
 LIMITS = Limits(warn=80_000, hard=HARD, target=HARD // 2)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from twisted.application.service import IService
 
-from blockops.options import Options as CommandLine
-from blockops.signals import hold_hangup
+from blockops.cli.options import Options as CommandLine
+from blockops.daemon.signals import hold_hangup
 
 
 class Options(CommandLine):
@@ -40,7 +40,7 @@ def makeService(options: CommandLine) -> IService:
             serverFromString(reactor, endpoint)
         except Exception as error:  # noqa: BLE001 - each type of endpoint has its own
             raise SystemExit(f"blockops: {name}: {endpoint!r} is not accepted: {error}") from None
-    from blockops.service import make_service  # noqa: PLC0415
+    from blockops.daemon.service import make_service  # noqa: PLC0415
 
     reactor.callWhenRunning(settle)
     try:

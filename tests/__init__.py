@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, settings
+import hypothesis
 
 _CI = "CI" in os.environ
 
@@ -12,17 +12,17 @@ _CI = "CI" in os.environ
 # same examples are tried each time, so that a change is judged by what it changes; elsewhere new
 # ones are, and fewer of them. This is the only profile: packages of tests are imported one after
 # the other, and one that loaded its own would load it for those that follow.
-settings.register_profile(
+hypothesis.settings.register_profile(
     "blockops",
     deadline=None,
     max_examples=100 if _CI else 60,
     derandomize=_CI,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
 )
-settings.load_profile("blockops")
+hypothesis.settings.load_profile("blockops")
 
 
-def thorough(examples: int) -> settings:
+def thorough(examples: int) -> hypothesis.settings:
     """Return the settings of a test that takes so many examples: all of them in CI."""
-    return settings(max_examples=examples if _CI else examples // 2)
+    return hypothesis.settings(max_examples=examples if _CI else examples // 2)

@@ -1,8 +1,8 @@
 """
-Who may import whom, read from the sources.
+The import rules of docs/architecture.md, read from the sources.
 
-The core (`wire`, and `conversation` once it is there) knows nothing of Twisted, sockets, clocks and
-logs; the shell's parts do not know one another; one function alone picks the reactor.
+`LEVELS` orders the packages: a package imports only packages of a lower level. The packages in
+`CORE` are sans-IO: they import no Twisted, no clock and nothing else that reaches the outside.
 """
 
 from __future__ import annotations
@@ -20,13 +20,34 @@ from twisted.trial.unittest import SynchronousTestCase
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "blockops"
 
-CORE = ("blockops.wire", "blockops.conversation")
+#: A package or top-level module imports only those of a lower level, besides itself.
+LEVELS = {
+    "errors": 1,
+    "toolcalls": 1,
+    "settings": 1,
+    "net": 1,
+    "plugins": 2,
+    "api": 2,
+    "translation": 3,
+    "conversation": 3,
+    "server": 3,
+    "upstream": 3,
+    "operations": 3,
+    "demo": 3,
+    "proxy": 4,
+    "daemon": 5,
+    "cli": 6,
+    "doctor": 7,
+    "tap": 7,
+}
 
-#: What the core may import besides the standard library and itself.
+CORE = ("toolcalls", "api", "translation", "conversation")
+
+#: Libraries that the core may import besides the standard library.
 CORE_LIBRARIES = ("msgspec",)
 
-#: Parts of the standard library that are no business of values in, values out.
-WORLDLY = (
+#: Modules of the standard library that reach the outside world: closed to the core.
+OUTSIDE_WORLD = (
     "asyncio",
     "concurrent",
     "datetime",
@@ -48,30 +69,36 @@ WORLDLY = (
     "urllib.request",
 )
 
-#: Moves bytes and places; what the bytes mean is the core's business.
-WITHOUT_JSON = (
-    "admission",
-    "agent",
-    "downstream",
-    "inflate",
-    "nearby",
-    "pulse",
-    "relay",
-    "responses",
-    "upstream",
-)
+#: These move bytes: what the bytes mean as JSON is the core's task.
+WITHOUT_JSON = ("blockops.server", "blockops.net", "blockops.upstream.http")
 
-#: Names of other libraries that begin with `_` and that we use all the same, and why.
-#: module of ours -> the names
-PRIVATE: dict[str, set[str]] = {}
+#: These get values. Only `proxy` and the packages above it read `Settings`.
+WITHOUT_SETTINGS = ("server", "upstream", "operations", *CORE)
 
-#: What comes with a library that we require, by the name it is imported by.
-ALONG_WITH = {"hyperlink": "twisted", "zope": "twisted", "prometheus_client": "prometheus-client"}
+#: The most modules that a package may have, its subpackages and `__init__` not counted.
+MAX_MODULES = 12
+
+#: What `ls blockops` shows besides the packages in `LEVELS`.
+TOP_LEVEL_FILES = {
+    "__init__.py",
+    "doctor.py",
+    "errors.py",
+    "plugins.py",
+    "py.typed",
+    "tap.py",
+}
+
+#: Import name -> the requirement in setup.cfg that installs it.
+INSTALLED_BY = {
+    "hyperlink": "twisted",
+    "zope": "twisted",
+    "prometheus_client": "prometheus-client",
+}
 
 
 @dataclass(frozen=True)
 class Import:
-    """`from module import name`, or `import module` where `name` is None."""
+    """`from module import name`, or `import module` if `name` is None."""
 
     module: str
     name: str | None = None
@@ -81,7 +108,7 @@ class Import:
         return self.module.partition(".")[0]
 
     @property
-    def private(self) -> bool:
+    def is_private(self) -> bool:
         parts = [*self.module.split("."), self.name or ""]
         return any(re.match(r"_(?!_)", part) for part in parts) and self.module != "__future__"
 
@@ -91,28 +118,28 @@ class Import:
 
 def imports_of(source: str, module: str, *, package: bool = False) -> set[Import]:
     """
-    Return what `source` imports, wherever in it that stands.
+    Return every import in `source`, at any depth.
 
-    :param module: the name of what `source` is
+    :param module: the dotted name of the source's module
     :param package: `source` is the package's `__init__.py`
     """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {Import(each.name) for each in node.names}
+            found |= {Import(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             origin = node.module or ""
             if node.level:
                 parts = module.split(".")
                 base = parts[: len(parts) - node.level + package]
                 origin = ".".join([*base, *([origin] if origin else [])])
-            found |= {Import(origin, each.name) for each in node.names}
+            found |= {Import(origin, alias.name) for alias in node.names}
     return found
 
 
 @cache
 def modules() -> dict[str, set[Import]]:
-    """Return every module of blockops and what it imports."""
+    """Return every module of blockops with its imports."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -122,27 +149,33 @@ def modules() -> dict[str, set[Import]]:
     return found
 
 
-def within(name: str, packages: tuple[str, ...]) -> bool:
-    return any(name == each or name.startswith(f"{each}.") for each in packages)
+def is_within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-class ReadingTests(SynchronousTestCase):
-    """The reading itself."""
+def unit_of(name: str) -> str:
+    """Return the key of `LEVELS` that a dotted name belongs to; "" for blockops itself."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+class ImportReadingTests(SynchronousTestCase):
+    """`imports_of` itself."""
 
     def read(self, source: str, **more: bool) -> set[str]:
-        return {str(each) for each in imports_of(source, "blockops.wire.sse", **more)}
+        return {str(found) for found in imports_of(source, "blockops.api.sse", **more)}
 
-    def test_every_way_to_import(self):
+    def test_every_form_of_import(self):
         self.assertEqual(self.read("import a.b, c as d"), {"a.b", "c"})
         self.assertEqual(self.read("from a.b import c as d, e"), {"a.b.c", "a.b.e"})
-        self.assertEqual(self.read("from . import x"), {"blockops.wire.x"})
-        self.assertEqual(self.read("from .x import y"), {"blockops.wire.x.y"})
+        self.assertEqual(self.read("from . import x"), {"blockops.api.x"})
+        self.assertEqual(self.read("from .x import y"), {"blockops.api.x.y"})
         self.assertEqual(self.read("from ..x import y"), {"blockops.x.y"})
-        self.assertEqual(self.read("from .x import y", package=True), {"blockops.wire.sse.x.y"})
+        self.assertEqual(self.read("from .x import y", package=True), {"blockops.api.sse.x.y"})
         self.assertEqual(self.read("def f():\n  if TYPE_CHECKING:\n    import a"), {"a"})
 
-    def test_what_is_private(self):
-        for private, each in (
+    def test_private_names(self):
+        for private, found in (
             (True, Import("twisted.web._newclient")),
             (True, Import("twisted.web._newclient", "HTTPParser")),
             (True, Import("twisted.web.http", "_ChunkedTransferDecoder")),
@@ -150,153 +183,189 @@ class ReadingTests(SynchronousTestCase):
             (False, Import("__future__", "annotations")),
             (False, Import("blockops", "__version__")),
         ):
-            self.assertEqual(each.private, private, str(each))
+            self.assertEqual(found.is_private, private, str(found))
 
-    def test_there_is_something_to_read(self):
+    def test_the_modules_are_found(self):
         names = modules()
-        for name in ("blockops", "blockops.wire.transcode", "blockops.tap", "blockops.upstream"):
+        for name in ("blockops", "blockops.tap", "blockops.translation.stream"):
             self.assertIn(name, names)
-        self.assertIn("treq.client.HTTPClient", {str(each) for each in names["blockops.upstream"]})
+        imports = {str(found) for found in names["blockops.upstream.client"]}
+        self.assertIn("treq.client.HTTPClient", imports)
 
 
 class ArchitectureTests(SynchronousTestCase):
     def setUp(self):
         self.modules = modules()
 
-    def complaints(self, *found: str) -> None:
-        self.assertEqual(sorted(found), [])
+    def assert_none(self, *violations: str) -> None:
+        self.assertEqual(sorted(violations), [])
 
-    def test_the_core_imports_itself_msgspec_and_the_worldless_standard_library(self):
-        allowed = (*CORE, *CORE_LIBRARIES, *sys.stdlib_module_names)
-        self.complaints(
+    def test_imports_go_down(self):
+        self.assert_none(
             *(
-                f"{name} imports {each}"
+                f"{name} imports {found}"
                 for name, imports in self.modules.items()
-                if within(name, CORE)
-                for each in imports
-                if not within(each.module, allowed) or within(str(each), WORLDLY)
+                for found in imports
+                if found.library == "blockops"
+                and (target := unit_of(str(found))) in LEVELS
+                and target != unit_of(name) != ""
+                and LEVELS[unit_of(name)] <= LEVELS[target]
             )
         )
 
-    def test_the_core_waits_for_nothing(self):
-        self.complaints(
+    def test_every_package_has_a_level(self):
+        units = {unit_of(name) for name in self.modules} - {""}
+        self.assertEqual(units, set(LEVELS))
+
+    def test_the_top_level_is_short(self):
+        present = {
+            path.name
+            for path in PACKAGE.iterdir()
+            if path.name != "__pycache__" and not (path.is_dir() and path.name in LEVELS)
+        }
+        self.assertEqual(present, TOP_LEVEL_FILES)
+
+    def test_no_package_is_crowded(self):
+        for folder in {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}:
+            names = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+            self.assertLessEqual(len(names), MAX_MODULES, folder.name)
+
+    def test_every_package_states_its_scope(self):
+        for path in PACKAGE.rglob("__init__.py"):
+            docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+            self.assertGreater(len(docstring), 80, str(path))
+
+    def test_the_core_is_sans_io(self):
+        core = tuple(f"blockops.{name}" for name in CORE)
+        allowed = (*core, "blockops.errors", *CORE_LIBRARIES, *sys.stdlib_module_names)
+        self.assert_none(
+            *(
+                f"{name} imports {found}"
+                for name, imports in self.modules.items()
+                if is_within(name, core)
+                for found in imports
+                if not is_within(found.module, allowed) or is_within(str(found), OUTSIDE_WORLD)
+            )
+        )
+
+    def test_the_core_awaits_nothing(self):
+        self.assert_none(
             *(
                 f"{path}:{node.lineno}"
                 for package in CORE
-                for path in (ROOT / package.replace(".", "/")).rglob("*.py")
+                for path in (PACKAGE / package).rglob("*.py")
                 for node in ast.walk(ast.parse(path.read_text("utf-8")))
                 if isinstance(node, ast.AsyncFunctionDef | ast.Await)
             )
         )
 
-    def test_only_upstream_imports_treq(self):
+    def test_only_the_backend_client_imports_treq(self):
         users = {
             name
             for name, imports in self.modules.items()
-            if any(each.library == "treq" for each in imports)
+            if any(found.library == "treq" for found in imports)
         }
-        self.assertEqual(users, {"blockops.upstream"})
+        self.assertEqual(users, {"blockops.upstream.client"})
 
-    def test_the_parts_of_the_shell_do_not_know_one_another(self):
-        parts = {f"blockops.{name}" for name in ("admission", "upstream", "downstream")}
-        self.complaints(
+    def test_the_packages_that_move_bytes_read_no_json(self):
+        self.assert_none(
             *(
-                f"{part} imports {each}"
-                for part in parts
-                for each in self.modules[part]
-                if within(str(each), tuple(parts - {part}))
+                f"{name} imports {found}"
+                for name, imports in self.modules.items()
+                if is_within(name, WITHOUT_JSON)
+                for found in imports
+                if found.library in {"json", "msgspec"}
             )
         )
 
-    def test_the_shell_moves_bytes_and_reads_no_json(self):
-        self.complaints(
+    def test_the_http1_readers_are_sans_io(self):
+        self.assert_none(
             *(
-                f"{name} imports {each}"
-                for name in WITHOUT_JSON
-                for each in self.modules[f"blockops.{name}"]
-                if each.library in ("json", "msgspec")
+                f"{name} imports {found}"
+                for name, imports in self.modules.items()
+                if is_within(name, ("blockops.server.http1",))
+                for found in imports
+                if is_within(str(found), ("twisted.internet", *OUTSIDE_WORLD))
             )
         )
 
-    def test_the_ways_in_and_out_of_a_connection_know_nothing_of_what_is_behind(self):
-        allowed = {"blockops.bodies": ("limits", "wire"), "blockops.head": ("limits", "wire")}
-        for name in ("blockops.bodies", "blockops.head", "blockops.eager"):
-            near = tuple(f"blockops.{each}" for each in allowed.get(name, ()))
-            self.complaints(
-                *(
-                    f"{name} imports {each}"
-                    for each in self.modules[name]
-                    if each.library == "blockops" and not within(str(each), near)
-                )
-            )
-        for name in allowed:
-            self.complaints(
-                *(
-                    f"{name} imports {each}"
-                    for each in self.modules[name]
-                    if within(str(each), ("twisted.internet",))
-                )
-            )
+    def test_settings_import_the_standard_library_only(self):
+        libraries = {
+            found.library
+            for name, imports in self.modules.items()
+            if is_within(name, ("blockops.settings",))
+            for found in imports
+        }
+        self.assertEqual(libraries - sys.stdlib_module_names, {"blockops"})
 
-    def test_settings_are_pure(self):
-        for name in ("blockops.kinds", "blockops.settings"):
-            libraries = {each.library for each in self.modules[name]}
-            self.assertEqual(libraries - sys.stdlib_module_names - {"blockops"}, set())
+    def test_parts_get_values_instead_of_settings(self):
+        self.assert_none(
+            *(
+                f"{name} imports {found}"
+                for name, imports in self.modules.items()
+                if unit_of(name) in WITHOUT_SETTINGS
+                for found in imports
+                if is_within(found.module, ("blockops.settings",))
+            )
+        )
 
-    def test_only_makeservice_imports_the_reactor(self):
+    def test_only_tap_imports_the_reactor(self):
         users = {
             name
             for name, imports in self.modules.items()
-            if {"twisted.internet.reactor"} & {str(each) for each in imports}
+            if "twisted.internet.reactor" in {str(found) for found in imports}
         }
         self.assertEqual(users, {"blockops.tap"})
 
-    def test_makeservice_imports_it_when_it_is_called(self):
+    def test_tap_imports_the_reactor_inside_a_function(self):
         tree = ast.parse((PACKAGE / "tap.py").read_text("utf-8"))
         at_import = ast.Module(
-            [each for each in tree.body if not isinstance(each, ast.FunctionDef)], []
+            [node for node in tree.body if not isinstance(node, ast.FunctionDef)], []
         )
-        found = {str(each) for each in imports_of(ast.unparse(at_import), "blockops.tap")}
+        found = {str(found) for found in imports_of(ast.unparse(at_import), "blockops.tap")}
         self.assertNotIn("twisted.internet.reactor", found)
-        self.assertNotIn("blockops.service.make_service", found)
+        self.assert_none(*(name for name in found if name.startswith("blockops.daemon.service")))
 
-    def test_private_names_are_left_alone(self):
-        found = {
-            name: {str(each) for each in imports if each.private}
-            for name, imports in self.modules.items()
-        }
-        self.assertEqual({name: each for name, each in found.items() if each}, PRIVATE)
+    def test_no_private_name_of_a_library_is_imported(self):
+        self.assert_none(
+            *(
+                f"{name} imports {found}"
+                for name, imports in self.modules.items()
+                for found in imports
+                if found.is_private
+            )
+        )
 
-    def test_private_attributes_are_left_alone(self):
-        """Ruff refuses them (SLF001); whoever silences it must be named above."""
-        silent = {
-            str(path.relative_to(ROOT))
-            for path in PACKAGE.rglob("*.py")
-            if re.search(r"noqa:.*SLF001", path.read_text("utf-8"))
-        }
-        named = {name.replace(".", "/") + ".py" for name in PRIVATE}
-        self.assertEqual(silent - named, set())
+    def test_no_private_attribute_is_used(self):
+        """Ruff rejects them (SLF001): no module may silence it."""
+        self.assert_none(
+            *(
+                str(path.relative_to(ROOT))
+                for path in PACKAGE.rglob("*.py")
+                if re.search(r"noqa:.*SLF001", path.read_text("utf-8"))
+            )
+        )
 
-    def test_every_library_is_required_and_nothing_else_is_imported(self):
+    def test_every_imported_library_is_required(self):
         metadata = configparser.ConfigParser()
         metadata.read(ROOT / "setup.cfg", "utf-8")
         lines = metadata["options"]["install_requires"].split("\n")
-        required = {re.split(r"[\[>=]", each)[0] for each in lines if each and each[0] != "#"}
+        required = {re.split(r"[\[>=]", line)[0] for line in lines if line and line[0] != "#"}
         used = {
-            ALONG_WITH.get(each.library, each.library)
+            INSTALLED_BY.get(found.library, found.library)
             for imports in self.modules.values()
-            for each in imports
-            if each.library not in sys.stdlib_module_names
+            for found in imports
+            if found.library not in sys.stdlib_module_names
         }
-        # Twisted itself imports it, to check the names in certificates.
+        # Twisted imports service-identity by itself, to check the names in certificates.
         self.assertEqual(used - {"blockops"}, required - {"service-identity"})
 
-    def test_nobody_imports_in_circles(self):
+    def test_no_import_cycles(self):
         graph = {
             name: {
                 target
-                for each in imports
-                for target in (str(each), each.module)
+                for found in imports
+                for target in (str(found), found.module)
                 if target in self.modules and target != name
             }
             for name, imports in self.modules.items()

@@ -43,10 +43,10 @@ from benchmarks.streams import (
     whole,
 )
 from benchmarks.usage import Used, family, memory, used
-from blockops.settings import TABLE
-from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, Text
-from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.parser import ToolCallParser
+from blockops.settings.table import TABLE
+from blockops.toolcalls.events import CallArguments, CallBegan, Text
+from blockops.toolcalls.parser import ToolCallParser
+from blockops.toolcalls.tools import Offer
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"

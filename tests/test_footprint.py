@@ -8,9 +8,9 @@ import tracemalloc
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
-from blockops.turns import Turn
-from blockops.wire.requests import ChatRequest
-from tests.memory import Backend, Client, World, chat, chunk
+from blockops.api.chat.request import ChatRequest
+from blockops.conversation.turn import Turn
+from tests.world import Backend, Client, World, chat, chunk
 
 
 class Held(SynchronousTestCase):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.settings import TABLE
+from blockops.settings.table import TABLE
 from tests.live.acceptance.clients import CLIENTS
 from tests.live.real_backends import REAL_BACKENDS
 

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from blockops.wire.mend import UNREADABLE
+from blockops.api.lenient_json import UNREADABLE
 
 OPENS = "[blockops notice]"
 CLOSES = "[blockops adds]"

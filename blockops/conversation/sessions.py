@@ -13,10 +13,10 @@ from hashlib import blake2b
 
 import msgspec
 
-from blockops.conversation.context import Cut
-from blockops.conversation.history import DIGEST_SIZE, Facts, Recent
+from blockops.conversation.context_window import Cut
+from blockops.conversation.messages import DIGEST_SIZE, Facts, Recent
 from blockops.conversation.notices import Kind
-from blockops.conversation.tokens import Tally
+from blockops.conversation.token_counts import Tally
 
 #: Histories of one session that are told apart, twice: an agent has sub-agents.
 MAX_THREADS = 8

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from blockops.conversation.history import Line
+from blockops.conversation.messages import Line
 
 Message = dict[str, Any]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks.prefix import HARD, blockops_cut, measure, sliding_window
-from blockops.conversation.history import Reader
-from blockops.conversation.tokens import Tally
+from blockops.conversation.messages import Reader
+from blockops.conversation.token_counts import Tally
 
 
 class Sessions(SynchronousTestCase):

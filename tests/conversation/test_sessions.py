@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.conversation.context import Cut
+from blockops.conversation.context_window import Cut
 from blockops.conversation.sessions import LONGEST_NAME, MAX_THREADS, Identity, Sessions
 
 

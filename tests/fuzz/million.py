@@ -28,17 +28,18 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from zope.interface import implementer
 
-from blockops.wire import errors, transcode
-from blockops.wire.errors import ApiError
-from blockops.wire.joining import StreamJoiner
-from blockops.wire.requests import ChatRequest
-from blockops.wire.toolcalls.rules import Rules
-from blockops.wire.transcode import PassThrough, StreamTranscoder
-from tests.faulty.reading import error_in, read
+from blockops import errors
+from blockops.api.chat.request import ChatRequest
+from blockops.errors import ApiError
+from blockops.toolcalls.options import Rules
+from blockops.translation import stream as transcode
+from blockops.translation.aggregate import StreamJoiner
+from blockops.translation.stream import PassThrough, StreamTranscoder
+from tests.api.strict import StreamRefused, read_strictly
+from tests.faults.reading import error_in, read
 from tests.fuzz.mutations import ANSWERS, BODIES, REQUESTS, RESPONSES, mutated, pieces
-from tests.memory import World
-from tests.wire.merging import merged
-from tests.wire.strict import StreamRefused, read_strictly
+from tests.translation.merging import merged
+from tests.world import World
 
 RULES = (Rules(), Rules(reasoning="split"), Rules(translate="always", max_hold=1024))
 ASKED = [ChatRequest.parse(body) for body in BODIES]

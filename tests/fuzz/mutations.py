@@ -7,8 +7,8 @@ import random
 import re
 from pathlib import Path
 
-from tests.faulty.client import head_of, request
-from tests.faulty.scripts import CHUNKED, END, ERROR, STREAM, WHOLE, answer, chunked, head
+from tests.faults.client import head_of, request
+from tests.faults.scripts import CHUNKED, END, ERROR, STREAM, WHOLE, answer, chunked, head
 
 #: Larger captures say nothing that the smaller ones do not, and take longer.
 _LARGEST = 4000

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-with atheris.instrument_imports(include=["blockops.wire.toolcalls"]):
-    import blockops.wire.toolcalls.parser  # noqa: F401 (the hook has to see it first)
+with atheris.instrument_imports(include=["blockops.toolcalls"]):
+    import blockops.toolcalls.parser  # noqa: F401 (the hook has to see it first)
 
-from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.rules import Rules
+from blockops.toolcalls.options import Rules
+from blockops.toolcalls.tools import Offer
 from tests.toolcalls.reading import SCHEMAS, Joined, say
 from tests.toolcalls.test_corpus import cases
 

@@ -14,12 +14,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.faulty.reading import Judged
-from tests.faulty.scripts import CALL, DONE, FAULTS, TEXT, event
-from tests.faulty.steps import Close, Flood, HalfClose, Reset, Send, Step, Wait
+from tests.faults.reading import Judged
+from tests.faults.scripts import CALL, DONE, FAULTS, TEXT, event
+from tests.faults.steps import Close, Flood, HalfClose, Reset, Send, Step, Wait
+from tests.faults.test_faults import OTHER_TEXT, SEEN
 from tests.live.harness import question
 from tests.live.wires import Wire
-from tests.test_faults import OTHER_TEXT, SEEN
 
 TOOLS = [
     {

@@ -241,7 +241,7 @@ class BadBackends(Case):
         return [ask(url, question(stream=stream)) for stream in (True, False)]
 
     def test_down(self) -> None:
-        # Each request finds out by itself: tests.test_circuit has what spares the later ones that.
+        # Without a circuit breaker each request finds out by itself.
         daemon = self.daemon(f"http://127.0.0.1:{free_port()}", "--circuit-after=0")
         for reply in self.both_ways(daemon.url):
             self.assert_error(reply, 502, "backend")

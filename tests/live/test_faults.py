@@ -6,14 +6,14 @@ from twisted.internet.defer import TimeoutError  # noqa: A004
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import TestCase
 
-from tests.faulty.client import request
-from tests.faulty.house import CLOCK, House
-from tests.faulty.reading import Judged, judge
-from tests.faulty.scripts import FAULTS, Script
-from tests.faulty.steps import Send
+from tests.faults.client import request
+from tests.faults.daemon import CLOCK, House
+from tests.faults.reading import Judged, judge
+from tests.faults.scripts import FAULTS, Script
+from tests.faults.steps import Send
+from tests.faults.test_faults import SEEN
 from tests.live.harness import LONG
-from tests.memory import chat
-from tests.test_faults import SEEN
+from tests.world import chat
 
 
 class OverSockets(TestCase):

@@ -306,7 +306,7 @@ AMBIGUOUS = (
 
 
 class RawRequests(Case):
-    """Over real sockets; `tests.test_smuggling` has all there is."""
+    """Over real sockets; `tests.server.test_smuggling` has all there is."""
 
     def test_nothing_that_is_ambiguous_reaches_the_backend(self) -> None:
         backend = self.backend(lambda exchange: exchange.whole(b"{}"))

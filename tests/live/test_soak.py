@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.faulty.reading import Judged, judge
+from tests.faults.reading import Judged, judge
 from tests.live.harness import LONG, ask, check_peace
 from tests.live.plays import ENDLESS, Play, number_of, perform
 from tests.live.watched import Watched
@@ -92,7 +92,7 @@ class Soak(SynchronousTestCase):
         end = time.monotonic() + 10 * STALL
         while True:
             held = daemon.look()
-            busy = held["live"] or held["objects"].get("blockops.channel.Channel", 0)
+            busy = held["live"] or held["objects"].get("blockops.server.connection.Channel", 0)
             if not busy and not daemon.connections():
                 break
             self.assertLess(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests import test_faults
 from tests.conversation import test_notices, test_prefix
+from tests.faults import test_faults
 from tests.live.harness import LONG
-from tests.wire import test_captures
+from tests.translation import test_captures
 
 
 class Cuts(test_faults.Cuts):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.rules import Rules
+from blockops.toolcalls.options import Rules
+from blockops.toolcalls.tools import Offer
 from tests.toolcalls.reading import SCHEMAS
 
 CALLS = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.toolcalls.deltas import (
+from blockops.toolcalls.events import (
     CallArguments,
     CallBegan,
     CallEnded,
@@ -18,9 +18,9 @@ from blockops.wire.toolcalls.deltas import (
     Reasoning,
     Text,
 )
-from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.parser import ToolCallParser
-from blockops.wire.toolcalls.rules import Rules
+from blockops.toolcalls.options import Rules
+from blockops.toolcalls.parser import ToolCallParser
+from blockops.toolcalls.tools import Offer
 
 SCHEMAS = {
     "weather": {

@@ -12,9 +12,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.requests import ChatRequest
-from blockops.wire.toolcalls.rules import Rules
-from blockops.wire.transcode import StreamTranscoder, whole
+from blockops.api.chat.request import ChatRequest
+from blockops.toolcalls.options import Rules
+from blockops.translation.stream import StreamTranscoder, whole
 from tests.toolcalls.reading import Call, Joined, cuts, say
 
 CORPUS = Path(__file__).parent.parent / "corpus"

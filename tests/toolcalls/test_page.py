@@ -9,9 +9,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.requests import ChatRequest
-from blockops.wire.toolcalls.rules import Rules
-from blockops.wire.transcode import whole
+from blockops.api.chat.request import ChatRequest
+from blockops.toolcalls.options import Rules
+from blockops.translation.stream import whole
 from tests.toolcalls.reading import cuts, say
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "translation.md").read_text()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from blockops.wire.toolcalls.callobject import MAX_LOOSE_COMMENTS
-from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, CallEnded, Delta, Text
-from blockops.wire.toolcalls.formats.protocol import (
+from blockops.toolcalls.dialects.registry import BUILT_IN
+from blockops.toolcalls.events import CallArguments, CallBegan, CallEnded, Delta, Text
+from blockops.toolcalls.grammar.json_call import MAX_LOOSE_COMMENTS
+from blockops.toolcalls.grammar.json_stream import MAX_WORD
+from blockops.toolcalls.options import Rules
+from blockops.toolcalls.parser import MAX_PIECE, ToolCallParser
+from blockops.toolcalls.reader import (
     CallReader,
     Ended,
     LeftOpen,
@@ -12,11 +16,7 @@ from blockops.wire.toolcalls.formats.protocol import (
     Opening,
     Refused,
 )
-from blockops.wire.toolcalls.formats.registry import BUILT_IN
-from blockops.wire.toolcalls.jsontext import MAX_WORD
-from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.parser import MAX_PIECE, ToolCallParser
-from blockops.wire.toolcalls.rules import Rules
+from blockops.toolcalls.tools import Offer
 from tests.toolcalls.reading import OFFER, SCHEMAS, Call, Joined, ReadCase, cuts, say
 
 CALL = '<tool_call>\n{"name": "now", "arguments": {"a": 1}}\n</tool_call>'

@@ -10,13 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.parser import ToolCallParser
-from blockops.wire.toolcalls.rules import Rules
+from blockops.toolcalls.options import Rules
+from blockops.toolcalls.parser import ToolCallParser
+from blockops.toolcalls.tools import Offer
 from tests import thorough
+from tests.toolcalls.grammar.test_json_stream import VALUES
 from tests.toolcalls.near_misses import CALLS, OFFERS, REASONS, RULES, cut_texts, texts
 from tests.toolcalls.reading import OFFER, Joined, say
-from tests.toolcalls.test_jsontext import VALUES
 
 KEYS = st.from_regex(
     r"[^\s<>\"'=\x00-\x1f\x7f-\xa0](?:[^<>\n]{0,10}[^\s<>\x00-\x1f\x7f-\xa0])?", fullmatch=True

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockops.wire.toolcalls.deltas import Reasoning, Text
-from blockops.wire.toolcalls.formats.registry import BUILT_IN
-from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.parser import ToolCallParser
-from blockops.wire.toolcalls.rules import Rules
-from blockops.wire.toolcalls.scanner import Literals, literals_of
+from blockops.toolcalls.dialects.registry import BUILT_IN
+from blockops.toolcalls.events import Reasoning, Text
+from blockops.toolcalls.options import Rules
+from blockops.toolcalls.parser import ToolCallParser
+from blockops.toolcalls.scanner import Literals, literals_of
+from blockops.toolcalls.tools import Offer
 from tests.toolcalls.reading import OFFER, ReadCase
 
 CALL = '<tool_call>\n{"name": "now"}\n</tool_call>'

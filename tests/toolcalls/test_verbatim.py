@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, Text
-from blockops.wire.toolcalls.formats.protocol import Opener
-from blockops.wire.toolcalls.formats.registry import BUILT_IN
-from blockops.wire.toolcalls.formats.tagged_json import TaggedJson
-from blockops.wire.toolcalls.offer import Offer
-from blockops.wire.toolcalls.parser import ToolCallParser
-from blockops.wire.toolcalls.rules import Rules
-from blockops.wire.toolcalls.verbatim import Verbatim, spelling
+from blockops.toolcalls.dialects.hermes import TaggedJson
+from blockops.toolcalls.dialects.registry import BUILT_IN
+from blockops.toolcalls.events import CallArguments, CallBegan, Text
+from blockops.toolcalls.options import Rules
+from blockops.toolcalls.parser import ToolCallParser
+from blockops.toolcalls.reader import Opener
+from blockops.toolcalls.tools import Offer
+from blockops.toolcalls.verbatim import Verbatim, spelling
 
 #: What a text begins with -> where it goes on.
 BEGINNINGS = {

@@ -18,9 +18,9 @@ from typing import Any
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
-from blockops.formats import IToolCallFormat
-from blockops.wire.toolcalls.deltas import CallArguments, CallBegan, CallEnded, Delta
-from blockops.wire.toolcalls.formats.protocol import (
+from blockops.plugins import IToolCallFormat
+from blockops.toolcalls.events import CallArguments, CallBegan, CallEnded, Delta
+from blockops.toolcalls.reader import (
     CallReader,
     Ended,
     LeftOpen,

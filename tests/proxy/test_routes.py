@@ -1,0 +1,121 @@
+"""The tree of resources: which request goes where, and what is said where none goes."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockops import __version__
+from tests.world import World, chat, chunk
+
+
+class Routes(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.world = World()
+        self.client = self.world.client()
+
+    def test_health(self) -> None:
+        self.client.get("/health")
+        self.assertEqual(self.client.status(), 200)
+        told = self.client.json()
+        self.assertEqual((told["status"], told["version"]), ("ok", __version__))
+        self.assertEqual((told["running"], told["waiting"]), (0, 0))
+        self.assertGreater(told["memory_available_percent"], 0)
+        self.assertEqual(self.client.headers()["content-type"], "application/json")
+
+    def test_head(self) -> None:
+        for target, status in (("/health", 200), ("/nowhere", 404)):
+            client = self.world.client()
+            client.request("HEAD", target)
+            self.assertEqual(client.status(), status)
+            self.assertTrue(client.received().endswith(b"\r\n\r\n"))
+
+    def test_unknown_routes(self) -> None:
+        for target in ("/", "/v1", "/v2/models", "/favicon.ico", "/health/x", "/metrics/x"):
+            client = self.world.client()
+            client.get(target)
+            self.assertEqual(client.status(), 404, target)
+            self.assertEqual(client.error()["code"], "unknown_route")
+            self.assertIn("/v1/chat/completions", client.error()["message"])
+        self.assertEqual(self.world.connecting(), 0)
+
+    def test_wrong_methods(self) -> None:
+        for method, target, allowed in (
+            ("GET", "/v1/chat/completions", "POST"),
+            ("PUT", "/v1/completions", "POST"),
+            ("HEAD", "/v1/chat/completions", "POST"),
+            ("POST", "/health", "GET, HEAD"),
+            ("DELETE", "/ready", "GET, HEAD"),
+            ("BREW", "/v1/models", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        ):
+            client = self.world.client()
+            client.request(method, target)
+            self.assertEqual(client.status(), 405, target)
+            self.assertEqual(client.headers()["allow"], allowed)
+            if method != "HEAD":
+                self.assertEqual(client.error()["code"], "wrong_method")
+        self.assertEqual(self.world.connecting(), 0)
+
+    def test_paths_that_climb_out(self) -> None:
+        for target in (
+            "/v1/../admin",
+            "/v1/./x",
+            "/v1/%2e%2e/admin",
+            "/v1/..%2fadmin",
+            "/v1/x/%2E./%2e./y",
+            "/v1/..%5cadmin",
+        ):
+            client = self.world.client()
+            client.get(target)
+            self.assertEqual(client.status(), 404, target)
+        self.assertEqual(self.world.connecting(), 0)
+
+    def test_a_target_with_scheme_and_host_leads_nowhere_else(self) -> None:
+        self.client.get("http://evil.example/v1/models")
+        self.assertTrue(self.world.backend().request().startswith(b"GET /v1/models HTTP"))
+        self.assertEqual(self.world.reactor.tcpClients[0][:2], ("127.0.0.1", 8082))
+        for target in ("http://evil.example", "HTTPS://evil.example/health/x"):
+            client = self.world.client()
+            client.get(target)
+            self.assertEqual(client.status(), 404)
+
+    def test_a_body_behind_scheme_and_host(self) -> None:
+        self.client.post("http://blockops/v1/chat/completions", chat())
+        self.assertIn(b"Hello", self.world.backend().request())
+
+    def test_the_server_itself(self) -> None:
+        for method in ("GET", "OPTIONS"):
+            client = self.world.client()
+            client.request(method, "*")
+            self.assertEqual(client.status(), 404)
+            self.assertEqual(client.error()["code"], "unknown_route")
+
+    def test_an_encoded_spelling_is_the_same_route(self) -> None:
+        for target in ("/v1/ch%61t/completions", "/v1/chat%2Fcompletions"):
+            client = self.world.client()
+            client.post(target, chat())
+            backend = self.world.backend()
+            self.assertTrue(backend.request().startswith(f"POST {target} HTTP".encode()))
+            self.assertIn(b"Hello", backend.request())
+            backend.begin_stream()
+            call = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
+            backend.stream(chunk(call, role="assistant"))
+            self.assertIn(b"tool_calls", client.body())
+
+    def test_an_encoded_v1_is_nothing(self) -> None:
+        self.client.post("/%761/embeddings", b'{"input": 1}')
+        self.assertEqual(self.client.status(), 404)
+        self.assertEqual(self.world.connecting(), 0)
+
+    def test_bytes_that_no_target_has(self) -> None:
+        self.client.send(b"GET /v1/\xaa HTTP/1.1\r\nHost: b\r\n\r\n")
+        self.assertEqual(self.client.status(), 400)
+        self.assertIn("error", self.client.json())
+
+    def test_the_query_goes_along(self) -> None:
+        self.client.post("/v1/chat/completions?a=b%20c", chat())
+        self.assertIn(b"POST /v1/chat/completions?a=b%20c HTTP", self.world.backend().request())
+
+    def test_a_backend_below_a_path(self) -> None:
+        world = World(backend="http://127.0.0.1:1/llm")
+        world.client().get("/v1/models")
+        self.assertIn(b"GET /llm/v1/models HTTP", world.backend().request())
