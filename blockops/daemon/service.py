@@ -38,7 +38,7 @@ from blockops.server.listener import Listening, TooOpen, only_local, wherever
 from blockops.server.request import IncomingRequest
 from blockops.server.site import Site
 from blockops.settings.table import SettingError, Settings
-from blockops.upstream.admission import Admission
+from blockops.upstream.admission import AdmissionQueue
 from blockops.upstream.backend import Backend
 from blockops.upstream.cache_purge import Purge
 from blockops.upstream.circuit_breaker import Circuit
@@ -93,9 +93,9 @@ class Daemon(MultiService):
         self._demo = DemoBackend(reactor) if settings.backend == DEMO else None
         self._memory = MemoryGauge()
         self._pulse = Pulse(reactor, min(settings.heartbeat / 4, LONGEST_BEAT))
-        self._admission = Admission(
+        self._admission = AdmissionQueue(
             reactor,
-            places=settings.max_concurrent,
+            slots=settings.max_concurrent,
             max_queue=settings.max_queue,
             queue_timeout=settings.queue_timeout,
         )
@@ -103,7 +103,7 @@ class Daemon(MultiService):
             reactor,
             after=settings.circuit_after,
             pause=settings.circuit_pause,
-            dismiss=self._admission.dismiss,
+            dismiss=self._admission.reject_waiting,
         )
         self._upstream = Upstream(
             reactor,

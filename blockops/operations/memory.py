@@ -96,7 +96,7 @@ class MemoryGate:
                 503,
                 f"The machine is nearly out of memory: {self._gauge.percent:.1f} % is available. "
                 "Ask again later, or end other programs on it.",
-                type="api_error",
+                type="server_error",
                 code="memory_critical",
                 retry_after=max(1, math.ceil(self._retry_after)),
             )

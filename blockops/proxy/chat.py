@@ -313,7 +313,7 @@ class Answering:
         unready = ApiError(
             503,
             f"The backend did not answer within {READY_WITHIN:g} seconds.",
-            type="api_error",
+            type="server_error",
             code="backend_unreachable",
         )
         exchange.logged = Logged.NEVER

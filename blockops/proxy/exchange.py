@@ -305,7 +305,7 @@ class Exchange:
             504,
             f"The backend sent nothing for {patience:g} seconds. Is it overloaded? "
             f"--{which}-timeout says how long blockops waits.",
-            type="api_error",
+            type="server_error",
             code="backend_timeout",
         )
 
@@ -340,7 +340,7 @@ class Exchange:
         return ApiError(
             500,
             "blockops failed at this request; its log says why. Please report it.",
-            type="api_error",
+            type="server_error",
             code="internal_error",
         )
 
@@ -356,7 +356,7 @@ def _endless(seconds: float) -> ApiError:
         504,
         f"The backend has been at this answer for {seconds:g} seconds. --max-duration says how long"
         " blockops lets it.",
-        type="api_error",
+        type="server_error",
         code="backend_timeout",
     )
 

@@ -176,7 +176,7 @@ def _stopping() -> ApiError:
     return ApiError(
         503,
         "blockops is being stopped or restarted. Ask again in a moment.",
-        type="api_error",
+        type="server_error",
         code="shutting_down",
         retry_after=5,
     )

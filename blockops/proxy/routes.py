@@ -88,7 +88,7 @@ class Route(Resource):
         allowed = ", ".join(self.methods)
         request.setHeader("Allow", allowed)
         path = request.path.decode("latin-1")
-        return ApiError(405, f"{path} does not take {method}: send {allowed}.", code="wrong_method")
+        return ApiError(405, f"{path} does not take {method}: send {allowed}.", code="method_not_allowed")
 
 
 class Nowhere(Route):

@@ -39,8 +39,8 @@ class Room:
             503,
             f"blockops is full: the requests that it works at have {self.taken} bytes, and there"
             f" may be {self.size} (--max-queued-bytes). Ask again later.",
-            type="api_error",
-            code="too_many_bytes",
+            type="server_error",
+            code="body_budget_exceeded",
             retry_after=FULL_FOR,
         )
 

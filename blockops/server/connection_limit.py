@@ -75,7 +75,7 @@ class Crowd:
             503,
             f"blockops is full: {why}. Ask again later, on a connection that is open already if"
             " there is one.",
-            type="api_error",
+            type="server_error",
             code="too_many_connections",
             retry_after=FULL_FOR,
         )

@@ -231,7 +231,7 @@ def _value(data: bytes) -> Any:
 
 def _too_long() -> ApiError:
     return ApiError(
-        502, "The backend's answer is too long.", type="server_error", code="answer_too_long"
+        502, "The backend's answer is too long.", type="server_error", code="backend_response_too_large"
     )
 
 

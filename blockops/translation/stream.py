@@ -457,7 +457,7 @@ class StreamTranscoder:
                     502,
                     f"The backend sent more than {_MAX_CHOICES} choices. Its log may say why.",
                     type="server_error",
-                    code="backend_garbage",
+                    code="backend_invalid_response",
                 )
             choice = self._choices[index] = self._beginnings.begin(index)
         return choice
@@ -710,7 +710,7 @@ def _too_long(limit: int) -> ApiError:
         502,
         f"The backend sent an event of more than {limit} bytes. Raise --max-event to allow it.",
         type="server_error",
-        code="event_too_long",
+        code="backend_event_too_large",
     )
 
 
@@ -721,7 +721,7 @@ def _garbage(data: bytes) -> ApiError:
         502,
         f"The backend sent what is no answer of the OpenAI API: {message_in(data) or 'nothing'}",
         type="server_error",
-        code="backend_garbage",
+        code="backend_invalid_response",
     )
 
 
@@ -731,7 +731,7 @@ def _empty() -> ApiError:
         "The backend's answer is empty. Some servers answer so when a prompt is too long for their "
         "model (llama-cpp-python does): send a shorter one, or look into its log.",
         type="server_error",
-        code="backend_empty",
+        code="backend_empty_response",
     )
 
 
@@ -750,4 +750,4 @@ def _stopped(unfinished: bytes, chunks: int, *, cut: bool) -> ApiError:
     message = f"{how} {when}. " + (
         f"It said: {said}" if said else "Ask again; its log may say why."
     )
-    return ApiError(502, message, type="server_error", code="backend_stopped")
+    return ApiError(502, message, type="server_error", code="backend_truncated")

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from blockops.errors import ApiError
 
 
-class Admission:
+class AdmissionQueue:
     """
     Places at the backend, given out first come, first served.
 
@@ -29,10 +29,10 @@ class Admission:
     RETRY_AFTER = (1, 60)
 
     def __init__(
-        self, clock: IReactorTime, *, places: int, max_queue: int, queue_timeout: float
+        self, clock: IReactorTime, *, slots: int, max_queue: int, queue_timeout: float
     ) -> None:
         self._clock = clock
-        self._places = defer.DeferredSemaphore(places)
+        self._places = defer.DeferredSemaphore(slots)
         self._max_queue = max_queue
         self._queue_timeout = queue_timeout
         self._seconds_held = 1.0
@@ -49,7 +49,7 @@ class Admission:
         """How many wait for one."""
         return len(self._places.waiting)
 
-    async def enter(self) -> float:
+    async def acquire(self) -> float:
         """
         Wait for a place; return since when it is held, in seconds of the clock.
 
@@ -69,18 +69,18 @@ class Admission:
                 raise
         return self._clock.seconds()
 
-    def leave(self, since: float, *, well: bool) -> None:
+    def release(self, since: float, *, completed: bool) -> None:
         """
         Give a place back.
 
         :param since: from `enter`
         :param well: the request took as long as one takes that nothing has cut short
         """
-        if well:
+        if completed:
             self._learn(self._clock.seconds() - since)
         self._places.release()
 
-    def dismiss(self, verdict: Callable[[], ApiError]) -> None:
+    def reject_waiting(self, verdict: Callable[[], ApiError]) -> None:
         """Let all who wait fail with what `verdict` returns: there is nothing to wait for."""
         self._verdict = verdict
         for waiting in list(self._places.waiting):

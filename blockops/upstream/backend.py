@@ -21,7 +21,7 @@ from blockops.net.http_headers import coding, media_type, of_refusal, to_backend
 from blockops.operations.memory import MemoryGate
 from blockops.proxy.exchange import Exchange
 from blockops.proxy.relay import TooLarge, collect
-from blockops.upstream.admission import Admission
+from blockops.upstream.admission import AdmissionQueue
 from blockops.upstream.cache_purge import Purge
 from blockops.upstream.circuit_breaker import Circuit
 from blockops.upstream.client import Unreached, Upstream
@@ -69,7 +69,7 @@ class Backend:
         self,
         clock: IReactorTime,
         upstream: Upstream,
-        admission: Admission,
+        admission: AdmissionQueue,
         *,
         gate: MemoryGate,
         circuit: Circuit,
@@ -167,8 +167,8 @@ class Backend:
                 502,
                 f"The backend's answer is larger than {self._max_answer} bytes, the bound that "
                 "--max-answer sets.",
-                type="api_error",
-                code="backend_answer_too_large",
+                type="server_error",
+                code="backend_response_too_large",
             ) from None
         if not whole:
             raise broken_off()
@@ -201,7 +201,7 @@ class Visit:
     __slots__ = ("_admission", "_backend", "_exchange", "_purge", "_since", "_stage")
 
     def __init__(
-        self, backend: Backend, admission: Admission, purge: Purge, exchange: Exchange
+        self, backend: Backend, admission: AdmissionQueue, purge: Purge, exchange: Exchange
     ) -> None:
         self._backend = backend
         self._admission = admission
@@ -228,7 +228,7 @@ class Visit:
         """
         self._leave(well=False)
         self._backend.check()
-        self._since = await self._admission.enter()
+        self._since = await self._admission.acquire()
         self._stage = _Stage.ADMITTED
         await self._purge.begin()
         self._stage = _Stage.WORKING
@@ -244,7 +244,7 @@ class Visit:
         if stage is _Stage.WORKING:
             self._purge.end()
         if stage is not _Stage.OUTSIDE:
-            self._admission.leave(self._since, well=well)
+            self._admission.release(self._since, completed=well)
 
 
 def pauses(retries: int) -> tuple[float, ...]:
@@ -258,8 +258,8 @@ def no_status(code: int) -> ApiError:
         502,
         f"The backend answered with the status {code}, which HTTP does not know. Is --backend an"
         " HTTP server?",
-        type="api_error",
-        code="backend_garbage",
+        type="server_error",
+        code="backend_invalid_response",
     )
 
 
@@ -275,8 +275,8 @@ def check_readable(response: IResponse) -> None:
             502,
             f"The backend compressed its answer ({unknown}), although asked not to. "
             "Turn that off there, or in the proxy in front of it.",
-            type="api_error",
-            code="backend_answer_compressed",
+            type="server_error",
+            code="backend_response_compressed",
         )
 
 
@@ -285,6 +285,6 @@ def broken_off() -> ApiError:
     return ApiError(
         502,
         "The backend closed the connection in the middle of its answer.",
-        type="api_error",
-        code="backend_disconnected",
+        type="server_error",
+        code="backend_truncated",
     )

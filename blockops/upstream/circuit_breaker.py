@@ -166,7 +166,7 @@ class Circuit:
         return ApiError(
             503,
             f"{self._why} It is out of reach since {since}. Ask again in {left} seconds.",
-            type="api_error",
+            type="server_error",
             code="backend_unreachable",
             retry_after=left,
         )

@@ -178,8 +178,8 @@ class Upstream:
                 502,
                 f"The backend at {self.url} gave an answer that cannot be read as HTTP ({reason}). "
                 "Is --backend an HTTP server?",
-                type="api_error",
-                code="backend_garbage",
+                type="server_error",
+                code="backend_invalid_response",
             )
         else:
             kind, status = ApiError, 502
@@ -187,7 +187,7 @@ class Upstream:
         return kind(
             status,
             f"The backend at {self.url} {what}",
-            type="api_error",
+            type="server_error",
             code="backend_unreachable",
         )
 

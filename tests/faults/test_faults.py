@@ -54,54 +54,54 @@ SEEN: dict[str, tuple[str | None, str | None]] = {
     "status line cut off": ("502 backend_unreachable", "502 backend_unreachable"),
     "silent in the headers": ("504 backend_timeout", "504 backend_timeout"),
     "closed in the headers": ("502 backend_unreachable", "502 backend_unreachable"),
-    "another protocol": ("502 backend_garbage", "502 backend_garbage"),
-    "random bytes": ("502 backend_garbage", "502 backend_garbage"),
-    "status without a number": ("502 backend_garbage", "502 backend_garbage"),
-    "status beyond all numbers": ("502 backend_garbage", "502 backend_garbage"),
-    "status 777": ("502 backend_garbage", "502 backend_garbage"),
-    "a header of 1 MiB": ("502 backend_garbage", "502 backend_garbage"),
-    "headers without end": ("502 backend_garbage", "502 backend_garbage"),
-    "a header without a colon": ("502 backend_garbage", "502 backend_garbage"),
+    "another protocol": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "random bytes": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "status without a number": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "status beyond all numbers": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "status 777": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "a header of 1 MiB": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "headers without end": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "a header without a colon": ("502 backend_invalid_response", "502 backend_invalid_response"),
     "100 first": ("whole", "whole"),
     "103 first": ("whole", "whole"),
-    "101": ("502 backend_garbage", "502 backend_garbage"),
-    "204": ("event backend_empty", "502 backend_empty"),
-    "302": ("event backend_empty", "502 backend_empty"),
+    "101": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "204": ("event backend_empty_response", "502 backend_empty_response"),
+    "302": ("event backend_empty_response", "502 backend_empty_response"),
     "HTTP/1.0": ("whole", "whole"),
     "byte by byte": ("whole", "whole"),
-    "closed in the middle": ("event backend_stopped", "502 backend_disconnected"),
-    "reset in the middle": ("event backend_stopped", "502 backend_disconnected"),
-    "half-closed in the middle": ("event backend_stopped", "502 backend_disconnected"),
+    "closed in the middle": ("event backend_truncated", "502 backend_truncated"),
+    "reset in the middle": ("event backend_truncated", "502 backend_truncated"),
+    "half-closed in the middle": ("event backend_truncated", "502 backend_truncated"),
     "silent in the middle": ("event backend_timeout", "504 backend_timeout"),
-    "closed in the middle, without a length": ("event backend_stopped", "502 backend_garbage"),
+    "closed in the middle, without a length": ("event backend_truncated", "502 backend_invalid_response"),
     # Only the last chunk says that a whole answer is whole. A stream says so itself.
-    "no last chunk": ("whole", "502 backend_disconnected"),
-    "an empty body": ("event backend_empty", "502 backend_empty"),
-    "length too long, then closed": ("whole", "502 backend_disconnected"),
+    "no last chunk": ("whole", "502 backend_truncated"),
+    "an empty body": ("event backend_empty_response", "502 backend_empty_response"),
+    "length too long, then closed": ("whole", "502 backend_truncated"),
     "length too long, then silent": ("whole", "504 backend_timeout"),
-    "length too short": ("event backend_stopped", "502 backend_garbage"),
-    "negative length": ("502 backend_garbage", "502 backend_garbage"),
-    "length that is no number": ("502 backend_garbage", "502 backend_garbage"),
-    "two lengths": ("502 backend_garbage", "502 backend_garbage"),
-    "length and chunks": ("502 backend_garbage", "502 backend_garbage"),
-    "chunk size that is no number": ("event backend_stopped", "502 backend_disconnected"),
-    "negative chunk size": ("event backend_stopped", "502 backend_disconnected"),
-    "endless chunk size": ("event backend_stopped", "502 backend_disconnected"),
-    "chunk of 16 EiB": ("event backend_stopped", "502 backend_disconnected"),
-    "chunk longer than it says": ("event backend_stopped", "502 backend_disconnected"),
-    "an event without end": ("event event_too_long", "502 backend_answer_too_large"),
+    "length too short": ("event backend_truncated", "502 backend_invalid_response"),
+    "negative length": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "length that is no number": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "two lengths": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "length and chunks": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "chunk size that is no number": ("event backend_truncated", "502 backend_truncated"),
+    "negative chunk size": ("event backend_truncated", "502 backend_truncated"),
+    "endless chunk size": ("event backend_truncated", "502 backend_truncated"),
+    "chunk of 16 EiB": ("event backend_truncated", "502 backend_truncated"),
+    "chunk longer than it says": ("event backend_truncated", "502 backend_truncated"),
+    "an event without end": ("event backend_event_too_large", "502 backend_response_too_large"),
     # Signs of life: a backend that reads a long prompt may send them for an hour.
     "comments without end": (None, None),
     "something behind the end, without end": ("whole", "whole"),
-    "an event of 10 MiB": ("event event_too_long", None),
+    "an event of 10 MiB": ("event backend_event_too_large", None),
     "no [DONE]": ("whole", None),
     "no finish reason": ("whole", None),
     "two [DONE]": ("whole", None),
     "events behind [DONE]": ("whole", None),
     # The code is the backend's.
     "an error event": ("event 7", None),
-    "an event that is no JSON": ("event backend_garbage", None),
-    "HTML": ("502 None", "502 backend_garbage"),
+    "an event that is no JSON": ("event backend_invalid_response", None),
+    "HTML": ("502 None", "502 backend_invalid_response"),
     "502 in HTML": ("502 None", "502 None"),
     "500 in JSON": ("500 7", "500 7"),
     "400 in another shape": ("400 None", "400 None"),
@@ -109,8 +109,8 @@ SEEN: dict[str, tuple[str | None, str | None]] = {
     "a refusal cut off": ("500 None", "500 None"),
     "a refusal that stalls": ("504 backend_timeout", "504 backend_timeout"),
     "gzip": ("whole", "whole"),
-    "gzip that is none": ("event backend_stopped", "502 backend_disconnected"),
-    "gzip cut off": ("event backend_stopped", "502 backend_disconnected"),
+    "gzip that is none": ("event backend_truncated", "502 backend_truncated"),
+    "gzip cut off": ("event backend_truncated", "502 backend_truncated"),
 }
 #: Of these the text is looked at by tests of their own.
 OTHER_TEXT = ("an event of 7 MiB", "invalid UTF-8")
@@ -261,7 +261,7 @@ class Cuts(Playing):
         def seen(size: int) -> str:
             if size < len(begins):
                 return "502 backend_unreachable"
-            return "event backend_stopped" if size < finished else "whole"
+            return "event backend_truncated" if size < finished else "whole"
 
         return seen
 
@@ -278,6 +278,6 @@ class Cuts(Playing):
 
         def seen(size: int) -> str:
             begun = size >= len(sent) - len(WHOLE)
-            return "502 backend_disconnected" if begun else "502 backend_unreachable"
+            return "502 backend_truncated" if begun else "502 backend_unreachable"
 
         self.cut_everywhere(sent, Close(), seen, stream=False)

@@ -101,7 +101,7 @@ class Connections(Habits):
         backend.send("HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + chunk("Hel"))
         backend.wire.lose(ConnectionDone())
         self.world.reactor.advance(0)
-        self.assertEqual(told(client)[-1]["error"]["code"], "backend_stopped")
+        self.assertEqual(told(client)[-1]["error"]["code"], "backend_truncated")
 
     def test_a_whole_answer_of_http_1_0(self) -> None:
         body = json.dumps(WHOLE)
@@ -169,7 +169,7 @@ class Failures(Habits):
         ),
         '{"error": {"message": "boom", "code": 503}}': ({"message": "boom"}, 503),
         '{"error": {"message": "boom", "code": 42}}': ({"message": "boom"}, 502),
-        '"boom"': ({"code": "backend_garbage"}, 502),
+        '"boom"': ({"code": "backend_invalid_response"}, 502),
     }
 
     def check(self, error: dict[str, Any], wanted: dict[str, Any], name: str) -> None:
@@ -234,16 +234,16 @@ class Emptiness(Habits):
         """llama-cpp-python answers so when a prompt is too long."""
         for body in ((), (": ping\n\n",), ("\n\n",)):
             error = told(self.stream(*body))[-1]["error"]
-            self.assertEqual(error["code"], "backend_empty")
+            self.assertEqual(error["code"], "backend_empty_response")
             self.assertIn("too long", error["message"])
 
     def test_a_whole_answer(self) -> None:
         for body in (b"", b"\n"):
             client = self.whole(body)
-            self.assertEqual((client.status(), client.error()["code"]), (502, "backend_empty"))
+            self.assertEqual((client.status(), client.error()["code"]), (502, "backend_empty_response"))
         client, backend = self.world.ask()
         backend.answer(b"")
-        self.assertEqual((client.status(), client.error()["code"]), (502, "backend_empty"))
+        self.assertEqual((client.status(), client.error()["code"]), (502, "backend_empty_response"))
 
 
 class Usage(Habits):
@@ -316,13 +316,13 @@ class Strays(Habits):
 
     def test_in_place_of_an_answer(self) -> None:
         for said in self.both(self.STRAY, DONE):
-            self.assertEqual(said["error"]["code"], "backend_garbage")
+            self.assertEqual(said["error"]["code"], "backend_invalid_response")
             self.assertIn("no memory", said["error"]["message"])
 
     def test_as_the_last_word(self) -> None:
         begun = chunk("Hel", role="assistant")
         for said in (*self.both(self.STRAY), *self.both(begun, self.STRAY)):
-            self.assertEqual(said["error"]["code"], "backend_stopped")
+            self.assertEqual(said["error"]["code"], "backend_truncated")
             self.assertIn("It said: no memory", said["error"]["message"])
         for said in self.both(self.STRAY, begun):
             self.assertNotIn("no memory", said["error"]["message"])
@@ -382,11 +382,11 @@ class OtherThanAskedFor(Habits):
         client = self.stream(json.dumps({"error": error}))
         self.assertEqual(told(client), [{"error": error}])
         client = self.stream('{"choices": [1]}')
-        self.assertEqual(told(client)[-1]["error"]["code"], "backend_garbage")
+        self.assertEqual(told(client)[-1]["error"]["code"], "backend_invalid_response")
 
     def test_one_that_is_not_whole(self) -> None:
         client = self.stream(json.dumps(WHOLE)[:-5])
-        self.assertEqual(told(client)[-1]["error"]["code"], "backend_stopped")
+        self.assertEqual(told(client)[-1]["error"]["code"], "backend_truncated")
 
     def test_a_stream(self) -> None:
         for kind in ("text/event-stream", "application/json", "text/plain"):

@@ -52,7 +52,7 @@ class Routes(SynchronousTestCase):
             self.assertEqual(client.status(), 405, target)
             self.assertEqual(client.headers()["allow"], allowed)
             if method != "HEAD":
-                self.assertEqual(client.error()["code"], "wrong_method")
+                self.assertEqual(client.error()["code"], "method_not_allowed")
         self.assertEqual(self.world.connecting(), 0)
 
     def test_paths_that_climb_out(self) -> None:

@@ -22,7 +22,7 @@ class Counting(SynchronousTestCase):
         self.assertIsNone(room.take(6))
         error = room.take(1)
         assert error is not None
-        self.assertEqual((error.status, error.code, error.retry_after), (503, "too_many_bytes", 5))
+        self.assertEqual((error.status, error.code, error.retry_after), (503, "body_budget_exceeded", 5))
         room.give_back(4)
         self.assertIsNone(room.take(4))
         self.assertEqual(room.vitals(), {"body_bytes": 10, "bodies_refused": 1})
@@ -49,7 +49,7 @@ class Bodies(SynchronousTestCase):
 
     def assert_refused(self, client: Client) -> None:
         reply = read(client.received())
-        self.assertEqual(judge(client.received()).outcome, "503 too_many_bytes")
+        self.assertEqual(judge(client.received()).outcome, "503 body_budget_exceeded")
         self.assertEqual(reply.headers["retry-after"], str(FULL_FOR))
 
     def test_what_nobody_reads_takes_none(self) -> None:

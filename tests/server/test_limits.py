@@ -223,7 +223,7 @@ class Amounts(SynchronousTestCase):
     def test_an_event(self) -> None:
         good = chunk("x" * 2000, role="assistant")
         size = len(good) - len("\n")  # the empty line that ends it is none of its own
-        for bound, seen in ((size, "whole"), (size - 1, "event event_too_long")):
+        for bound, seen in ((size, "whole"), (size - 1, "event backend_event_too_large")):
             client, backend = World(max_event=bound).ask()
             backend.begin_stream()
             backend.stream(good, chunk(finish="stop"), DONE)
@@ -233,7 +233,7 @@ class Amounts(SynchronousTestCase):
     def test_an_event_in_pieces(self) -> None:
         good = chunk("x" * 2000, role="assistant")
         size = len(good) - len("\n")  # the empty line that ends it is none of its own
-        for bound, seen in ((size, "whole"), (size - 1, "event event_too_long")):
+        for bound, seen in ((size, "whole"), (size - 1, "event backend_event_too_large")):
             client, backend = World(max_event=bound).ask()
             backend.begin_stream()
             for byte in good + chunk(finish="stop") + DONE:
@@ -243,7 +243,7 @@ class Amounts(SynchronousTestCase):
 
     def test_an_answer(self) -> None:
         body = WHOLE + (2048 - len(WHOLE)) * b" "
-        for bound, seen in ((2048, "whole"), (2047, "502 backend_answer_too_large")):
+        for bound, seen in ((2048, "whole"), (2047, "502 backend_response_too_large")):
             client, backend = World(max_answer=bound).ask(stream=False)
             backend.answer(body)
             self.assertEqual(outcome(client), seen)

@@ -183,7 +183,7 @@ class FailureTests(SynchronousTestCase):
 
     def test_cut(self) -> None:
         for stream in (b"", ROLE + text("a"), text(CALL[:-9])):
-            code = "backend_stopped" if stream else "backend_empty"
+            code = "backend_truncated" if stream else "backend_empty_response"
             self.assertEqual(self.fail_with(stream).code, code)
             self.assertIn("broke", self.fail_with(stream, cut=True).message)
 
@@ -199,8 +199,8 @@ class FailureTests(SynchronousTestCase):
 
     def test_too_long(self) -> None:
         stream = ROLE + text("x" * 1000)
-        self.assertEqual(self.fail_with(stream, max_answer=1000).code, "answer_too_long")
-        self.assertEqual(self.fail_with(stream, max_event=1000).code, "event_too_long")
+        self.assertEqual(self.fail_with(stream, max_answer=1000).code, "backend_response_too_large")
+        self.assertEqual(self.fail_with(stream, max_event=1000).code, "backend_event_too_large")
 
     @given(st.lists(CHUNKS, max_size=3))
     def test_junk(self, chunks: list[Any]) -> None:

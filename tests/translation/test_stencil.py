@@ -253,7 +253,7 @@ class Streams(SynchronousTestCase):
         self.assert_same(stream, [], max_event=200)
         self.assert_same(stream, list(accumulate(map(len, events))), max_event=200)
         out, _ = self.sent([stream], max_event=200)
-        self.assertIn(b"event_too_long", out)
+        self.assertIn(b"backend_event_too_large", out)
 
     def test_several_choices(self) -> None:
         events = [event(chunk({"content": f"{n} "}, index=n % 3)) for n in range(90)]

@@ -350,7 +350,7 @@ class EndTests(SynchronousTestCase):
                 through = transcoder()
                 answer = read(through.receive_data(stream) + through.end(cut=cut))
                 assert answer.error is not None
-                self.assertEqual(answer.error["code"], "backend_stopped")
+                self.assertEqual(answer.error["code"], "backend_truncated")
                 self.assertIn("in the middle", answer.error["message"])
                 self.assertIn("broke" if cut else "closed", answer.error["message"])
                 self.assertIsNone(answer.said.finish_reason)
@@ -375,7 +375,7 @@ class EndTests(SynchronousTestCase):
         error = read(transcode(b"")).error
         assert error is not None
         self.assertIn("empty", error["message"])
-        self.assertEqual(error["code"], "backend_empty")
+        self.assertEqual(error["code"], "backend_empty_response")
 
     def test_no_stream_at_all(self) -> None:
         """What the backend said instead of events is in the message."""
@@ -457,7 +457,7 @@ class ErrorTests(SynchronousTestCase):
             b'"out of memory"',
         ):
             error = self.error(b"data: " + data + b"\n\n")
-            self.assertEqual(error["code"], "backend_garbage")
+            self.assertEqual(error["code"], "backend_invalid_response")
             self.assertIn("out of memory", error["message"])
 
     def test_other_garbage(self) -> None:
@@ -469,13 +469,13 @@ class ErrorTests(SynchronousTestCase):
             b"[" * 100_000,
             b'{"choices":["x"]}',
         ):
-            self.assertEqual(self.error(b"data: " + data + b"\n\n")["code"], "backend_garbage")
+            self.assertEqual(self.error(b"data: " + data + b"\n\n")["code"], "backend_invalid_response")
 
     def test_too_long(self) -> None:
         long = text("x" * 1000)
-        self.assertEqual(self.error(long, max_event=1000)["code"], "event_too_long")
+        self.assertEqual(self.error(long, max_event=1000)["code"], "backend_event_too_large")
         self.assertIn("1000 bytes", self.error(long[:-2], max_event=1000)["message"])
-        self.assertEqual(self.error(b":" * 2000, max_event=1000)["code"], "event_too_long")
+        self.assertEqual(self.error(b":" * 2000, max_event=1000)["code"], "backend_event_too_large")
 
     def test_of_ours(self) -> None:
         through = transcoder()

@@ -13,13 +13,13 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.errors import ApiError
-from blockops.upstream.admission import Admission
+from blockops.upstream.admission import AdmissionQueue
 
 
 class Guest:
     """Somebody who wants a place, and leaves it when told to."""
 
-    def __init__(self, admission: Admission, order: list[int], number: int = 0) -> None:
+    def __init__(self, admission: AdmissionQueue, order: list[int], number: int = 0) -> None:
         self.leave: Deferred[None] = Deferred()
         self.errors: list[BaseException | None] = []
         self.done = Deferred.fromCoroutine(self._visit(admission, order, number))
@@ -28,15 +28,15 @@ class Guest:
     def _failed(self, failure: Failure) -> None:
         self.errors.append(failure.value)
 
-    async def _visit(self, admission: Admission, order: list[int], number: int) -> None:
-        since = await admission.enter()
+    async def _visit(self, admission: AdmissionQueue, order: list[int], number: int) -> None:
+        since = await admission.acquire()
         well = False
         try:
             order.append(number)
             await self.leave
             well = True
         finally:
-            admission.leave(since, well=well)
+            admission.release(since, completed=well)
 
 
 class Places(SynchronousTestCase):
@@ -45,12 +45,12 @@ class Places(SynchronousTestCase):
         self.order: list[int] = []
         self.came: list[Guest] = []
 
-    def admission(self, places: int = 2, max_queue: int = 3, **more: Any) -> Admission:
-        return Admission(
-            self.clock, places=places, max_queue=max_queue, **{"queue_timeout": 300.0, **more}
+    def admission(self, places: int = 2, max_queue: int = 3, **more: Any) -> AdmissionQueue:
+        return AdmissionQueue(
+            self.clock, slots=places, max_queue=max_queue, **{"queue_timeout": 300.0, **more}
         )
 
-    def guests(self, admission: Admission, count: int) -> list[Guest]:
+    def guests(self, admission: AdmissionQueue, count: int) -> list[Guest]:
         guests = [Guest(admission, self.order, number) for number in range(count)]
         # One that nobody knows any more would be collected, and leave its place.
         self.came += guests
@@ -153,7 +153,7 @@ class Places(SynchronousTestCase):
         self.assertEqual(error.retry_after, 20)
 
     def test_retry_after_is_bounded(self) -> None:
-        shortest, longest = Admission.RETRY_AFTER
+        shortest, longest = AdmissionQueue.RETRY_AFTER
         for seconds, expected in ((0.001, shortest), (10_000.0, longest)):
             admission = self.admission(places=1, max_queue=0)
             for _ in range(40):

@@ -64,7 +64,7 @@ class Table(SynchronousTestCase):
         error = self.refusal()
         self.assertEqual(
             (error.status, error.code, error.type, error.retry_after),
-            (503, "backend_unreachable", "api_error", 5),
+            (503, "backend_unreachable", "server_error", 5),
         )
         self.assertEqual(
             error.message,

@@ -85,7 +85,7 @@ class Backends(TestCase):
     async def refusal(self, upstream: Upstream) -> ApiError:
         asking = Deferred.fromCoroutine(upstream.request("GET", "/v1/models"))
         error = await self.assertFailure(cast("Deferred[ApiError]", asking), ApiError)
-        self.assertEqual(error.type, "api_error")
+        self.assertEqual(error.type, "server_error")
         self.assertIn(upstream.url, error.message)
         return error
 
