@@ -1,7 +1,8 @@
-"""What the numbers of all rounds say: medians with their range, ratios, and what issue is met."""
+"""Figures of all rounds: medians with their range, ratios, and the bounds that they must meet."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -11,226 +12,240 @@ from benchmarks.load import Outcome
 
 MICRO, MILLI, KILO, MEGA = 1e6, 1e3, 1 << 10, 1 << 20
 
-FLOOR = "nginx"
-OURS = "blockops"
-USUAL = "litellm"
-BARE = "direct"
+#: Names of the targets, in the order of the tables' columns.
+DIRECT = "direct"
+NGINX = "nginx"
+BLOCKOPS = "blockops"
+LITELLM = "litellm"
 
 
 class Range(NamedTuple):
-    """The median of some rounds, and the least and the most of them."""
+    """The median of some rounds, with their minimum and maximum."""
 
-    middle: float
-    least: float
-    most: float
+    median: float
+    minimum: float
+    maximum: float
 
-    def show(self, digits: int = 1) -> str:
-        if self.least == self.most:
-            return f"{self.middle:.{digits}f}"
-        return f"{self.middle:.{digits}f} ({self.least:.{digits}f}-{self.most:.{digits}f})"
+    def as_text(self, digits: int = 1) -> str:
+        if self.minimum == self.maximum:
+            return f"{self.median:.{digits}f}"
+        return f"{self.median:.{digits}f} ({self.minimum:.{digits}f}-{self.maximum:.{digits}f})"
 
 
-def spread(values: Iterable[float]) -> Range | None:
-    every = sorted(values)
-    return Range(median(every), every[0], every[-1]) if every else None
+def range_of(values: Iterable[float]) -> Range | None:
+    """Return the range of `values`, or None if there are none."""
+    ordered = sorted(values)
+    return Range(median(ordered), ordered[0], ordered[-1]) if ordered else None
 
 
 def cpu_per_frame(outcome: Outcome) -> float | None:
+    """Return microseconds of the proxy's CPU time."""
     return MICRO * outcome.proxy.cpu / outcome.frames if outcome.frames else None
 
 
 def cpu_per_response(outcome: Outcome) -> float | None:
+    """Return microseconds of the proxy's CPU time."""
     return MICRO * outcome.proxy.cpu / outcome.responses if outcome.responses else None
 
 
 def memory_per_stream(outcome: Outcome) -> float | None:
-    grown = outcome.memory_after - outcome.memory_before
-    return grown / KILO / outcome.responses if outcome.responses else None
+    """Return the growth of the proxy's memory per stream in KB."""
+    growth = outcome.memory_after - outcome.memory_before
+    return growth / KILO / outcome.responses if outcome.responses else None
 
 
 def idle_cpu(outcome: Outcome) -> float | None:
-    """Return the share of a core that idle streams take, in percent."""
+    """Return the proxy's CPU time for idle streams, in percent of one core."""
     return 100 * outcome.proxy.cpu / outcome.wall if outcome.wall else None
 
 
-def first_token(outcome: Outcome) -> float | None:
-    return MILLI * outcome.first[0] if outcome.first else None
+def first_token_median(outcome: Outcome) -> float | None:
+    """Return milliseconds."""
+    return MILLI * outcome.first_token[0] if outcome.first_token else None
 
 
-def late_median(outcome: Outcome) -> float | None:
-    return MILLI * outcome.late[0] if outcome.late else None
+def latency_median(outcome: Outcome) -> float | None:
+    """Return milliseconds."""
+    return MILLI * outcome.latency[0] if outcome.latency else None
 
 
-def late_high(outcome: Outcome) -> float | None:
-    return MILLI * outcome.late[1] if outcome.late else None
+def latency_p99(outcome: Outcome) -> float | None:
+    """Return milliseconds."""
+    return MILLI * outcome.latency[1] if outcome.latency else None
 
 
+#: Computes a figure from an outcome; None if the outcome lacks the data.
 Figure = Callable[[Outcome], float | None]
 
 
 class Rounds:
     """
-    All that was measured.
+    The outcomes of all rounds.
 
-    :ivar starting: bytes of memory of each target before its first request, one for each start
+    :ivar start_memory: bytes of memory of each target before its first request, one per start
     """
 
     def __init__(self) -> None:
         self._outcomes: dict[tuple[str, str], dict[int, Outcome]] = {}
-        self.starting: dict[str, list[int]] = {}
+        self.start_memory: dict[str, list[int]] = {}
 
-    def add(self, scenario: str, target: str, turn: int, outcome: Outcome) -> None:
-        self._outcomes.setdefault((scenario, target), {})[turn] = outcome
+    def add(self, scenario: str, target: str, round_number: int, outcome: Outcome) -> None:
+        self._outcomes.setdefault((scenario, target), {})[round_number] = outcome
 
-    def of(self, scenario: str, target: str) -> list[Outcome]:
+    def outcomes(self, scenario: str, target: str) -> list[Outcome]:
         return list(self._outcomes.get((scenario, target), {}).values())
 
-    def all(self) -> Iterable[tuple[str, str, Outcome]]:
-        for (scenario, target), every in self._outcomes.items():
-            for outcome in every.values():
+    def all_outcomes(self) -> Iterable[tuple[str, str, Outcome]]:
+        """Yield scenario, target and outcome."""
+        for (scenario, target), outcomes in self._outcomes.items():
+            for outcome in outcomes.values():
                 yield scenario, target, outcome
 
     def figure(self, scenario: str, target: str, figure: Figure) -> Range | None:
-        values = map(figure, self.of(scenario, target))
-        return spread(value for value in values if value is not None)
+        values = map(figure, self.outcomes(scenario, target))
+        return range_of(value for value in values if value is not None)
 
-    def compared(
+    def compare(
         self,
-        scenario: tuple[str, str],
-        target: tuple[str, str],
+        scenarios: tuple[str, str],
+        targets: tuple[str, str],
         figure: Figure,
-        how: Callable[[float, float], float],
+        operation: Callable[[float, float], float],
     ) -> Range | None:
         """
-        Return one figure against another, both of the same round.
+        Return the range of `operation(one, other)` over the rounds that have both figures.
 
-        :param scenario: that of either
-        :param target: that of either
+        :param scenarios: the scenario of `one` and of `other`
+        :param targets: the target of `one` and of `other`
         """
         one, other = (
-            {turn: figure(outcome) for turn, outcome in self._outcomes.get(which, {}).items()}
-            for which in zip(scenario, target, strict=True)
+            {number: figure(outcome) for number, outcome in self._outcomes.get(key, {}).items()}
+            for key in zip(scenarios, targets, strict=True)
         )
-        pairs = ((one[turn], other[turn]) for turn in one if turn in other)
-        return spread(how(a, b) for a, b in pairs if a is not None and b)
+        pairs = ((one[number], other[number]) for number in one if number in other)
+        return range_of(operation(a, b) for a, b in pairs if a is not None and b)
 
-    def ratio(self, scenario: str, target: str, floor: str, figure: Figure) -> Range | None:
-        return self.compared((scenario, scenario), (target, floor), figure, _divided)
+    def ratio(self, scenario: str, target: str, reference: str, figure: Figure) -> Range | None:
+        """Return the figure of `target` divided by that of `reference`."""
+        return self.compare((scenario, scenario), (target, reference), figure, operator.truediv)
 
-    def added(self, scenario: str, target: str, figure: Figure) -> Range | None:
-        """Return what `target` adds to what the backend alone shows."""
-        return self.compared((scenario, scenario), (target, BARE), figure, _less)
+    def overhead(self, scenario: str, target: str, figure: Figure) -> Range | None:
+        """Return the figure of `target` minus that of a run without a proxy."""
+        return self.compare((scenario, scenario), (target, DIRECT), figure, operator.sub)
 
-    def to_plain(self, kind: str, plain: str) -> Range | None:
-        return self.compared((kind, plain), (OURS, OURS), cpu_per_frame, _divided)
-
-
-def _divided(one: float, other: float) -> float:
-    return one / other
-
-
-def _less(one: float, other: float) -> float:
-    return one - other
+    def ratio_to_plain(self, scenario: str, plain: str) -> Range | None:
+        """Return the CPU per frame of `scenario` divided by that of `plain`, for blockops."""
+        return self.compare(
+            (scenario, plain), (BLOCKOPS, BLOCKOPS), cpu_per_frame, operator.truediv
+        )
 
 
 @dataclass(frozen=True)
-class Must:
+class Bound:
     """
-    One line of what has to be reached.
+    One line of the bounds in docs/performance.md.
 
-    :param measured: None where it was not measured
+    :param must: the bound; `--check` fails if it is missed
+    :param aim: the value aimed at, or None for that of nginx
+    :param measured: None if it was not measured
+    :param is_minimum: whether `must` is a lower bound
     """
 
-    what: str
+    name: str
     must: float
     aim: float | None
     measured: Range | None
-    at_least: bool = False
+    is_minimum: bool = False
 
     @property
-    def met(self) -> bool | None:
+    def is_met(self) -> bool | None:
+        """True if the median meets the bound; None if it was not measured."""
         if self.measured is None:
             return None
-        if self.at_least:
-            return self.measured.middle >= self.must
-        return self.measured.middle <= self.must
+        if self.is_minimum:
+            return self.measured.median >= self.must
+        return self.measured.median <= self.must
 
 
-def musts(rounds: Rounds, formats: Sequence[tuple[str, str]]) -> list[Must]:
+def bounds(rounds: Rounds, plain_pairs: Sequence[tuple[str, str]]) -> list[Bound]:
     """
-    Return what has to be reached, with what was.
+    Return all bounds with the measured ranges.
 
-    :param formats: scenarios with calls, each with the one that has plain text instead
+    :param plain_pairs: names of scenarios with calls, each with its counterpart in plain text
     """
     paced, fast, small = "paced", "fast", "small"
-    start = spread(size / MEGA for size in rounds.starting.get(OURS, []))
-    wrong = [outcome.wrong for _, _, outcome in rounds.all()]
-    both = (USUAL, OURS)
+    start_memory = range_of(size / MEGA for size in rounds.start_memory.get(BLOCKOPS, []))
+    wrong = [outcome.wrong for _, _, outcome in rounds.all_outcomes()]
     return [
-        Must(
+        Bound(
             "CPU per paced chunk, x nginx",
             1.8,
             1.35,
-            rounds.ratio(paced, OURS, FLOOR, cpu_per_frame),
+            rounds.ratio(paced, BLOCKOPS, NGINX, cpu_per_frame),
         ),
-        Must(
+        Bound(
             "CPU per chunk of a fast stream, x nginx",
             2.0,
             1.6,
-            rounds.ratio(fast, OURS, FLOOR, cpu_per_frame),
+            rounds.ratio(fast, BLOCKOPS, NGINX, cpu_per_frame),
         ),
-        Must(
-            "CPU per small whole request, x nginx",
+        Bound(
+            "CPU per small non-streaming request, x nginx",
             6.0,
             2.0,
-            rounds.ratio(small, OURS, FLOOR, cpu_per_response),
+            rounds.ratio(small, BLOCKOPS, NGINX, cpu_per_response),
         ),
-        Must("time to first token added, ms", 0.8, 0.4, rounds.added("first", OURS, first_token)),
-        Must(
+        Bound(
+            "time to first token added, ms",
+            0.8,
+            0.4,
+            rounds.overhead("first", BLOCKOPS, first_token_median),
+        ),
+        Bound(
             "added latency p99, 50 x 100 tok/s, ms",
             0.7,
             None,
-            rounds.added(paced, OURS, late_high),
+            rounds.overhead(paced, BLOCKOPS, latency_p99),
         ),
-        Must(
+        Bound(
             "CPU per paced chunk, LiteLLM / blockops",
             15.0,
             22.0,
-            rounds.compared((paced, paced), both, cpu_per_frame, _divided),
-            at_least=True,
+            rounds.ratio(paced, LITELLM, BLOCKOPS, cpu_per_frame),
+            is_minimum=True,
         ),
-        Must("KB per idle stream", 25.0, 12.0, rounds.figure("idle", OURS, memory_per_stream)),
-        Must("MB at start", 60.0, 45.0, start),
+        Bound("KB per idle stream", 25.0, 12.0, rounds.figure("idle", BLOCKOPS, memory_per_stream)),
+        Bound("MB at start", 60.0, 45.0, start_memory),
         *(
-            Must(
-                f"tool-call formats against plain text, {mode}, worst",
+            Bound(
+                f"dialects against plain text, {mode}, worst",
                 1.25,
                 1.1,
-                _worst(rounds, [pair for pair in formats if pair[0].startswith(mode)]),
+                _worst_ratio(rounds, [pair for pair in plain_pairs if pair[0].startswith(mode)]),
             )
             for mode in (paced, fast)
         ),
-        Must("wrong streams", 0.0, 0.0, spread([float(sum(wrong))]) if wrong else None),
+        Bound("wrong streams", 0.0, 0.0, range_of([float(sum(wrong))]) if wrong else None),
     ]
 
 
-def _worst(rounds: Rounds, formats: Iterable[tuple[str, str]]) -> Range | None:
-    ratios = [rounds.to_plain(kind, plain) for kind, plain in formats]
-    return max((each for each in ratios if each is not None), default=None)
+def _worst_ratio(rounds: Rounds, plain_pairs: Iterable[tuple[str, str]]) -> Range | None:
+    ratios = [rounds.ratio_to_plain(scenario, plain) for scenario, plain in plain_pairs]
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, markdown: bool) -> str:
-    """Return rows of text as a table."""
-    every = [list(heads), *map(list, rows)]
+    """Return a table in Markdown, or one with columns padded by spaces."""
+    lines = [list(heads), *map(list, rows)]
     if markdown:
-        lines = [f"| {' | '.join(row)} |" for row in every]
-        return "\n".join([lines[0], "| " + " | ".join("---" for _ in every[0]) + " |", *lines[1:]])
-    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+        head, *body = [f"| {' | '.join(line)} |" for line in lines]
+        return "\n".join([head, "| " + " | ".join("---" for _ in lines[0]) + " |", *body])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (
         "  ".join(
-            cell.rjust(width) if at else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        for row in every
+        for line in lines
     )
     return "\n".join(line.rstrip() for line in padded)

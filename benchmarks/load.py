@@ -1,10 +1,10 @@
 """
-A client that costs next to nothing: it asks, notes when which bytes came, and checks them later.
+A load generator with minimal CPU use: it records the time of each read and checks the data later.
 
     echo '{"port": 8080, "mode": "paced", ...}' | python -m benchmarks.load
 
-Reads an `Order` as JSON, prints an `Outcome` as JSON. While it measures it only receives; frames
-are read, checked and dated when all is over.
+Reads a `LoadPlan` as JSON from stdin and prints an `Outcome` as JSON. During the measurement it
+only receives; the responses are parsed, checked and dated after it.
 """
 
 from __future__ import annotations
@@ -21,40 +21,47 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from benchmarks.mock_backend import Times
-from benchmarks.streams import WHOLE, Heard, Script, complaint, complaint_of_whole, request
-from benchmarks.usage import NOTHING, Used, memory, used
+from benchmarks.mock_backend import SendTimes
+from benchmarks.streams import (
+    NON_STREAMING,
+    Script,
+    StreamResult,
+    find_body_error,
+    find_stream_error,
+    request_body,
+)
+from benchmarks.usage import NO_USAGE, Usage, cpu_usage, memory_usage
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
-_OK = b"HTTP/1.1 200 "
-#: The end of a chunked body. No event of ours ends like this.
-_END = b"0\r\n\r\n"
-_HEAD = (
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
+_STATUS_OK = b"HTTP/1.1 200 "
+#: The end of a chunked body. No event of the mock backend ends with these bytes.
+_LAST_CHUNK = b"0\r\n\r\n"
+_REQUEST_HEAD = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     b"Authorization: Bearer sk-bench\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n"
 )
-_RECEIVED = 1 << 18
+_READ_SIZE = 1 << 18
 
-#: Where percentiles are taken.
-_MEDIAN, _HIGH = 0.5, 0.99
+#: The reported quantiles.
+_MEDIAN, _P99 = 0.5, 0.99
 
 
 @dataclass
-class Order:
+class LoadPlan:
     """
-    What to ask for, and of what to read the clocks meanwhile.
+    The requests of one measurement, and the processes whose CPU time is read.
 
-    :param mode: `paced`: all streams side by side, measured while all of them run; `loop`: one
-        answer behind the other on each connection until the time is over; `idle`: streams that
-        say nothing, held for the time
-    :param seconds: how long it is measured; in a loop, when the last request is sent
-    :param patience: seconds until it is given up
-    :param size: about how many bytes each request has
-    :param proxy: the processes between us and the backend
-    :param backend: its process
-    :param times: the file of `Times`
-    :param translated: whether calls must come as calls
+    :param mode: `paced`: all streams at once, measured while all of them run; `loop`: one request
+        after the other on each connection until the time is over; `idle`: streams without events,
+        held for the time
+    :param script: the fields of a `Script`
+    :param seconds: length of the measurement; in a loop, no request is sent later
+    :param timeout: seconds until the whole run fails
+    :param request_size: approximate length of each request in bytes
+    :param proxy_pids: the processes between the load generator and the backend
+    :param send_times: path of the file of `SendTimes`
+    :param is_translated: whether the target must translate the text of calls
     """
 
     port: int
@@ -62,399 +69,420 @@ class Order:
     script: tuple[str, int, int, int, int, str]
     connections: int = 1
     seconds: float = 1.0
-    patience: float = 60.0
-    size: int = 0
-    proxy: list[int] = field(default_factory=list)
-    backend: list[int] = field(default_factory=list)
-    times: str | None = None
-    translated: bool = False
+    timeout: float = 60.0
+    request_size: int = 0
+    proxy_pids: list[int] = field(default_factory=list)
+    backend_pids: list[int] = field(default_factory=list)
+    send_times: str | None = None
+    is_translated: bool = False
 
 
 @dataclass
 class Outcome:
     """
-    What was measured: times in seconds, memory in bytes.
+    The result of one measurement: times in seconds, memory in bytes.
 
-    :ivar wall: how long it was measured
-    :ivar responses: answers that ended in that time; in an idle run, streams held
-    :ivar frames: frames that the backend sent in that time
-    :ivar sent: frames that it sent in the whole run
-    :ivar reads: how often something was received, in the whole run
-    :ivar late: median and 99th percentile of what passed between a frame's sending and its coming
-    :ivar first: the same of what passed between a request and its first event
-    :ivar wrong: how many streams were wrong, of `checked`
-    :ivar complaints: what was wrong with them, a few
+    :ivar wall: length of the measurement
+    :ivar responses: responses that ended during the measurement; in an idle run, the streams held
+    :ivar frames: frames that the backend sent during the measurement
+    :ivar frames_in_all: frames that it sent in the whole run
+    :ivar reads: successful reads from sockets in the whole run
+    :ivar proxy: CPU time of the proxy's processes during the measurement
+    :ivar load: CPU time of the load generator
+    :ivar latency: median and 99th percentile of the time from a frame's send to its read
+    :ivar first_token: the same of the time from a request to its first event with text
+    :ivar checked: number of responses that were checked
+    :ivar wrong: number of those that were wrong
+    :ivar errors: descriptions of the first few errors
     """
 
     wall: float = 0.0
     responses: int = 0
     frames: int = 0
-    sent: int = 0
+    frames_in_all: int = 0
     reads: int = 0
-    proxy: Used = NOTHING
-    backend: Used = NOTHING
-    load: Used = NOTHING
+    proxy: Usage = NO_USAGE
+    backend: Usage = NO_USAGE
+    load: Usage = NO_USAGE
     memory_before: int = 0
     memory_after: int = 0
-    late: tuple[float, float] | None = None
-    first: tuple[float, float] | None = None
+    latency: tuple[float, float] | None = None
+    first_token: tuple[float, float] | None = None
     checked: int = 0
     wrong: int = 0
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
-class Failed(Exception):
-    """The load could not be put on."""
+class LoadError(Exception):
+    """A response that cannot be parsed, or a run that did not end in time."""
 
 
-class Piece(NamedTuple):
-    """What one read of the socket gave."""
+class TimedBytes(NamedTuple):
+    """Bytes with the time at which the last of them was read."""
 
-    at: float
+    time: float
     data: bytes
 
 
-class Answer:
+class Response:
     """
-    One answer as it comes.
+    A response that is being received.
 
-    :ivar ended: whether its last byte is here
+    :ivar sent_at: when the request was sent
+    :ivar reads: the bytes of each read from the socket
+    :ivar is_complete: whether the last byte has been received
     """
 
-    def __init__(self, script: Script, asked: float) -> None:
+    def __init__(self, script: Script, sent_at: float) -> None:
         self.script = script
-        self.asked = asked
-        self.pieces: list[Piece] = []
-        self.ended = False
+        self.sent_at = sent_at
+        self.reads: list[TimedBytes] = []
+        self.is_complete = False
         self._head = b""
-        self._missing: int | None = None  # None: the head is not here
+        # Bytes of the body still to come; 0 for a chunked body, None while the head is incomplete.
+        self._missing: int | None = None
         self._tail = b""
 
-    def feed(self, at: float, data: bytes) -> None:
-        self.pieces.append(Piece(at, data))
+    def feed(self, now: float, data: bytes) -> None:
+        self.reads.append(TimedBytes(now, data))
         if self._missing is None:
             self._head += data
             self._read_head()
         elif self._missing:
             self._missing -= len(data)
-            self.ended = self._missing <= 0
-        elif len(data) >= len(_END):
-            self.ended = data.endswith(_END)
-            self._tail = data[-len(_END) :]
+            self.is_complete = self._missing <= 0
+        elif len(data) >= len(_LAST_CHUNK):
+            self.is_complete = data.endswith(_LAST_CHUNK)
+            self._tail = data[-len(_LAST_CHUNK) :]
         else:
             self._tail += data
-            self.ended = self._tail.endswith(_END)
+            self.is_complete = self._tail.endswith(_LAST_CHUNK)
 
     def _read_head(self) -> None:
         end = self._head.find(b"\r\n\r\n") + 4
         if end < 4:  # noqa: PLR2004 - not found
             return
-        length = _LENGTH.search(self._head, 0, end)
-        body = len(self._head) - end
-        self._missing = int(length[1]) - body if length else 0
-        self._tail = self._head[end:][-len(_END) :]
-        self.ended = self._missing <= 0 if length else self._tail.endswith(_END)
+        length = _CONTENT_LENGTH.search(self._head, 0, end)
+        body_size = len(self._head) - end
+        self._missing = int(length[1]) - body_size if length else 0
+        self._tail = self._head[end:][-len(_LAST_CHUNK) :]
+        if length:
+            self.is_complete = self._missing <= 0
+        else:
+            self.is_complete = self._tail.endswith(_LAST_CHUNK)
 
-    def body(self) -> Iterator[Piece]:
+    def body(self) -> Iterator[TimedBytes]:
         """
-        Yield the pieces of the body without HTTP's framing.
+        Yield the body in the pieces in which it was read, without HTTP's framing.
 
-        :raises Failed: the status is not 200, or the framing is broken
+        :raises LoadError: the status is not 200, or the framing is invalid
         """
-        head, body = b"", b"".join(piece.data for piece in self.pieces)
-        head, _, body = body.partition(b"\r\n\r\n")
-        if not head.startswith(_OK):
-            raise Failed((head[:40] + b" ... " + body[:200]).decode(errors="replace"))
-        chunked = _LENGTH.search(head + b"\r\n") is None
-        inner = Unchunked() if chunked else None
-        skip = len(head) + 4
-        for at, data in self.pieces:
-            rest, skip = data[skip:], max(0, skip - len(data))
-            if rest:
-                yield Piece(at, inner.feed(rest) if inner is not None else rest)
+        head, _, body = b"".join(read.data for read in self.reads).partition(b"\r\n\r\n")
+        if not head.startswith(_STATUS_OK):
+            raise LoadError((head[:40] + b" ... " + body[:200]).decode(errors="replace"))
+        is_chunked = _CONTENT_LENGTH.search(head + b"\r\n") is None
+        decoder = ChunkedDecoder() if is_chunked else None
+        skipped = len(head) + 4
+        for read_at, data in self.reads:
+            piece, skipped = data[skipped:], max(0, skipped - len(data))
+            if piece:
+                yield TimedBytes(read_at, decoder.feed(piece) if decoder is not None else piece)
 
 
-class Unchunked:
-    """Takes the framing of a chunked body away, wherever it was cut."""
+class ChunkedDecoder:
+    """Removes the framing of a chunked body; the body may be split anywhere."""
 
     def __init__(self) -> None:
-        self._held = b""
-        self._left = 0  # of the chunk, its line end included
+        self._pending = b""
+        self._remaining = 0  # bytes of the chunk, including its line end
 
     def feed(self, data: bytes) -> bytes:
         """
-        Return what of the body is in `data`.
+        Return the decoded bytes of `data`.
 
-        :raises Failed: this is no chunked body
+        :raises LoadError: a chunk's size is not a hexadecimal number
         """
-        data, found = self._held + data, []
+        data, decoded = self._pending + data, []
         at = 0
         while True:
-            if self._left > 0:
-                found.append(data[at : at + max(0, self._left - 2)])
-                taken = min(self._left, len(data) - at)
-                self._left -= taken
-                at += taken
-            line = data.find(b"\r\n", at) if not self._left else -1
-            if line < 0:
+            if self._remaining > 0:
+                decoded.append(data[at : at + max(0, self._remaining - 2)])
+                consumed = min(self._remaining, len(data) - at)
+                self._remaining -= consumed
+                at += consumed
+            line_end = data.find(b"\r\n", at) if not self._remaining else -1
+            if line_end < 0:
                 break
-            self._left = self._size(data[at:line]) + 2
-            at = line + 2
-        self._held = data[at:]
-        return b"".join(found)
-
-    @staticmethod
-    def _size(line: bytes) -> int:
-        try:
-            return int(line.partition(b";")[0], 16)
-        except ValueError:
-            raise Failed(f"no chunk: {line[:80]!r}") from None
+            line = data[at:line_end]
+            try:
+                self._remaining = int(line.partition(b";")[0], 16) + 2
+            except ValueError:
+                raise LoadError(f"invalid chunk size: {line[:80]!r}") from None
+            at = line_end + 2
+        self._pending = data[at:]
+        return b"".join(decoded)
 
 
-def events(answer: Answer) -> Iterator[Piece]:
-    """Yield the events of a stream with the time when their last byte came."""
-    held = b""
-    for at, data in answer.body():
-        *whole, held = (held + data).split(b"\n\n")
-        for event in whole:
-            yield Piece(at, event.strip(b"\n"))
-    if held.strip():
-        raise Failed("an event without its end")
+def timed_events(response: Response) -> Iterator[TimedBytes]:
+    """
+    Yield the events of a stream, each with the time at which its last byte was read.
+
+    :raises LoadError: the last event is incomplete, or `Response.body` raises it
+    """
+    pending = b""
+    for read_at, data in response.body():
+        *events, pending = (pending + data).split(b"\n\n")
+        for event in events:
+            yield TimedBytes(read_at, event.strip(b"\n"))
+    if pending.strip():
+        raise LoadError("the last event is incomplete")
 
 
 class Connection:
     """
-    One kept-alive connection that asks for one answer at a time.
+    A keep-alive connection with one request at a time.
 
-    :ivar answer: the newest
+    :ivar response: the newest response
+    :ivar closed: whether the peer has closed the connection
     """
 
-    def __init__(self, port: int, script: Script, size: int) -> None:
+    def __init__(self, port: int, script: Script, request_size: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.broken = False
+        self.closed = False
         self._script = script
-        body = request(script, size)
-        self._request = _HEAD % len(body) + body
-        self.answer = self.ask()
+        body = request_body(script, request_size)
+        self._request = _REQUEST_HEAD % len(body) + body
+        self.response = self.send_request()
 
-    def ask(self) -> Answer:
-        self.answer = Answer(self._script, time.monotonic())
+    def send_request(self) -> Response:
+        self.response = Response(self._script, time.monotonic())
         self.socket.sendall(self._request)
-        return self.answer
+        return self.response
 
 
-class Load:
+class LoadGenerator:
     """
-    Puts the load on, and keeps all answers.
+    Executes a `LoadPlan` and keeps all responses.
 
-    :param order: what to do
-    :param times: what the backend writes its times into
+    :param send_times: where the backend records its send times
     """
 
-    def __init__(self, order: Order, times: Times) -> None:
-        self._order = order
-        self._times = times
-        self._script = Script(*order.script)
+    def __init__(self, plan: LoadPlan, send_times: SendTimes) -> None:
+        self._plan = plan
+        self._send_times = send_times
+        self._script = Script(*plan.script)
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
-        self._given_up = time.monotonic() + order.patience
-        self.answers: list[Answer] = []
+        self._deadline = time.monotonic() + plan.timeout
+        self.responses: list[Response] = []
         self.outcome = Outcome()
-        # When all streams of a paced load ran.
-        self._begin = self._end = 0.0
+        # The measured part of a paced run.
+        self._start = self._end = 0.0
 
     def run(self) -> Outcome:
         """
-        Do what was ordered.
+        Execute the plan, check the responses and return the outcome.
 
-        :raises Failed: it does not come to an end in time
+        :raises LoadError: the run did not end within the plan's timeout
         """
         modes: dict[str, Callable[[], None]] = {
-            "paced": self._paced,
-            "loop": self._loop,
-            "idle": self._idle,
+            "paced": self._run_paced,
+            "loop": self._run_loop,
+            "idle": self._run_idle,
         }
-        modes[self._order.mode]()
-        for each in self._connections.values():
-            each.socket.close()
+        modes[self._plan.mode]()
+        for connection in self._connections.values():
+            connection.socket.close()
         self._epoll.close()
-        self._check()
+        self._check_responses()
         return self.outcome
 
     def _connect(self, slot: int) -> None:
+        """Open a connection and send its first request."""
         script = self._script._replace(slot=slot)
-        each = Connection(self._order.port, script, self._order.size)
-        self._connections[each.socket.fileno()] = each
-        self._epoll.register(each.socket, select.EPOLLIN)
-        self.answers.append(each.answer)
+        connection = Connection(self._plan.port, script, self._plan.request_size)
+        self._connections[connection.socket.fileno()] = connection
+        self._epoll.register(connection.socket, select.EPOLLIN)
+        self.responses.append(connection.response)
 
-    def _turn(self, until: float) -> list[Connection]:
-        """Receive once, and return the connections whose answer has ended."""
+    def _receive(self, until: float) -> list[Connection]:
+        """Poll once, until `until`; return the connections whose response has ended."""
         ended = []
-        wait = min(until, self._given_up) - time.monotonic()
-        for number, _ in self._epoll.poll(max(0.0, wait)):
-            each = self._connections[number]
+        wait = min(until, self._deadline) - time.monotonic()
+        for descriptor, _ in self._epoll.poll(max(0.0, wait)):
+            connection = self._connections[descriptor]
             try:
-                data = each.socket.recv(_RECEIVED)
+                data = connection.socket.recv(_READ_SIZE)
             except OSError:
                 data = b""
-            answer = each.answer
+            response = connection.response
             if data:
-                answer.feed(time.monotonic(), data)
-                if answer.ended:
-                    ended.append(each)
+                response.feed(time.monotonic(), data)
+                if response.is_complete:
+                    ended.append(connection)
             else:
-                each.broken = True
-                self._epoll.unregister(each.socket)
-                ended += [] if answer.ended else [each]
-        if time.monotonic() > self._given_up:
-            raise Failed(f"not done within {self._order.patience:g} s")
+                connection.closed = True
+                self._epoll.unregister(connection.socket)
+                ended += [] if response.is_complete else [connection]
+        if time.monotonic() > self._deadline:
+            raise LoadError(f"not complete within {self._plan.timeout:g} s")
         return ended
 
-    def _until(self, enough: Callable[[], bool], ended: list[Connection]) -> None:
-        while not enough():
-            ended += self._turn(self._given_up)
+    def _receive_until(self, condition: Callable[[], bool], ended: list[Connection]) -> None:
+        while not condition():
+            ended += self._receive(self._deadline)
 
-    def _mark(self) -> tuple[float, Used, Used, Used]:
-        order = self._order
-        return time.monotonic(), used(order.proxy), used(order.backend), used([os.getpid()])
+    def _read_clocks(self) -> tuple[float, Usage, Usage, Usage]:
+        """Return the time, and the CPU times of the proxy, the backend and this process."""
+        now, plan = time.monotonic(), self._plan
+        proxy, backend = cpu_usage(plan.proxy_pids), cpu_usage(plan.backend_pids)
+        return now, proxy, backend, cpu_usage([os.getpid()])
 
-    def _measured(self, before: tuple[float, Used, Used, Used]) -> tuple[float, float]:
-        """Write down what was used since `before`; return when that was, and now."""
-        now = self._mark()
+    def _store_usage(self, before: tuple[float, Usage, Usage, Usage]) -> tuple[float, float]:
+        """Store the usage since `before`; return the start and the end of the measurement."""
+        now = self._read_clocks()
         self.outcome.wall = now[0] - before[0]
         self.outcome.proxy = now[1] - before[1]
         self.outcome.backend = now[2] - before[2]
         self.outcome.load = now[3] - before[3]
         return before[0], now[0]
 
-    def _paced(self) -> None:
+    def _run_paced(self) -> None:
         ended: list[Connection] = []
-        for slot in range(self._order.connections):
+        for slot in range(self._plan.connections):
             self._connect(slot)
-            ended += self._turn(0)
-        self._until(lambda: all(each.pieces for each in self.answers), ended)
-        before = self._mark()
-        until = before[0] + self._order.seconds
+            ended += self._receive(0)
+        self._receive_until(lambda: all(each.reads for each in self.responses), ended)
+        before = self._read_clocks()
+        until = before[0] + self._plan.seconds
         while not ended and time.monotonic() < until:
-            ended += self._turn(until)
-        self._begin, self._end = begin, end = self._measured(before)
-        slots = range(self._order.connections)
-        self.outcome.frames = sum(self._times.between(slot, begin, end) for slot in slots)
-        self._until(lambda: len(ended) == len(self.answers), ended)
+            ended += self._receive(until)
+        self._start, self._end = start, end = self._store_usage(before)
+        slots = range(self._plan.connections)
+        self.outcome.frames = sum(
+            self._send_times.count_between(slot, start, end) for slot in slots
+        )
+        self._receive_until(lambda: len(ended) == len(self.responses), ended)
 
-    def _loop(self) -> None:
-        for slot in range(self._order.connections):
+    def _run_loop(self) -> None:
+        for slot in range(self._plan.connections):
             self._connect(slot)
-        # The first answers are practice: what is made at the first use is not measured.
-        running, practised = self._order.connections, 0
-        while practised < running:
-            for each in self._turn(self._given_up):
-                practised += 1
-                self._again(each)
-        before, first = self._mark(), len(self.answers)
-        until = before[0] + self._order.seconds
+        # The first response of each connection is a warm-up: it is not measured.
+        running, warmed_up = self._plan.connections, 0
+        while warmed_up < running:
+            for connection in self._receive(self._deadline):
+                warmed_up += 1
+                self._send_next(connection)
+        before, first = self._read_clocks(), len(self.responses)
+        until = before[0] + self._plan.seconds
         while running:
-            for each in self._turn(self._given_up):
+            for connection in self._receive(self._deadline):
                 if time.monotonic() < until:
-                    self._again(each)
+                    self._send_next(connection)
                 else:
                     running -= 1
-        self._measured(before)
-        self.outcome.responses = len(self.answers) - first + self._order.connections
+        self._store_usage(before)
+        self.outcome.responses = len(self.responses) - first + self._plan.connections
         self.outcome.frames = self.outcome.responses * self._script.frames
 
-    def _again(self, each: Connection) -> None:
-        """Ask again on a connection, or on a new one where the peer does not keep it."""
-        if not each.broken:
-            self.answers.append(each.ask())
+    def _send_next(self, connection: Connection) -> None:
+        """Send the next request, on a new connection if the peer has closed this one."""
+        if not connection.closed:
+            self.responses.append(connection.send_request())
             return
-        del self._connections[each.socket.fileno()]
-        each.socket.close()
-        self._connect(each.answer.script.slot)
+        del self._connections[connection.socket.fileno()]
+        connection.socket.close()
+        self._connect(connection.response.script.slot)
 
-    def _idle(self) -> None:
-        order = self._order
-        self.outcome.memory_before = memory(order.proxy)
-        for slot in range(order.connections):
+    def _run_idle(self) -> None:
+        plan = self._plan
+        self.outcome.memory_before = memory_usage(plan.proxy_pids)
+        for slot in range(plan.connections):
             self._connect(slot)
-            self._turn(0)
-        self._until(lambda: all(_spoken(each) for each in self.answers), [])
-        before = self._mark()
+            self._receive(0)
+        self._receive_until(lambda: all(map(_has_content, self.responses)), [])
+        before = self._read_clocks()
         ended: list[Connection] = []
-        until = before[0] + order.seconds
+        until = before[0] + plan.seconds
         while time.monotonic() < until:
-            ended += self._turn(until)
-        self._measured(before)
-        self.outcome.memory_after = memory(order.proxy)
-        self.outcome.responses = len(self.answers)
-        self.outcome.checked = len(self.answers)
+            ended += self._receive(until)
+        self._store_usage(before)
+        self.outcome.memory_after = memory_usage(plan.proxy_pids)
+        self.outcome.responses = len(self.responses)
+        self.outcome.checked = len(self.responses)
         self.outcome.wrong = len(ended)
-        self.outcome.complaints = ["an idle stream ended"] * bool(ended)
+        self.outcome.errors = ["an idle stream ended"] * bool(ended)
 
-    def _check(self) -> None:
-        """Look at all answers: are they right, and when did what come."""
-        if self._order.mode == "idle":
+    def _check_responses(self) -> None:
+        """Check all responses, and compute latencies and the time to the first token."""
+        if self._plan.mode == "idle":
             return
-        late: list[float] = []
-        first: list[float] = []
-        for answer in self.answers:
+        latencies: list[float] = []
+        first_tokens: list[float] = []
+        for response in self.responses:
             self.outcome.checked += 1
-            self.outcome.sent += answer.script.frames
-            self.outcome.reads += len(answer.pieces)
-            wrong = self._complaint(answer, late, first)
-            if wrong is not None:
+            self.outcome.frames_in_all += response.script.frames
+            self.outcome.reads += len(response.reads)
+            error = self._find_error(response, latencies, first_tokens)
+            if error is not None:
                 self.outcome.wrong += 1
-                self.outcome.complaints = [*self.outcome.complaints, wrong][:3]
-        self.outcome.late, self.outcome.first = _percentiles(late), _percentiles(first)
+                self.outcome.errors = [*self.outcome.errors, error][:3]
+        self.outcome.latency = _percentiles(latencies)
+        self.outcome.first_token = _percentiles(first_tokens)
 
-    def _complaint(self, answer: Answer, late: list[float], first: list[float]) -> str | None:
-        script = answer.script
-        if not answer.ended:
+    def _find_error(
+        self, response: Response, latencies: list[float], first_tokens: list[float]
+    ) -> str | None:
+        script = response.script
+        if not response.is_complete:
             return "the connection was closed before the end"
         try:
-            if script.kind == WHOLE:
-                return complaint_of_whole(script, b"".join(data for _, data in answer.body()))
-            heard = Heard()
-            self._hear(answer, heard, late, first)
-        except (Failed, ValueError, LookupError, TypeError) as failure:
-            return f"{type(failure).__name__}: {failure}"
-        return complaint(script, heard, translated=self._order.translated)
+            if script.kind == NON_STREAMING:
+                return find_body_error(script, b"".join(data for _, data in response.body()))
+            result = self._read_stream(response, latencies, first_tokens)
+        except (LoadError, ValueError, LookupError, TypeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return find_stream_error(script, result, is_translated=self._plan.is_translated)
 
-    def _hear(self, answer: Answer, heard: Heard, late: list[float], first: list[float]) -> None:
-        """Read the events of a stream, and note when they came."""
-        script, frame = answer.script, 0
-        dated = self._order.mode == "paced"
-        for at, event in events(answer):
-            silent = not heard.content
-            heard.event(event)
-            if silent and heard.content:
-                first.append(at - answer.asked)
-            whole = len(heard.content) // script.cut if dated else 0
-            sent = (self._times.get(script.slot, n) for n in range(frame + 1, whole + 1))
-            late += (at - each for each in sent if self._begin <= each < self._end)
-            frame = max(frame, whole)
+    def _read_stream(
+        self, response: Response, latencies: list[float], first_tokens: list[float]
+    ) -> StreamResult:
+        """Read the events of a stream, and append its times to the two lists."""
+        result = StreamResult()
+        script, frame = response.script, 0
+        is_paced = self._plan.mode == "paced"
+        for read_at, event in timed_events(response):
+            had_content = bool(result.content)
+            result.add_event(event)
+            if result.content and not had_content:
+                first_tokens.append(read_at - response.sent_at)
+            # The last frame whose text is complete; the frame 0 has the role.
+            last = len(result.content) // script.delta_size if is_paced else 0
+            sent = (self._send_times.get(script.slot, n) for n in range(frame + 1, last + 1))
+            latencies += (read_at - at for at in sent if self._start <= at < self._end)
+            frame = max(frame, last)
+        return result
 
 
-def _spoken(answer: Answer) -> bool:
-    return any(b'"content":' in piece.data for piece in answer.pieces)
+def _has_content(response: Response) -> bool:
+    return any(b'"content":' in read.data for read in response.reads)
 
 
 def _percentiles(values: list[float]) -> tuple[float, float] | None:
     if not values:
         return None
     values.sort()
-    return values[int(len(values) * _MEDIAN)], values[int(len(values) * _HIGH)]
+    return values[int(len(values) * _MEDIAN)], values[int(len(values) * _P99)]
 
 
 def main() -> None:
-    order = Order(**json.load(sys.stdin))
+    plan = LoadPlan(**json.load(sys.stdin))
     gc.disable()
     try:
-        outcome = Load(order, Times(order.times)).run()
-    except Failed as failure:
-        sys.exit(f"load: {failure}")
+        outcome = LoadGenerator(plan, SendTimes(plan.send_times)).run()
+    except LoadError as error:
+        sys.exit(f"load: {error}")
     json.dump(asdict(outcome), sys.stdout)
 
 

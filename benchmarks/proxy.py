@@ -1,31 +1,32 @@
 """
-What blockops costs on the whole path, side by side with nginx (the floor) and LiteLLM's proxy.
+Measures blockops as a whole, side by side with nginx (the minimum) and LiteLLM's proxy.
 
-    python benchmarks/proxy.py                    all of it: about ten minutes
+    python benchmarks/proxy.py                    everything: about ten minutes
     python benchmarks/proxy.py --quick            one short round: a minute
     python benchmarks/proxy.py --only paced,fast --targets nginx,blockops --rounds 3
-    python benchmarks/proxy.py --check            ... and say whether what has to be reached is
+    python benchmarks/proxy.py --check            ... and print which bounds are met
     python benchmarks/proxy.py --markdown         ... as the tables of docs/performance.md
 
-In each round every target does the same work, one behind the other, in an order that changes; so
-what the machine does beside hits all of them, and the ratios of a round can be believed where its
-times cannot. All targets stand before one mock backend (mock_backend.py), and one load generator
-(load.py) asks them; each is a process of its own. Every stream is checked for order, completeness,
-[DONE], and its calls. CPU is user and system time of the proxy's processes, all of its threads.
+In each round every target does the same work, directly one after the other, in an order that
+changes. Other load on the machine therefore affects all of them, and the ratios within a round are
+reliable even where its absolute times are not. All targets forward to one mock backend
+(mock_backend.py) and get their requests from one load generator (load.py). Each is a separate
+process. Every stream is checked for order, completeness, [DONE] and its calls. CPU is user and
+system time of the proxy's processes with all threads.
 
 To see where blockops spends its time:
 
     python benchmarks/proxy.py --profile FOLDER --only paced
 
-runs blockops alone, a fresh one for each scenario under `twistd --profile ... --profiler cprofile`,
-prints what costs most, in microseconds per chunk or request, and leaves FOLDER/SCENARIO.prof for
-`python -m pstats`. What the profiler itself takes is taken off. Under it blockops is several times
-as slow, so paced scenarios have ten streams there.
+This runs only blockops, in a new process per scenario under `twistd --profile ... --profiler
+cprofile`. It prints the most expensive functions, in microseconds per chunk or request, and leaves
+FOLDER/SCENARIO.prof for `python -m pstats`. The profiler's own time is subtracted. It makes
+blockops several times slower, so paced scenarios have ten streams there.
 
-nginx is Debian's package. LiteLLM is installed once from PyPI into an environment of its own, in
-~/.cache/blockops-bench/litellm or what --litellm or BLOCKOPS_BENCH_LITELLM names. What is absent is
-skipped, and said to be. Exit status: 1 if a stream was wrong or a run failed, with --check also if
-something is not reached.
+nginx is Debian's package. LiteLLM is installed once from PyPI into a separate environment, in
+~/.cache/blockops-bench/litellm or the folder named by --litellm or BLOCKOPS_BENCH_LITELLM. Absent
+targets are skipped with a message. The exit status is 1 if a stream was wrong or a run failed, and
+with --check also if a bound is missed.
 """
 
 from __future__ import annotations
@@ -45,201 +46,207 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import targets
-from benchmarks.figures import BARE, FLOOR, OURS, USUAL, Rounds
-from benchmarks.load import Order, Outcome
-from benchmarks.mock_backend import Times
-from benchmarks.profiles import costs
-from benchmarks.report import report, verdicts
-from benchmarks.scenarios import PROFILED, Scenario, Unknown, choose
+from benchmarks.figures import BLOCKOPS, DIRECT, LITELLM, NGINX, Rounds
+from benchmarks.load import LoadPlan, Outcome
+from benchmarks.mock_backend import SendTimes
+from benchmarks.profiles import profile_tables
+from benchmarks.report import bounds_table, report
+from benchmarks.scenarios import PROFILED_STREAMS, Scenario, UnknownScenario, select_scenarios
 from benchmarks.streams import FAST, PLAIN, Script
-from benchmarks.targets import Absent, Program, Target
-from benchmarks.usage import Used, memory
+from benchmarks.targets import Program, Target, TargetUnavailable
+from benchmarks.usage import Usage, memory_usage
 
 
-class Bench:
+class Benchmark:
     """
-    The backend, all targets, and what was measured.
+    The backend, the running targets, and their results.
 
-    :param seconds: how long each measurement takes
+    :param folder: for files of all processes
+    :param seconds: length of each measurement
+    :ivar programs: the process of each running target, by the target's name
+    :ivar failures: messages about wrong responses and failed runs
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self._seconds = seconds
-        self._times = folder / "times"
-        Times(str(self._times))
+        self._send_times = folder / "times"
+        SendTimes(str(self._send_times))
         port = targets.free_port()
-        command = [sys.executable, "-m", "benchmarks.mock_backend", str(port), str(self._times)]
-        self.backend = Program(command, folder / "backend", port)
-        self.running: dict[str, Program | None] = {}
+        command = [sys.executable, "-m", "benchmarks.mock_backend"]
+        self.backend = Program(
+            [*command, str(port), str(self._send_times)], folder / "backend", port
+        )
+        self.programs: dict[str, Program | None] = {}
         self.rounds = Rounds()
         self.failures: list[str] = []
 
     def start(self, target: Target) -> None:
-        """Start a target and keep it running; say so if that cannot be done."""
+        """Start a target and keep it running; print a message if it cannot be started."""
         try:
             program = target.start(self.backend.port)
-        except Absent as absent:
-            print(f"SKIPPED {target.name}: {absent}", flush=True)
-            if target.name == OURS:
+        except TargetUnavailable as error:
+            print(f"SKIPPED {target.name}: {error}", flush=True)
+            if target.name == BLOCKOPS:
                 self._fail("blockops did not start")
             return
-        self.running[target.name] = program
-        self._note_start(target, program)
+        self.programs[target.name] = program
+        self._record_start_memory(target, program)
 
-    def _note_start(self, target: Target, program: Program | None) -> None:
+    def _record_start_memory(self, target: Target, program: Program | None) -> None:
         if program is not None:
-            # What listens may still be starting: the first answers are not waited for here.
+            # A program that accepts connections may not have finished starting.
             time.sleep(0.5)
-            sizes = self.rounds.starting.setdefault(target.name, [])
-            sizes.append(memory(program.pids()))
+            sizes = self.rounds.start_memory.setdefault(target.name, [])
+            sizes.append(memory_usage(program.pids()))
 
     def stop(self) -> None:
-        for program in filter(None, [*self.running.values(), self.backend]):
+        for program in filter(None, [*self.programs.values(), self.backend]):
             program.stop()
 
-    def measure(self, scenario: Scenario, target: Target, turn: int) -> None:
-        """Put the load on a target, and keep what it took."""
-        program = self.running[target.name]
-        if scenario.mode == "idle" and not target.slow and program is not None:
-            # What a process was given once it keeps: memory is measured in a fresh one.
+    def measure(self, scenario: Scenario, target: Target, round_number: int) -> None:
+        """Run one scenario on a target and store the outcome."""
+        program = self.programs[target.name]
+        if scenario.mode == "idle" and not target.is_slow and program is not None:
+            # A process does not return memory that it has used, so a new one is measured.
             fresh = target.start(self.backend.port)
             assert fresh is not None
-            self._note_start(target, fresh)
+            self._record_start_memory(target, fresh)
             try:
-                self._practise(target, fresh)
-                self.put_on(scenario, target, turn, fresh)
+                warm_up = replace(self._default_plan(target, fresh), seconds=0.1)
+                self._execute(replace(warm_up, script=Script(PLAIN, 4, 15, FAST)))
+                self.run_load(scenario, target, round_number, fresh)
             finally:
                 fresh.stop()
             return
-        self.put_on(scenario, target, turn, program)
+        self.run_load(scenario, target, round_number, program)
 
-    def _practise(self, target: Target, program: Program) -> None:
-        script = Script(PLAIN, 4, 15, FAST)
-        self._put(replace(self._order(target, program), mode="loop", script=script, seconds=0.1))
+    def run_load(
+        self, scenario: Scenario, target: Target, round_number: int, program: Program | None
+    ) -> None:
+        """
+        Run one scenario on a process of `target`; store the outcome or the failure.
 
-    def _order(self, target: Target, program: Program | None) -> Order:
-        return Order(
+        :param program: None for the backend without a proxy
+        """
+        name = f"{scenario.name}, {target.name}"
+        try:
+            outcome = self._execute(self._plan(scenario, target, program))
+        except (subprocess.SubprocessError, ValueError) as error:
+            self._fail(f"{name}: {error}")
+            return
+        self.rounds.add(scenario.name, target.name, round_number, outcome)
+        if outcome.wrong:
+            errors = "; ".join(outcome.errors)
+            self._fail(f"{name}: {outcome.wrong} of {outcome.checked} streams were wrong: {errors}")
+
+    def _default_plan(self, target: Target, program: Program | None) -> LoadPlan:
+        return LoadPlan(
             port=(program or self.backend).port,
             mode="loop",
             script=Script(PLAIN),
-            proxy=program.pids() if program is not None else [],
-            backend=self.backend.pids(),
-            times=str(self._times),
-            translated=target.translates,
+            proxy_pids=program.pids() if program is not None else [],
+            backend_pids=self.backend.pids(),
+            send_times=str(self._send_times),
+            is_translated=target.is_translating,
             seconds=self._seconds,
-            patience=30 + 5 * self._seconds,
+            timeout=30 + 5 * self._seconds,
         )
 
-    def put_on(self, scenario: Scenario, target: Target, turn: int, on: Program | None) -> None:
-        """Put the load on a process of the target."""
-        order = self.ordered(scenario, target, on)
-        try:
-            outcome = self._put(order)
-        except (subprocess.SubprocessError, ValueError) as failure:
-            self._fail(f"{scenario.name}, {target.name}: {failure}")
-            return
-        self.rounds.add(scenario.name, target.name, turn, outcome)
-        if outcome.wrong:
-            self._fail(
-                f"{scenario.name}, {target.name}: {outcome.wrong} of {outcome.checked} streams were"
-                f" wrong: {'; '.join(outcome.complaints)}"
-            )
-
-    def ordered(self, scenario: Scenario, target: Target, on: Program | None) -> Order:
-        """Return what the load generator has to do: less of it where a target is slow."""
+    def _plan(self, scenario: Scenario, target: Target, program: Program | None) -> LoadPlan:
+        """Return the plan of a scenario, with less load for slow targets."""
         script = scenario.script
         if scenario.mode == "paced":
-            # Besides what is measured: streams start one after the other, slow ones much later.
-            spare = 2.5 if target.slow else 0.5
+            # Streams start one after the other, those of slow targets much later. The spare
+            # seconds keep all of them running during the measurement.
+            spare = 2.5 if target.is_slow else 0.5
             script = script._replace(frames=int(script.pace * (self._seconds + spare)))
-        elif target.slow and scenario.slow_frames:
+        elif target.is_slow and scenario.slow_frames:
             script = script._replace(frames=scenario.slow_frames)
         return replace(
-            self._order(target, on),
+            self._default_plan(target, program),
             mode=scenario.mode,
             script=script,
-            connections=scenario.slow_connections if target.slow else scenario.connections,
-            size=scenario.size,
+            connections=scenario.slow_connections if target.is_slow else scenario.connections,
+            request_size=scenario.request_size,
         )
 
-    def _put(self, order: Order) -> Outcome:
-        done = subprocess.run(
+    def _execute(self, plan: LoadPlan) -> Outcome:
+        """
+        Execute a plan in a load generator's process.
+
+        :raises subprocess.SubprocessError: the load generator failed
+        :raises ValueError: its output is not JSON
+        """
+        process = subprocess.run(
             [sys.executable, "-m", "benchmarks.load"],
-            input=json.dumps(asdict(order)),
+            input=json.dumps(asdict(plan)),
             capture_output=True,
             text=True,
             cwd=targets.ROOT,
-            timeout=order.patience + 30,
+            timeout=plan.timeout + 30,
             check=False,
         )
-        if done.returncode:
-            raise subprocess.SubprocessError(done.stderr.strip()[-300:])
-        found = json.loads(done.stdout)
-        shares = {key: Used(*found[key]) for key in ("proxy", "backend", "load")}
-        return Outcome(**(found | shares))
+        if process.returncode:
+            raise subprocess.SubprocessError(process.stderr.strip()[-300:])
+        fields = json.loads(process.stdout)
+        usages = {key: Usage(*fields[key]) for key in ("proxy", "backend", "load")}
+        return Outcome(**(fields | usages))
 
-    def _fail(self, what: str) -> None:
-        self.failures.append(what)
-        print(f"WRONG {what}", flush=True)
-
-
-def rounds(
-    bench: Bench, chosen: list[Scenario], every: Sequence[Target], turns: int
-) -> Iterator[str]:
-    """Measure round by round, each target of a scenario right behind the other."""
-    for turn in range(turns):
-        for scenario in chosen:
-            order = [each for each in every if each.name in scenario.against]
-            for target in order[turn % len(order) :] + order[: turn % len(order)]:
-                if target.name in bench.running:
-                    yield f"round {turn + 1}: {scenario.name}, {target.name}"
-                    bench.measure(scenario, target, turn)
+    def _fail(self, message: str) -> None:
+        self.failures.append(message)
+        print(f"WRONG {message}", flush=True)
 
 
-def profile(bench: Bench, chosen: list[Scenario], ours: targets.Blockops, folder: Path) -> None:
-    """Run each scenario on a blockops of its own under the profiler, and print what costs most."""
+def profile(
+    benchmark: Benchmark, scenarios: list[Scenario], blockops: targets.Blockops, folder: Path
+) -> None:
+    """Run each scenario on a new blockops under the profiler, and print its profile."""
     folder.mkdir(parents=True, exist_ok=True)
-    for full in chosen:
-        few = min(full.connections, PROFILED) if full.mode == "paced" else full.connections
-        scenario = replace(full, connections=few)
+    for full_scenario in scenarios:
+        connections = full_scenario.connections
+        if full_scenario.mode == "paced":
+            connections = min(connections, PROFILED_STREAMS)
+        scenario = replace(full_scenario, connections=connections)
         path = folder / f"{scenario.name}.prof"
-        bench.running = {ours.name: ours.start_profiled(bench.backend.port, path)}
+        program = blockops.start_profiled(benchmark.backend.port, path)
+        benchmark.programs = {blockops.name: program}
         try:
-            bench.put_on(scenario, ours, 0, bench.running[ours.name])
+            benchmark.run_load(scenario, blockops, 0, program)
         finally:
-            program = bench.running.pop(ours.name)
-            assert program is not None
+            del benchmark.programs[blockops.name]
             program.stop()
-        outcome = bench.rounds.of(scenario.name, ours.name)[-1]
-        print(costs(path, scenario.name, scenario.unit, outcome), flush=True)
+        outcome = benchmark.rounds.outcomes(scenario.name, blockops.name)[-1]
+        print(profile_tables(path, scenario.name, scenario.unit, outcome), flush=True)
 
 
-def scenarios(options: argparse.Namespace) -> list[Scenario]:
+def scenarios_of(options: argparse.Namespace) -> list[Scenario]:
+    """Return the scenarios that `--only` and `--quick` select; exit if a name is unknown."""
     try:
-        return choose(options.only, quick=options.quick)
-    except Unknown as unknown:
-        sys.exit(f"--only: {unknown}")
+        return select_scenarios(options.only, quick=options.quick)
+    except UnknownScenario as error:
+        sys.exit(f"--only: {error}")
 
 
-def parsed(arguments: list[str]) -> argparse.Namespace:
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="one round of a second each, formats at 4 only")
-    add("--seconds", type=float, help="how long each measurement takes (default 2)")
-    add("--rounds", type=int, help="how many (default 5)")
-    add("--only", default="", help="scenarios, by commas; main and formats are groups of them")
-    add("--targets", default=f"{BARE},{FLOOR},{OURS},{USUAL}", help="of these, by commas")
-    add("--minutes", type=float, default=20.0, help="no measurement begins later (default 20)")
-    add("--check", action="store_true", help="compare with what has to be reached")
+    add("--quick", action="store_true", help="one round of one second, dialects at 4 only")
+    add("--seconds", type=float, help="length of each measurement (default 2)")
+    add("--rounds", type=int, help="number of rounds (default 5)")
+    add("--only", default="", help="scenarios or the groups main and formats, separated by commas")
+    default_targets = f"{DIRECT},{NGINX},{BLOCKOPS},{LITELLM}"
+    add("--targets", default=default_targets, help=f"separated by commas ({default_targets})")
+    add("--minutes", type=float, default=20.0, help="start no measurement later (default 20)")
+    add("--check", action="store_true", help="compare the results with the bounds")
     add("--markdown", action="store_true", help="print tables for docs/performance.md")
     add("--profile", type=Path, metavar="FOLDER", help="profile blockops in each scenario")
-    add("--python", default=sys.executable, help="the Python that has blockops and Twisted")
-    add("--option", action="append", default=[], help="one more argument for blockops")
+    add("--python", default=sys.executable, help="a Python that has blockops and Twisted")
+    add("--option", action="append", default=[], help="a further option for blockops (repeatable)")
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "blockops-bench"
-    default = os.environ.get(targets.LITELLM_FOLDER, str(cache / "litellm"))
-    add("--litellm", type=Path, default=Path(default), help=f"its environment ({default})")
+    default = os.environ.get(targets.LITELLM_VARIABLE, str(cache / "litellm"))
+    add("--litellm", type=Path, default=Path(default), help=f"LiteLLM's environment ({default})")
     options = parser.parse_args(arguments)
     options.seconds = options.seconds or (1.0 if options.quick else 2.0)
     options.rounds = options.rounds or (1 if options.quick else 5)
@@ -247,54 +254,70 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure(
-    bench: Bench, chosen: list[Scenario], every: Sequence[Target], turns: int
+    benchmark: Benchmark,
+    scenarios: list[Scenario],
+    selected_targets: Sequence[Target],
+    round_count: int,
 ) -> Iterator[str]:
-    """Start what is needed, then yield what is done next, until all rounds are done."""
-    needed = {name for scenario in chosen for name in scenario.against}
-    for target in every:
-        if target.name in needed:
+    """
+    Start the targets, then measure round by round.
+
+    Yield a description of each step before it is done.
+    """
+    required = {name for scenario in scenarios for name in scenario.targets}
+    for target in selected_targets:
+        if target.name in required:
             yield f"starting {target.name}"
-            bench.start(target)
-    yield from rounds(bench, chosen, every, turns)
+            benchmark.start(target)
+    for number in range(round_count):
+        for scenario in scenarios:
+            order = [target for target in selected_targets if target.name in scenario.targets]
+            # Each round begins with another target.
+            for target in order[number % len(order) :] + order[: number % len(order)]:
+                if target.name in benchmark.programs:
+                    yield f"round {number + 1}: {scenario.name}, {target.name}"
+                    benchmark.measure(scenario, target, number)
 
 
 def main() -> None:
-    options = parsed(sys.argv[1:])
-    chosen = scenarios(options)
-    until = time.monotonic() + 60 * options.minutes
+    options = parse_arguments(sys.argv[1:])
+    scenarios = scenarios_of(options)
+    deadline = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory(prefix="blockops-bench-") as name, ExitStack() as stack:
         folder = Path(name)
-        bench = Bench(folder, options.seconds)
-        stack.callback(bench.stop)
-        ours = targets.Blockops(folder, options.python, options.option)
+        benchmark = Benchmark(folder, options.seconds)
+        stack.callback(benchmark.stop)
+        blockops = targets.Blockops(folder, options.python, options.option)
         if options.profile:
-            profile(bench, chosen, ours, options.profile)
-            sys.exit(bool(bench.failures))
+            profile(benchmark, scenarios, blockops, options.profile)
+            sys.exit(bool(benchmark.failures))
         litellm = targets.LiteLLM(folder, options.litellm)
-        known: list[Target] = [targets.Direct(folder), targets.Nginx(folder), ours, litellm]
-        every = [each for each in known if each.name in options.targets.split(",")]
-        for step in measure(bench, chosen, every, options.rounds):
+        every: list[Target] = [targets.Direct(folder), targets.Nginx(folder), blockops, litellm]
+        selected = [target for target in every if target.name in options.targets.split(",")]
+        for step in measure(benchmark, scenarios, selected, options.rounds):
             print(f"\r{step:60}", end="", file=sys.stderr, flush=True)
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 print(f"\nSTOPPED after {options.minutes:g} minutes", flush=True)
                 break
         print(f"\r{'':60}\r", end="", file=sys.stderr, flush=True)
-    sys.exit(finish(bench, chosen, options))
+    sys.exit(print_results(benchmark, scenarios, options))
 
 
-def finish(bench: Bench, chosen: list[Scenario], options: argparse.Namespace) -> int:
-    """Print what was measured; return the exit status."""
-    for part in report(bench.rounds, chosen, markdown=options.markdown):
+def print_results(
+    benchmark: Benchmark, scenarios: list[Scenario], options: argparse.Namespace
+) -> int:
+    """Print all tables and failures; return the exit status."""
+    for part in report(benchmark.rounds, scenarios, markdown=options.markdown):
         print(part + "\n")
-    text, reached = verdicts(bench.rounds, markdown=options.markdown)
+    text, is_met = bounds_table(benchmark.rounds, markdown=options.markdown)
     if options.check or options.markdown:
         print(text + "\n")
-    for failure in bench.failures:
+    for failure in benchmark.failures:
         print(f"WRONG {failure}")
-    outcomes = [outcome for _, _, outcome in bench.rounds.all()]
-    wrong, checked = (sum(getattr(o, what) for o in outcomes) for what in ("wrong", "checked"))
-    print(f"{wrong} wrong of {checked} answers")
-    return int(bool(bench.failures) or (options.check and not reached))
+    outcomes = [outcome for _, _, outcome in benchmark.rounds.all_outcomes()]
+    wrong = sum(outcome.wrong for outcome in outcomes)
+    print(f"{wrong} wrong of {sum(outcome.checked for outcome in outcomes)} responses")
+    return int(bool(benchmark.failures) or (options.check and not is_met))
 
 
 if __name__ == "__main__":

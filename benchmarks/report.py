@@ -5,151 +5,162 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks import figures
-from benchmarks.figures import BARE, FLOOR, OURS, USUAL, Rounds, table
+from benchmarks.figures import BLOCKOPS, DIRECT, LITELLM, NGINX, Range, Rounds, table
 from benchmarks.load import Outcome
-from benchmarks.scenarios import CUTS, MAIN, PAIRS, Scenario
-from benchmarks.streams import FORMATS, PLAIN
+from benchmarks.scenarios import DELTA_SIZES, MAIN, PLAIN_PAIRS, Scenario
+from benchmarks.streams import DIALECTS, PLAIN
 
 
-def report(found: Rounds, chosen: list[Scenario], *, markdown: bool) -> Iterator[str]:
-    """Yield the tables: CPU, latency, memory, formats, and who took how much of a core."""
-    names = [scenario.name for scenario in chosen]
-    main = [scenario for scenario in MAIN if scenario.name in names and scenario.name != "idle"]
-    yield from _cpu(found, main, markdown=markdown)
-    yield from _latency(found, names, markdown=markdown)
-    yield from _memory(found, names, markdown=markdown)
-    yield from _formats(found, names, markdown=markdown)
+def report(rounds: Rounds, scenarios: list[Scenario], *, markdown: bool) -> Iterator[str]:
+    """Yield the tables: CPU, latency, memory, dialects, and each program's share of a core."""
+    names = [scenario.name for scenario in scenarios]
+    yield from _cpu(rounds, names, markdown=markdown)
+    yield from _latency(rounds, names, markdown=markdown)
+    yield from _memory(rounds, names, markdown=markdown)
+    yield from _dialects(rounds, names, markdown=markdown)
     if not markdown:
-        yield from _shares(found)
+        yield from _breakdown(rounds)
 
 
-def _measured(found: Rounds) -> list[str]:
-    seen = {target for _, target, _ in found.all()}
-    return [each for each in (BARE, FLOOR, OURS, USUAL) if each in seen]
+def _measured_proxies(rounds: Rounds) -> list[str]:
+    measured = {target for _, target, _ in rounds.all_outcomes()}
+    return [target for target in (NGINX, BLOCKOPS, LITELLM) if target in measured]
 
 
-def _show(found: figures.Range | None, digits: int = 1) -> str:
-    return "" if found is None else found.show(digits)
+def _as_text(value: Range | None, digits: int = 1) -> str:
+    return "" if value is None else value.as_text(digits)
 
 
-def _cpu(found: Rounds, chosen: list[Scenario], *, markdown: bool) -> Iterator[str]:
+def _cpu(rounds: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
     rows = []
-    proxies = [each for each in _measured(found) if each != BARE]
-    for each in chosen:
-        row = [each.what, each.unit]
-        row += [_show(found.figure(each.name, one, each.figure)) for one in proxies]
-        row += [_show(found.ratio(each.name, one, FLOOR, each.figure), 2) for one in proxies[1:]]
+    proxies = _measured_proxies(rounds)
+    for scenario in MAIN:
+        if scenario.name not in names or scenario.name == "idle":
+            continue
+        name, figure = scenario.name, scenario.figure
+        row = [scenario.title, scenario.unit]
+        row += [_as_text(rounds.figure(name, proxy, figure)) for proxy in proxies]
+        row += [_as_text(rounds.ratio(name, proxy, NGINX, figure), 2) for proxy in proxies[1:]]
         rows.append(row)
     if rows:
-        heads = ["CPU, us", "per", *proxies, *(f"{one} / nginx" for one in proxies[1:])]
+        heads = ["CPU, us", "per", *proxies, *(f"{proxy} / nginx" for proxy in proxies[1:])]
         yield table(heads, rows, markdown=markdown)
 
 
-def _latency(found: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
+def _latency(rounds: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
     rows = []
-    for name, what, figure in (
-        ("paced", "added to a paced chunk, median", figures.late_median),
-        ("paced", "added to a paced chunk, p99", figures.late_high),
-        ("first", "added to the first token, median", figures.first_token),
+    proxies = _measured_proxies(rounds)
+    for name, title, figure in (
+        ("paced", "added to a paced chunk, median", figures.latency_median),
+        ("paced", "added to a paced chunk, p99", figures.latency_p99),
+        ("first", "added to the first token, median", figures.first_token_median),
     ):
-        bare = found.figure(name, BARE, figure)
-        if name in names and bare is not None:
-            proxies = [each for each in _measured(found) if each != BARE]
-            row = [_show(found.added(name, each, figure), 3) for each in proxies]
-            rows.append([what, _show(bare, 3), *row])
+        direct = rounds.figure(name, DIRECT, figure)
+        if name in names and direct is not None:
+            row = [_as_text(rounds.overhead(name, proxy, figure), 3) for proxy in proxies]
+            rows.append([title, _as_text(direct, 3), *row])
     if rows:
-        heads = ["latency, ms", "direct (whole)", *(o for o in _measured(found) if o != BARE)]
-        yield table(heads, rows, markdown=markdown)
+        yield table(["latency, ms", "direct (total)", *proxies], rows, markdown=markdown)
 
 
-def _memory(found: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
+def _memory(rounds: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
     if "idle" not in names:
         return
-    rows = [
-        [
-            each,
-            _show(figures.spread(size / figures.MEGA for size in found.starting.get(each, []))),
-            _show(found.figure("idle", each, figures.memory_per_stream)),
-            _show(found.figure("idle", each, figures.idle_cpu), 2),
-        ]
-        for each in _measured(found)
-        if each != BARE
-    ]
+    rows = []
+    for proxy in _measured_proxies(rounds):
+        sizes = rounds.start_memory.get(proxy, [])
+        rows.append(
+            [
+                proxy,
+                _as_text(figures.range_of(size / figures.MEGA for size in sizes)),
+                _as_text(rounds.figure("idle", proxy, figures.memory_per_stream)),
+                _as_text(rounds.figure("idle", proxy, figures.idle_cpu), 2),
+            ]
+        )
     heads = ["memory", "MB at start", "KB per idle stream", "% of a core, all idle streams"]
     yield table(heads, rows, markdown=markdown)
 
 
-def _formats(found: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
+def _dialects(rounds: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
     rows = []
+    kinds = (PLAIN, *DIALECTS)
     for mode in ("paced", "fast"):
-        for cut in CUTS:
-            plain = f"{mode}-{PLAIN}-{cut}"
-            if not any(f"{mode}-{kind}-{cut}" in names for kind in (PLAIN, *FORMATS)):
+        for delta_size in DELTA_SIZES:
+            if not any(f"{mode}-{kind}-{delta_size}" in names for kind in kinds):
                 continue
-            row = [f"{mode}, {cut} a frame"]
-            for kind in (PLAIN, *FORMATS):
-                name = f"{mode}-{kind}-{cut}"
-                cpu = _show(found.figure(name, OURS, figures.cpu_per_frame))
-                ratio = found.to_plain(name, plain) if kind != PLAIN else None
-                row.append(cpu + (f" = {ratio.show(2)} x" if ratio else ""))
+            row = [f"{mode}, {delta_size} a frame"]
+            for kind in kinds:
+                name = f"{mode}-{kind}-{delta_size}"
+                cpu = _as_text(rounds.figure(name, BLOCKOPS, figures.cpu_per_frame))
+                plain = f"{mode}-{PLAIN}-{delta_size}"
+                ratio = rounds.ratio_to_plain(name, plain) if kind != PLAIN else None
+                row.append(cpu + (f" = {ratio.as_text(2)} x" if ratio else ""))
             rows.append(row)
     if rows:
-        yield table(["blockops, us per chunk", PLAIN, *FORMATS], rows, markdown=markdown)
+        yield table(["blockops, us per chunk", *kinds], rows, markdown=markdown)
 
 
-def _shares(found: Rounds) -> Iterator[str]:
-    """Show that neither the backend nor the load generator is what is measured."""
+def _breakdown(rounds: Rounds) -> Iterator[str]:
+    """
+    Yield each program's share of a core, per scenario and target.
+
+    It shows that neither the backend nor the load generator limits the result.
+    """
     rows = []
-    for scenario, target in dict.fromkeys((each[0], each[1]) for each in found.all()):
-        every = found.of(scenario, target)
-        wall = sum(each.wall for each in every) or 1
-        proxy = [sum(part) for part in zip(*(each.proxy for each in every), strict=True)]
-        shares = [
-            proxy[0],
-            sum(each.backend.cpu for each in every),
-            sum(each.load.cpu for each in every),
-        ]
-        system = 100 * proxy[2] / (proxy[1] + proxy[2] or 1)
+    keys = dict.fromkeys((scenario, target) for scenario, target, _ in rounds.all_outcomes())
+    for scenario, target in keys:
+        outcomes = rounds.outcomes(scenario, target)
+        wall = sum(outcome.wall for outcome in outcomes) or 1
+        cpu, user, system = (
+            sum(times) for times in zip(*(outcome.proxy for outcome in outcomes), strict=True)
+        )
+        backend = sum(outcome.backend.cpu for outcome in outcomes)
+        load = sum(outcome.load.cpu for outcome in outcomes)
+        wrong = sum(outcome.wrong for outcome in outcomes)
+        checked = sum(outcome.checked for outcome in outcomes)
         rows.append(
             [
                 f"{scenario}, {target}",
-                f"{sum(each.frames for each in every) / wall:.0f}",
-                f"{sum(each.responses for each in every) / wall:.0f}",
-                _per_read(scenario, every),
-                *(f"{100 * share / wall:.1f}" for share in shares),
-                f"{system:.0f}" if proxy[0] else "",
-                f"{sum(each.wrong for each in every)} / {sum(each.checked for each in every)}",
+                f"{sum(outcome.frames for outcome in outcomes) / wall:.0f}",
+                f"{sum(outcome.responses for outcome in outcomes) / wall:.0f}",
+                _frames_per_read(scenario, outcomes),
+                *(f"{100 * share / wall:.1f}" for share in (cpu, backend, load)),
+                f"{100 * system / (user + system or 1):.0f}" if cpu else "",
+                f"{wrong} / {checked}",
             ]
         )
-    heads = ["breakdown", "chunks/s", "answers/s", "chunks/read", "proxy %", "backend %", "load %"]
-    yield table([*heads, "system % of proxy", "wrong"], rows, markdown=False)
+    heads = ["breakdown", "chunks/s", "responses/s", "chunks/read", "proxy %", "backend %"]
+    heads += ["load %", "system % of proxy", "wrong"]
+    yield table(heads, rows, markdown=False)
 
 
-def _per_read(scenario: str, every: list[Outcome]) -> str:
+def _frames_per_read(scenario: str, outcomes: list[Outcome]) -> str:
     """
-    Return how many frames the load generator found at a time.
+    Return the average number of frames per read of the load generator; empty if not streaming.
 
-    In paced streams it is 1 on a quiet machine; more says that somebody had to wait for the CPU.
+    It is 1 in paced streams on a quiet machine. More means that a program had to wait for the CPU.
     """
-    reads = sum(each.reads for each in every)
+    reads = sum(outcome.reads for outcome in outcomes)
     if not scenario.startswith(("fast", "paced")) or not reads:
         return ""
-    return f"{sum(each.sent for each in every) / reads:.1f}"
+    return f"{sum(outcome.frames_in_all for outcome in outcomes) / reads:.1f}"
 
 
-def verdicts(found: Rounds, *, markdown: bool) -> tuple[str, bool]:
-    """Return the table of what has to be reached, and whether all that was measured is."""
-    every = figures.musts(found, PAIRS)
+def bounds_table(rounds: Rounds, *, markdown: bool) -> tuple[str, bool]:
+    """Return the table of the bounds, and True if every bound that was measured is met."""
+    bounds = figures.bounds(rounds, PLAIN_PAIRS)
     words = {True: "yes", False: "NO", None: "not measured"}
-    rows = [
-        [
-            each.what,
-            f"{'>=' if each.at_least else '<='} {each.must:g}",
-            "nginx's" if each.aim is None else f"{'>=' if each.at_least else '<='} {each.aim:g}",
-            _show(each.measured, 2),
-            words[each.met],
-        ]
-        for each in every
-    ]
+    rows = []
+    for bound in bounds:
+        relation = ">=" if bound.is_minimum else "<="
+        rows.append(
+            [
+                bound.name,
+                f"{relation} {bound.must:g}",
+                "nginx's" if bound.aim is None else f"{relation} {bound.aim:g}",
+                _as_text(bound.measured, 2),
+                words[bound.is_met],
+            ]
+        )
     text = table(["", "must", "aim", "measured", "met"], rows, markdown=markdown)
-    return text, all(each.met is not False for each in every)
+    return text, all(bound.is_met is not False for bound in bounds)

@@ -1,50 +1,61 @@
-"""Which work is put on which proxies, and how it is counted."""
+"""The scenarios: which load each target gets, and the unit of its CPU time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.figures import BARE, FLOOR, OURS, USUAL, Figure, cpu_per_frame, cpu_per_response
-from benchmarks.streams import FAST, FORMATS, IDLE, PLAIN, WHOLE, Script
+from benchmarks.figures import (
+    BLOCKOPS,
+    DIRECT,
+    LITELLM,
+    NGINX,
+    Figure,
+    cpu_per_frame,
+    cpu_per_response,
+)
+from benchmarks.streams import DIALECTS, FAST, IDLE, NON_STREAMING, PLAIN, Script
 
-CUTS = (1, 4, 11)
-QUICK_CUT = 4
+#: Characters per frame; with `--quick` only one of them.
+DELTA_SIZES = (1, 4, 11)
+QUICK_DELTA_SIZE = 4
 
 
 @dataclass(frozen=True)
 class Scenario:
     """
-    One kind of work.
+    One kind of load.
 
-    :param unit: what its CPU is counted by, `chunk` or `request`
-    :param slow_connections: connections for targets that more would saturate
-    :param slow_frames: frames of a stream for them
-    :param against: who does it
-    :param size: bytes of a request
+    :param title: its name in the tables
+    :param mode: see `benchmarks.load.LoadPlan`
+    :param unit: `chunk` or `request`: the CPU time is divided by their number
+    :param slow_connections: number of connections for slow targets, which more would saturate
+    :param slow_frames: frames per stream for slow targets; 0 for as many as the others get
+    :param targets: names of the targets that get this load
+    :param request_size: approximate length of a request in bytes
     """
 
     name: str
-    what: str
+    title: str
     mode: str
     script: Script
     connections: int = 1
     unit: str = "chunk"
     slow_connections: int = 1
     slow_frames: int = 0
-    against: tuple[str, ...] = (BARE, FLOOR, OURS, USUAL)
-    size: int = 0
+    targets: tuple[str, ...] = (DIRECT, NGINX, BLOCKOPS, LITELLM)
+    request_size: int = 0
 
     @property
     def figure(self) -> Figure:
         return cpu_per_frame if self.unit == "chunk" else cpu_per_response
 
 
-#: Frames of a fast stream; of a paced one as many as its seconds have.
-LONG, LONG_SLOW = 20_000, 2_000
-STREAMS, RATE, SLOW_STREAMS = 50, 100, 4
-#: Streams under the profiler.
-PROFILED = 10
-_REQUEST = Script(WHOLE, 4, 15)
+#: Frames of a fast stream. The frames of a paced one follow from the length of the measurement.
+FAST_FRAMES, SLOW_TARGET_FRAMES = 20_000, 2_000
+STREAMS, RATE, SLOW_TARGET_STREAMS = 50, 100, 4
+#: Paced streams under the profiler.
+PROFILED_STREAMS = 10
+_NON_STREAMING = Script(NON_STREAMING, 4, 15)
 
 MAIN = (
     Scenario(
@@ -53,80 +64,75 @@ MAIN = (
         "paced",
         Script(PLAIN, 4, 0, RATE),
         STREAMS,
-        slow_connections=SLOW_STREAMS,
+        slow_connections=SLOW_TARGET_STREAMS,
     ),
     Scenario(
         "fast",
         "one stream as fast as possible",
         "loop",
-        Script(PLAIN, 4, LONG, FAST),
-        slow_frames=LONG_SLOW,
+        Script(PLAIN, 4, FAST_FRAMES, FAST),
+        slow_frames=SLOW_TARGET_FRAMES,
     ),
-    Scenario("small", "small whole requests", "loop", _REQUEST, 4, "request"),
-    Scenario("20k", "requests of 20 KB", "loop", _REQUEST, 4, "request", size=20_000),
-    Scenario("400k", "requests of 400 KB", "loop", _REQUEST, 2, "request", size=400_000),
+    Scenario("small", "small non-streaming requests", "loop", _NON_STREAMING, 4, "request"),
+    Scenario("20k", "requests of 20 KB", "loop", _NON_STREAMING, 4, "request", request_size=20_000),
+    Scenario(
+        "400k", "requests of 400 KB", "loop", _NON_STREAMING, 2, "request", request_size=400_000
+    ),
     Scenario("first", "first token, one at a time", "loop", Script(PLAIN, 4, 4, 400), 1, "request"),
     Scenario("idle", "200 idle streams", "idle", Script(PLAIN, 4, 15, IDLE), 200, "request", 20),
 )
 
 
-def _of_format(kind: str, cut: int, mode: str) -> Scenario:
+def _dialect_scenario(kind: str, delta_size: int, mode: str) -> Scenario:
+    name = f"{mode}-{kind}-{delta_size}"
+    title = f"{kind}, {delta_size} characters a frame"
     if mode == "paced":
-        script = Script(kind, cut, 0, RATE)
-        return Scenario(
-            f"paced-{kind}-{cut}",
-            f"{kind}, {cut} characters a frame",
-            mode,
-            script,
-            STREAMS,
-            against=(OURS,),
-        )
-    script = Script(kind, cut, LONG // 2, FAST)
-    return Scenario(
-        f"fast-{kind}-{cut}", f"{kind}, {cut} characters a frame", "loop", script, against=(OURS,)
-    )
+        script = Script(kind, delta_size, 0, RATE)
+        return Scenario(name, title, "paced", script, STREAMS, targets=(BLOCKOPS,))
+    script = Script(kind, delta_size, FAST_FRAMES // 2, FAST)
+    return Scenario(name, title, "loop", script, targets=(BLOCKOPS,))
 
 
-BY_FORMAT = tuple(
-    _of_format(kind, cut, mode)
+BY_DIALECT = tuple(
+    _dialect_scenario(kind, delta_size, mode)
     for mode in ("paced", "fast")
-    for cut in CUTS
-    for kind in (PLAIN, *FORMATS)
+    for delta_size in DELTA_SIZES
+    for kind in (PLAIN, *DIALECTS)
 )
 
-#: Scenarios with calls, each with the one that has plain text instead.
-PAIRS = tuple(
-    (f"{mode}-{kind}-{cut}", f"{mode}-{PLAIN}-{cut}")
+#: Names of the scenarios with calls, each with its counterpart in plain text.
+PLAIN_PAIRS = tuple(
+    (f"{mode}-{dialect}-{delta_size}", f"{mode}-{PLAIN}-{delta_size}")
     for mode in ("paced", "fast")
-    for kind in FORMATS
-    for cut in CUTS
+    for dialect in DIALECTS
+    for delta_size in DELTA_SIZES
 )
 
-
+#: Names that `--only` accepts for several scenarios.
 GROUPS = {
-    "main": [each.name for each in MAIN],
-    "formats": [each.name for each in BY_FORMAT],
+    "main": [scenario.name for scenario in MAIN],
+    "formats": [scenario.name for scenario in BY_DIALECT],
 }
 
 
-class Unknown(Exception):
-    """There is no such scenario; the text names those that there are."""
+class UnknownScenario(Exception):
+    """A name of no scenario. The text lists the names that exist."""
 
 
-def choose(only: str, *, quick: bool) -> list[Scenario]:
+def select_scenarios(only: str, *, quick: bool) -> list[Scenario]:
     """
-    Return the scenarios of a list of names, separated by commas.
+    Return the scenarios with the given names.
 
-    :param only: empty for all; groups count as all that is in them
-    :param quick: whether formats come at one cut alone, where all are wanted
-    :raises Unknown: a name is none
+    :param only: names of scenarios and groups, separated by commas; empty for all scenarios
+    :param quick: whether all scenarios means dialects at `QUICK_DELTA_SIZE` only
+    :raises UnknownScenario: there is no scenario of one of these names
     """
-    every = {each.name: each for each in (*MAIN, *BY_FORMAT)}
+    known = {scenario.name: scenario for scenario in (*MAIN, *BY_DIALECT)}
     if not only:
-        left_out = {each.name for each in BY_FORMAT if each.script.cut != QUICK_CUT}
-        return [each for name, each in every.items() if not (quick and name in left_out)]
+        slow = {each.name for each in BY_DIALECT if each.script.delta_size != QUICK_DELTA_SIZE}
+        return [scenario for name, scenario in known.items() if not (quick and name in slow)]
     names = [name for part in only.split(",") for name in GROUPS.get(part, [part])]
     for name in names:
-        if name not in every:
-            raise Unknown(f"there is no {name}; there are {', '.join([*GROUPS, *every])}")
-    return [every[name] for name in dict.fromkeys(names)]
+        if name not in known:
+            raise UnknownScenario(f"there is no {name}; there are {', '.join([*GROUPS, *known])}")
+    return [known[name] for name in dict.fromkeys(names)]

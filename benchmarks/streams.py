@@ -1,10 +1,10 @@
 """
-What the mock backend says, and what must have arrived in the end.
+The mock backend's responses, and the check of a response that a client has received.
 
-A request carries its script in its last message (`#script plain/4/300/100/7/-#`), so that every
-proxy passes it on. Both sides make the same text from it: the backend cuts it into frames, the load
-generator knows the text and the calls that have to come out. The text counts its own lines; so a
-frame that is lost, doubled or out of order is seen in it.
+A request has its script in its last message (`#script plain/4/300/100/7/-#`), so that every proxy
+forwards it. The backend and the load generator compute the same text from the script: the backend
+splits it into frames, the load generator compares it with the text and the calls that arrive. The
+text numbers its own lines, so a frame that is lost, duplicated or out of order changes it visibly.
 """
 
 from __future__ import annotations
@@ -15,23 +15,32 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-MARK = b"#script "
+MARKER = b"#script "
 
-#: Paces of a script besides frames a second: as the sockets take them, and two frames only.
+#: Values of `Script.pace` that are no rate: as fast as the socket accepts; only the first two
+#: frames, then silence.
 FAST, IDLE = 0, -1
 
-#: Whether the answer is one JSON object instead of a stream.
-WHOLE = "whole"
+#: Values of `Script.kind`: a response in one JSON object; a stream of text without calls.
+NON_STREAMING = "non-streaming"
 PLAIN = "plain"
-#: Forms in which the text holds calls.
-FORMATS = ("hermes", "line", "xml")
+#: Streams with calls, written in one of these dialects.
+DIALECTS = ("hermes", "line", "xml")
 
-#: What the backend does wrong on demand, so that it can be shown that this is noticed.
-FAULTS = ("lost", "doubled", "swapped", "unfinished", "undone", "cut", "miscalled")
+#: Defects that a script can request, to show that the check finds them.
+FAULTS = (
+    "lost",
+    "duplicated",
+    "swapped",
+    "no_finish_reason",
+    "no_done",
+    "truncated",
+    "wrong_name",
+)
 
-#: Characters of the arguments of one call: a file of fifty lines.
-_CALL = 2000
-_PROSE = 200
+#: Characters of the arguments of one call, as for a file of fifty lines.
+_CALL_LENGTH = 2000
+_MAX_PROSE = 200
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -55,100 +64,105 @@ TOOLS: list[dict[str, Any]] = [
 
 class Script(NamedTuple):
     """
-    What one answer is to be.
+    The description of one response.
 
-    :param kind: `plain`, one of `FORMATS`, or `whole`
-    :param cut: characters a frame
-    :param frames: how many frames with text, about
-    :param pace: frames a second, or `FAST`, or `IDLE`
-    :param slot: where the backend writes down when it sent each frame of a paced answer
+    :param kind: `PLAIN`, one of `DIALECTS`, or `NON_STREAMING`
+    :param delta_size: characters per frame
+    :param frames: approximate number of frames with text
+    :param pace: frames per second, or `FAST`, or `IDLE`
+    :param slot: row of `SendTimes` in which the backend stores the send times of a paced response
     :param fault: one of `FAULTS`, or `-`
     """
 
     kind: str
-    cut: int = 4
+    delta_size: int = 4
     frames: int = 15
     pace: int = FAST
     slot: int = 0
     fault: str = "-"
 
-    def written(self) -> str:
-        return f"{MARK.decode()}{'/'.join(map(str, self))}#"
+    def as_text(self) -> str:
+        return f"{MARKER.decode()}{'/'.join(map(str, self))}#"
 
     @classmethod
     def find(cls, body: bytes) -> Script | None:
-        """Return the script that a request's body ends with."""
-        begin = body.rfind(MARK)
-        if begin < 0:
+        """Return the last script in a request's body, or None if there is none."""
+        start = body.rfind(MARKER)
+        if start < 0:
             return None
-        begin += len(MARK)
-        return cls.read(body[begin : body.index(b"#", begin)])
+        start += len(MARKER)
+        return cls.parse(body[start : body.index(b"#", start)])
 
     @classmethod
     @lru_cache(512)
-    def read(cls, text: bytes) -> Script:
-        kind, cut, frames, pace, slot, fault = text.decode().split("/")
-        return cls(kind, int(cut), int(frames), int(pace), int(slot), fault)
+    def parse(cls, text: bytes) -> Script:
+        kind, delta_size, frames, pace, slot, fault = text.decode().split("/")
+        return cls(kind, int(delta_size), int(frames), int(pace), int(slot), fault)
 
 
+#: Name and arguments.
 Call = tuple[str, dict[str, Any]]
 
 
-class Said(NamedTuple):
-    """A text of the model, and what it means: the text around its calls, and the calls."""
+class ModelText(NamedTuple):
+    """
+    A model's text and its correct translation.
+
+    :param content: the text without the calls
+    """
 
     text: str
     content: str
     calls: tuple[Call, ...]
 
 
-def _lines(line: str, length: int) -> str:
-    """Return numbered lines of `length` characters in all."""
+def _numbered(line: str, length: int) -> str:
+    """Return copies of `line` with `@` replaced by a number, `length` characters in all."""
     count = length // len(line) + 1
-    return "".join(line.replace("@", str(1000 + n)) for n in range(count))[:length]
+    return "".join(line.replace("@", str(1000 + number)) for number in range(count))[:length]
 
 
 def _prose(length: int) -> str:
-    # Cut by four its frames are as tokens are: the space stands before the word.
-    return _lines(" the big red fox@ can see our old cat not us.", length)
+    # Split into fours, its frames look like tokens: the space precedes the word.
+    return _numbered(" the big red fox@ can see our old cat not us.", length)
 
 
 def _code(length: int) -> str:
-    return _lines('    if total[@] < limit and name != "x":  # it\'s\n', length)
+    return _numbered('    if total[@] < limit and name != "x":  # it\'s\n', length)
 
 
-def _as_json(call: Call) -> str:
+def _json_call(call: Call) -> str:
     return json.dumps({"name": call[0], "arguments": call[1]}, ensure_ascii=False)
 
 
-def _as_xml(call: Call) -> str:
+def _xml_call(call: Call) -> str:
     parameters = "".join(
         f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in call[1].items()
     )
     return f"<tool_call>\n<function={call[0]}>\n{parameters}</function>\n</tool_call>"
 
 
-_WRITTEN = {
-    "hermes": lambda call: f"<tool_call>\n{_as_json(call)}\n</tool_call>",
-    "line": lambda call: f"TOOL_CALL: {_as_json(call)}",
-    "xml": _as_xml,
+_CALL_WRITERS = {
+    "hermes": lambda call: f"<tool_call>\n{_json_call(call)}\n</tool_call>",
+    "line": lambda call: f"TOOL_CALL: {_json_call(call)}",
+    "xml": _xml_call,
 }
 
 
 @lru_cache(64)
-def said(kind: str, length: int) -> Said:
-    """Return a text of about `length` characters: prose, and then calls if `kind` is a format."""
-    if kind not in FORMATS:
+def model_text(kind: str, length: int) -> ModelText:
+    """Return about `length` characters: prose, followed by calls if `kind` is a dialect."""
+    if kind not in DIALECTS:
         text = _prose(length)
-        return Said(text, text, ())
-    prose = _prose(min(_PROSE, length // 4)).rstrip()
-    count = max(1, (length - len(prose)) // _CALL)
+        return ModelText(text, text, ())
+    prose = _prose(min(_MAX_PROSE, length // 4)).rstrip()
+    count = max(1, (length - len(prose)) // _CALL_LENGTH)
     size = max(20, (length - len(prose)) // count - 160)
     calls = tuple(
         ("write_file", {"path": f"src/part_{n}.py", "content": _code(size), "mode": 420 + n})
         for n in range(count)
     )
-    return Said(prose + "\n\n" + "\n".join(map(_WRITTEN[kind], calls)), prose, calls)
+    return ModelText(prose + "\n\n" + "\n".join(map(_CALL_WRITERS[kind], calls)), prose, calls)
 
 
 _CHUNK: dict[str, Any] = {
@@ -160,9 +174,9 @@ _CHUNK: dict[str, Any] = {
 }
 
 
-def _event(chunk: dict[str, Any]) -> bytes:
-    written = json.dumps(_CHUNK | chunk, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + written.encode() + b"\n\n"
+def _event(fields: dict[str, Any]) -> bytes:
+    chunk = json.dumps(_CHUNK | fields, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + chunk.encode() + b"\n\n"
 
 
 def _choice(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
@@ -170,74 +184,73 @@ def _choice(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
     return _event({"choices": [choice]})
 
 
-def _sent(event: bytes) -> bytes:
-    """Return the event as one chunk of an HTTP body, which is how servers send them."""
-    return b"%x\r\n%b\r\n" % (len(event), event)
-
-
 @lru_cache(64)
-def frames(kind: str, cut: int, count: int, fault: str, *, usage: bool) -> list[bytes]:
+def frames(kind: str, delta_size: int, count: int, fault: str, *, usage: bool) -> list[bytes]:
     """
-    Return the parts of a stream's HTTP body, an event in each.
+    Return the HTTP body of a stream as a list of HTTP chunks with one event each, as servers send.
 
-    The first has the role, the next ones the text, then come the finish reason, the usage if it is
-    asked for, and `[DONE]` with the end of the body.
+    The first has the role. The text follows, then the finish reason, the usage if `usage` is
+    true, and `[DONE]` with the end of the body.
     """
-    text = said(kind, cut * count).text
-    if fault == "miscalled":
+    text = model_text(kind, delta_size * count).text
+    if fault == "wrong_name":
         text = text.replace("write_file", "wrote_file")
-    parts = [_choice({"content": text[at : at + cut]}) for at in range(0, len(text), cut)]
-    parts = [_choice({"role": "assistant", "content": ""}), *parts, _choice({}, "stop")]
+    deltas = [text[start : start + delta_size] for start in range(0, len(text), delta_size)]
+    events = [_choice({"role": "assistant", "content": ""})]
+    events += [_choice({"content": delta}) for delta in deltas]
+    events.append(_choice({}, "stop"))
     if usage:
-        parts.append(_event({"choices": [], "usage": _usage(len(parts))}))
-    parts.append(b"data: [DONE]\n\n")
-    made = list(map(_sent, _spoiled(parts, fault)))
-    made[-1] += b"" if fault == "cut" else b"0\r\n\r\n"
-    return made
+        events.append(_event({"choices": [], "usage": _usage(len(events))}))
+    events.append(b"data: [DONE]\n\n")
+    chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in _with_fault(events, fault)]
+    chunks[-1] += b"" if fault == "truncated" else b"0\r\n\r\n"
+    return chunks
 
 
 def _usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": 100, "completion_tokens": tokens, "total_tokens": 100 + tokens}
 
 
-def _spoiled(parts: list[bytes], fault: str) -> list[bytes]:
-    middle = len(parts) // 2
+def _with_fault(events: list[bytes], fault: str) -> list[bytes]:
+    middle = len(events) // 2
     if fault == "lost":
-        return parts[:middle] + parts[middle + 1 :]
-    if fault == "doubled":
-        return parts[: middle + 1] + parts[middle:]
+        return events[:middle] + events[middle + 1 :]
+    if fault == "duplicated":
+        return events[: middle + 1] + events[middle:]
     if fault == "swapped":
-        return [*parts[:middle], parts[middle + 1], parts[middle], *parts[middle + 2 :]]
-    if fault == "unfinished":
-        return [each for each in parts if b'"stop"' not in each]
-    if fault == "undone":
-        return parts[:-1]
-    return parts[:middle] if fault == "cut" else parts
+        return [*events[:middle], events[middle + 1], events[middle], *events[middle + 2 :]]
+    if fault == "no_finish_reason":
+        return [event for event in events if b'"stop"' not in event]
+    if fault == "no_done":
+        return events[:-1]
+    return events[:middle] if fault == "truncated" else events
 
 
 @lru_cache(64)
-def whole(cut: int, count: int) -> bytes:
-    """Return the body of an answer that is no stream."""
-    message = {"role": "assistant", "content": said(WHOLE, cut * count).text}
+def completion_body(delta_size: int, count: int) -> bytes:
+    """Return the body of a non-streaming response."""
+    content = model_text(NON_STREAMING, delta_size * count).text
+    message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    answer = {"object": "chat.completion", "choices": [choice], "usage": _usage(count)}
-    return json.dumps(_CHUNK | answer).encode()
+    completion = {"object": "chat.completion", "choices": [choice], "usage": _usage(count)}
+    return json.dumps(_CHUNK | completion).encode()
 
 
-def request(script: Script, size: int = 0) -> bytes:
+def request_body(script: Script, size: int = 0) -> bytes:
     """
-    Return the body of a request that asks for `script`.
+    Return the body of a request for `script`.
 
-    :param size: about how many bytes; an agent's history fills them. What it begins with is the
-        same for every script, as in a session that goes on.
+    :param size: approximate length in bytes, filled with the history of an agent. It begins with
+        the same messages for every script, as the requests of one session do.
     """
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "You are a careful assistant. " * 4}
     ]
     for step in range(size // 2400):
         call = {"name": "write_file", "arguments": json.dumps({"path": f"{step}.py"})}
+        if not step:
+            messages.append({"role": "user", "content": "Do it."})
         messages += [
-            {"role": "user", "content": "Do it."} if not step else None,
             {
                 "role": "assistant",
                 "content": None,
@@ -245,89 +258,97 @@ def request(script: Script, size: int = 0) -> bytes:
             },
             {"role": "tool", "tool_call_id": f"call_{step}", "content": _code(1900)},
         ]
-    messages.append({"role": "user", "content": f"Go on. {script.written()}"})
-    asked = {
+    messages.append({"role": "user", "content": f"Go on. {script.as_text()}"})
+    body = {
         "model": "bench",
-        "messages": [each for each in messages if each],
+        "messages": messages,
         "tools": TOOLS,
-        "stream": script.kind != WHOLE,
+        "stream": script.kind != NON_STREAMING,
     }
-    return json.dumps(asked).encode()
+    return json.dumps(body).encode()
 
 
 @dataclass
-class Heard:
+class StreamResult:
     """
-    What a client makes of the events of one stream.
+    The contents of a stream as a client reads them from its events.
 
-    :ivar content: the text of all deltas, joined
+    :ivar content: the text of all deltas
+    :ivar is_done: True after `[DONE]`
+    :ivar names: names of the calls by index
+    :ivar arguments: JSON arguments of the calls by index
+    :ivar errors: error events, and events after `[DONE]`
     """
 
     content: str = ""
     finish_reasons: list[str] = field(default_factory=list)
-    done: bool = False
+    is_done: bool = False
     names: dict[int, str] = field(default_factory=dict)
     arguments: dict[int, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
-    def event(self, event: bytes) -> None:
-        """Take one event, without the blank line behind it."""
+    def add_event(self, event: bytes) -> None:
+        """Read one event, given without the blank line that ends it."""
         if event.startswith(b":"):
             return  # a heartbeat
-        if self.done:
-            self.failures.append("something behind [DONE]")
+        if self.is_done:
+            self.errors.append("an event after [DONE]")
         elif event == b"data: [DONE]":
-            self.done = True
+            self.is_done = True
         else:
-            self._chunk(json.loads(event.removeprefix(b"data:")))
+            self._add_chunk(json.loads(event.removeprefix(b"data:")))
 
-    def _chunk(self, chunk: dict[str, Any]) -> None:
+    def _add_chunk(self, chunk: dict[str, Any]) -> None:
         if "error" in chunk:
-            self.failures.append(f"an error: {chunk['error']}"[:200])
+            self.errors.append(f"an error event: {chunk['error']}"[:200])
         for choice in chunk.get("choices", ()):
             delta = choice["delta"]
             self.content += delta.get("content") or ""
             if choice.get("finish_reason"):
                 self.finish_reasons.append(choice["finish_reason"])
             for call in delta.get("tool_calls") or ():
-                self._call(call["index"], call["function"])
-
-    def _call(self, index: int, function: dict[str, str]) -> None:
-        self.names[index] = self.names.get(index, "") + function.get("name", "")
-        self.arguments[index] = self.arguments.get(index, "") + function.get("arguments", "")
+                index, function = call["index"], call["function"]
+                name, arguments = function.get("name", ""), function.get("arguments", "")
+                self.names[index] = self.names.get(index, "") + name
+                self.arguments[index] = self.arguments.get(index, "") + arguments
 
     def calls(self) -> Iterator[Call]:
+        """
+        Yield the calls.
+
+        :raises ValueError: the arguments of a call are not JSON
+        """
         for index in sorted(self.names):
             yield self.names[index], json.loads(self.arguments[index])
 
 
-def complaint(script: Script, heard: Heard, *, translated: bool) -> str | None:
+def find_stream_error(script: Script, result: StreamResult, *, is_translated: bool) -> str | None:
     """
-    Return what is wrong with a stream, None if nothing is.
+    Return a description of the first error in a stream, or None if the stream is correct.
 
-    :param translated: whether calls have to come as calls, instead of as text
+    :param is_translated: whether the calls must have arrived as calls, instead of as text
     """
-    expected = said(script.kind, script.cut * script.frames)
-    calls = expected.calls if translated else ()
-    if heard.failures:
-        return heard.failures[0]
-    if not heard.done:
+    expected = model_text(script.kind, script.delta_size * script.frames)
+    calls = expected.calls if is_translated else ()
+    if result.errors:
+        return result.errors[0]
+    if not result.is_done:
         return "no [DONE]"
-    if heard.finish_reasons != ["tool_calls" if calls else "stop"]:
-        return f"finish reasons {heard.finish_reasons}"
-    if heard.content != (expected.content if translated else expected.text):
-        return "text is lost, doubled or out of order"
+    if result.finish_reasons != ["tool_calls" if calls else "stop"]:
+        return f"finish reasons {result.finish_reasons}"
+    if result.content != (expected.content if is_translated else expected.text):
+        return "text is lost, duplicated or out of order"
     try:
-        return None if tuple(heard.calls()) == calls else "wrong calls"
+        return None if tuple(result.calls()) == calls else "wrong calls"
     except ValueError:
-        return "arguments that are no JSON"
+        return "the arguments of a call are not JSON"
 
 
-def complaint_of_whole(script: Script, body: bytes) -> str | None:
-    """Return what is wrong with an answer that is no stream, None if nothing is."""
-    text = said(WHOLE, script.cut * script.frames).text
+def find_body_error(script: Script, body: bytes) -> str | None:
+    """Return a description of the error in a non-streaming response, or None if it is correct."""
+    text = model_text(NON_STREAMING, script.delta_size * script.frames).text
     try:
         message = json.loads(body)["choices"][0]["message"]
     except (ValueError, LookupError, TypeError):
-        return f"no answer: {body[:200]!r}"
-    return None if message["content"] == text else "another text"
+        return f"not a completion: {body[:200]!r}"
+    return None if message["content"] == text else "the content differs"

@@ -1,5 +1,7 @@
 """
-What is compared: the backend itself, nginx, LiteLLM's proxy, and blockops, each in its own process.
+The targets: the backend without a proxy, nginx, LiteLLM's proxy, and blockops.
+
+Each runs in a process that this module starts.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.usage import family
+from benchmarks.figures import BLOCKOPS, DIRECT, LITELLM, NGINX
+from benchmarks.usage import process_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: Where LiteLLM is installed, unless this names another folder.
-LITELLM_FOLDER = "BLOCKOPS_BENCH_LITELLM"
+#: The environment variable with the folder of LiteLLM's virtual environment.
+LITELLM_VARIABLE = "BLOCKOPS_BENCH_LITELLM"
 
-_NGINX = """\
+_NGINX_CONFIG = """\
 worker_processes 1;
 error_log stderr;
 pid {folder}/nginx.pid;
@@ -52,7 +55,7 @@ http {{
 }}
 """
 
-_LITELLM = """\
+_LITELLM_CONFIG = """\
 model_list:
   - model_name: bench
     litellm_params:
@@ -60,10 +63,10 @@ model_list:
 litellm_settings: {{telemetry: false, num_retries: 0}}
 """
 
-#: What the `twistd` beside a Python runs.
+#: Runs `twistd` with any Python that has Twisted.
 _TWISTD = "from twisted.scripts.twistd import run; run()"
 
-#: Nothing is fetched, little is said, and clients need no key.
+#: No downloads, few log lines, and no API key for clients.
 _LITELLM_ENVIRON = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOG": "ERROR",
@@ -72,29 +75,37 @@ _LITELLM_ENVIRON = {
 }
 
 
-class Absent(Exception):
-    """A target that cannot be measured here; the text says what to do."""
+#: Slots for all requests, thresholds above an agent's history of 400 KB, and frequent heartbeats.
+_BLOCKOPS_OPTIONS = [
+    *("--max-concurrent", "1000", "--max-queue", "1000", "--heartbeat", "1"),
+    *("--token-warn-threshold", "1000000", "--token-hard-threshold", "1000000"),
+]
+
+
+class TargetUnavailable(Exception):
+    """A target cannot run on this machine. The text gives the reason, and the remedy if known."""
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and that the system gives to no outgoing connection."""
+    """Return an unused port below the ranges from which systems assign ephemeral ports."""
     while True:
         port = 10_000 + secrets.randbelow(22_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
 
-def accepts(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Program:
     """
-    A process of ours that listens on a port.
+    A process that listens on a port.
 
-    :param folder: what it says goes to `output` there
-    :raises Absent: it does not listen in time
+    :param folder: its output goes to the file `output` there
+    :param timeout: seconds until it must accept connections
+    :raises TargetUnavailable: it ended, or does not accept connections in time
     """
 
     def __init__(
@@ -103,7 +114,7 @@ class Program:
         folder: Path,
         port: int,
         environ: dict[str, str] | None = None,
-        within: float = 30,
+        timeout: float = 30,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = port
@@ -117,20 +128,19 @@ class Program:
                 cwd=ROOT,
                 env=os.environ | (environ or {}),
             )
-        self._wait(within)
-
-    def _wait(self, within: float) -> None:
-        until = time.monotonic() + within
-        while not accepts(self.port):
-            if self._process.poll() is not None or time.monotonic() > until:
+        deadline = time.monotonic() + timeout
+        while not is_listening(port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise Absent(f"it did not start:\n{self._output.read_text()[-1000:]}")
+                raise TargetUnavailable(f"it did not start:\n{self._output.read_text()[-1000:]}")
             time.sleep(0.05)
 
     def pids(self) -> list[int]:
-        return family(self._process.pid)
+        """Return the process and the processes below it."""
+        return process_tree(self._process.pid)
 
     def stop(self) -> None:
+        """Terminate the process; kill it after 20 seconds."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -142,78 +152,86 @@ class Program:
 
 class Target:
     """
-    Something that can be started before a backend.
+    A proxy that can be started between the load generator and a backend.
 
-    :ivar name: what it is called in tables and options
-    :ivar translates: whether calls come out as calls
-    :ivar slow: whether it is given less to do, so that it is not saturated
+    :cvar name: its name in tables and options
+    :cvar is_translating: whether it translates the text of calls
+    :cvar is_slow: whether it gets less load, so that it is not saturated
     """
 
     name: ClassVar[str]
-    translates: ClassVar[bool] = False
-    slow: ClassVar[bool] = False
+    is_translating: ClassVar[bool] = False
+    is_slow: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._started = 0
+        self._folder_count = 0
 
-    def fresh(self) -> Path:
-        """Return a folder for one more process."""
-        self._started += 1
-        folder = self._folder / f"{self.name}-{self._started}"
+    def new_folder(self) -> Path:
+        """Create and return a folder for one process."""
+        self._folder_count += 1
+        folder = self._folder / f"{self.name}-{self._folder_count}"
         folder.mkdir(parents=True)
         return folder
 
-    def start(self, backend: int) -> Program | None:
+    def start(self, backend_port: int) -> Program | None:
         """
-        Start one more process before the backend on that port; None for the backend itself.
+        Start a process that forwards to the backend on `backend_port`, and return it.
 
-        :raises Absent: that cannot be done here
+        Return None if the target is the backend itself.
+
+        :raises TargetUnavailable: it cannot be started on this machine
         """
         raise NotImplementedError
 
 
 class Direct(Target):
-    name = "direct"
+    """The backend without a proxy."""
 
-    def start(self, backend: int) -> Program | None:
+    name = DIRECT
+
+    def start(self, backend_port: int) -> Program | None:
         return None
 
 
 class Nginx(Target):
-    name = "nginx"
+    name = NGINX
 
-    def start(self, backend: int) -> Program | None:
+    def start(self, backend_port: int) -> Program | None:
         nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
         if nginx is None:
-            raise Absent("nginx is not installed; on Debian: apt-get install nginx-light")
-        folder, port = self.fresh(), free_port()
+            raise TargetUnavailable(
+                "nginx is not installed; on Debian: apt-get install nginx-light"
+            )
+        folder, port = self.new_folder(), free_port()
         config = folder / "nginx.conf"
-        config.write_text(_NGINX.format(folder=folder, port=port, backend=backend))
+        config.write_text(_NGINX_CONFIG.format(folder=folder, port=port, backend=backend_port))
         command = [nginx, "-p", str(folder), "-c", str(config), "-g", "daemon off;"]
         return Program(command, folder, port)
 
 
 class LiteLLM(Target):
     """
-    :param environment: the folder of its virtual environment, made if it is not there
+    LiteLLM's proxy.
+
+    :param environment: the folder of its virtual environment, created if it does not exist
     """
 
-    name = "litellm"
-    slow = True
+    name = LITELLM
+    is_slow = True
 
     def __init__(self, folder: Path, environment: Path) -> None:
         super().__init__(folder)
         self._environment = environment
 
-    def start(self, backend: int) -> Program | None:
+    def start(self, backend_port: int) -> Program | None:
         self._install()
-        folder, port = self.fresh(), free_port()
+        folder, port = self.new_folder(), free_port()
         config = folder / "config.yaml"
-        config.write_text(_LITELLM.format(backend=backend))
+        config.write_text(_LITELLM_CONFIG.format(backend=backend_port))
         command = [str(self._environment / "bin" / "litellm"), "--config", str(config)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-        return Program(command, folder, port, _LITELLM_ENVIRON, within=120)
+        return Program(command, folder, port, _LITELLM_ENVIRON, timeout=120)
 
     def _install(self) -> None:
         if (self._environment / "bin" / "litellm").exists():
@@ -223,50 +241,43 @@ class LiteLLM(Target):
         try:
             subprocess.run([sys.executable, "-m", "venv", str(self._environment)], check=True)
             subprocess.run([*pip, "litellm[proxy]"], check=True, timeout=600)
-        except (OSError, subprocess.SubprocessError) as failure:
-            raise Absent(f"litellm[proxy] cannot be installed: {failure}") from failure
+        except (OSError, subprocess.SubprocessError) as error:
+            raise TargetUnavailable(f"litellm[proxy] cannot be installed: {error}") from error
 
 
 class Blockops(Target):
     """
-    The real daemon with all that it does.
+    The real daemon, with every feature on.
 
-    :param python: whose `twistd` is taken
-    :param options: more of them, for `blockops`
+    :param python: a Python that has blockops and Twisted
+    :param options: further command-line options of `blockops`
     """
 
-    name = "blockops"
-    translates = True
+    name = BLOCKOPS
+    is_translating = True
 
     def __init__(self, folder: Path, python: str, options: list[str]) -> None:
         super().__init__(folder)
         self._python = python
         self._options = options
 
-    def start(self, backend: int) -> Program | None:
-        return self._start([_TWISTD], backend)
+    def start(self, backend_port: int) -> Program | None:
+        return self._start([_TWISTD], backend_port)
 
-    def start_profiled(self, backend: int, path: Path) -> Program:
+    def start_profiled(self, backend_port: int, path: Path) -> Program:
         """
-        Start one that leaves its profile at `path` when it is stopped.
+        Start it under cProfile, which writes its profile to `path` when the process stops.
 
-        :raises Absent: it did not start
+        :raises TargetUnavailable: it did not start
         """
         options = ["--profile", str(path.resolve()), "--profiler", "cprofile", "--savestats"]
-        return self._start([_TWISTD, *options], backend)
+        return self._start([_TWISTD, *options], backend_port)
 
-    def _start(self, twistd: list[str], backend: int) -> Program:
-        folder, port = self.fresh(), free_port()
+    def _start(self, twistd: list[str], backend_port: int) -> Program:
+        folder, port = self.new_folder(), free_port()
         (folder / "config.toml").touch()
         command = [self._python, "-c", *twistd, "-n", "--pidfile=", "blockops"]
         command += ["--config", str(folder / "config.toml"), "--port", str(port)]
-        command += ["--backend", f"http://127.0.0.1:{backend}"]
-        command += ["--log-file", str(folder / "traffic.log"), *SETTINGS, *self._options]
+        command += ["--backend", f"http://127.0.0.1:{backend_port}"]
+        command += ["--log-file", str(folder / "traffic.log"), *_BLOCKOPS_OPTIONS, *self._options]
         return Program(command, folder, port, {"HOME": str(folder)})
-
-
-#: Places for all, an agent's history of 400 KB below every threshold, and heartbeats that do come.
-SETTINGS = [
-    *("--max-concurrent", "1000", "--max-queue", "1000", "--heartbeat", "1"),
-    *("--token-warn-threshold", "1000000", "--token-hard-threshold", "1000000"),
-]

@@ -1,4 +1,4 @@
-"""What processes have used: CPU, to the nanosecond where the system tells, and memory."""
+"""CPU time and memory of other processes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from typing import NamedTuple
 import psutil
 
 
-class Used(NamedTuple):
+class Usage(NamedTuple):
     """
-    CPU time since a process began, in seconds; threads that have ended are in it.
+    CPU time since the start of a process, in seconds. Threads that have ended are included.
 
-    :param cpu: user and system; of the scheduler's own clock, where `user` and `system` (of
-        `/proc/PID/stat`) count hundredths of a second
+    :param cpu: user and system time by the scheduler's clock, in nanoseconds on Linux; `user` and
+        `system` come from `/proc/PID/stat`, which counts hundredths of a second
     """
 
     cpu: float = 0.0
     user: float = 0.0
     system: float = 0.0
 
-    def __sub__(self, before: Used) -> Used:
-        return Used(*(now - then for now, then in zip(self, before, strict=True)))
+    def __sub__(self, before: Usage) -> Usage:
+        return Usage(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-NOTHING = Used()
+NO_USAGE = Usage()
 
 
-def family(pid: int) -> list[int]:
-    """Return the process and all below it: nginx' worker, LiteLLM's."""
+def process_tree(pid: int) -> list[int]:
+    """
+    Return `pid` and the processes below it, such as the workers of nginx; empty if it has ended.
+    """
     try:
         process = psutil.Process(pid)
         return [pid, *(child.pid for child in process.children(recursive=True))]
@@ -38,25 +40,25 @@ def family(pid: int) -> list[int]:
         return []
 
 
-def used(pids: Iterable[int]) -> Used:
-    """Return what the processes have used together."""
-    every = [_used(pid) for pid in pids]
-    return Used(*(sum(part) for part in zip(Used(), *every, strict=True)))
+def cpu_usage(pids: Iterable[int]) -> Usage:
+    """Return the sum of the CPU times of the processes; a process that has ended counts 0."""
+    usages = [_cpu_usage(pid) for pid in pids]
+    return Usage(*(sum(times) for times in zip(NO_USAGE, *usages, strict=True)))
 
 
-def _used(pid: int) -> Used:
+def _cpu_usage(pid: int) -> Usage:
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:
-        return Used()
-    return Used(_clock(pid) or times.user + times.system, times.user, times.system)
+        return NO_USAGE
+    return Usage(_cpu_clock(pid) or times.user + times.system, times.user, times.system)
 
 
-def _clock(pid: int) -> float:
+def _cpu_clock(pid: int) -> float:
     """
-    Return what the CPU clock of another process says, 0 where there is none.
+    Return the CPU clock of another process in seconds, or 0 if the system has none.
 
-    The number of the clock is what `clock_getcpuclockid(3)` gives on Linux.
+    The clock's number is computed as `clock_getcpuclockid(3)` does on Linux.
     """
     try:
         return time.clock_gettime((~pid << 3) | 2)
@@ -64,12 +66,12 @@ def _clock(pid: int) -> float:
         return 0.0
 
 
-def memory(pids: Iterable[int]) -> int:
-    """Return the bytes that the processes have in memory; what they share counts once."""
-    return sum(map(_memory, pids))
+def memory_usage(pids: Iterable[int]) -> int:
+    """Return the resident memory of the processes in bytes; shared pages count once (PSS)."""
+    return sum(map(_memory_usage, pids))
 
 
-def _memory(pid: int) -> int:
+def _memory_usage(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))

@@ -1,4 +1,4 @@
-"""`python -m blockops.doctor`: the short name of `blockops.cli.doctor`."""
+"""The command `python -m blockops.doctor`, a short name for `blockops.cli.doctor`."""
 
 from blockops.cli.doctor.__main__ import main
 

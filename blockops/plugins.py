@@ -1,7 +1,7 @@
 """
-The formats of tool calls that blockops knows: its own, and those that other packages bring.
+The dialects that blockops reads: its own, and those that other packages add.
 
-A package brings a format as a Twisted plugin: a module in `twisted/plugins/` with an object that
+A package adds a dialect as a Twisted plugin: a module in `twisted/plugins/` with an object that
 provides `IPlugin` and `IToolCallFormat`. `docs/formats.md` shows a complete one.
 """
 
@@ -11,55 +11,51 @@ from collections.abc import Iterable
 from typing import cast
 
 from twisted.plugin import getPlugins
-from zope.interface import Attribute, Interface
+from zope.interface import Interface
 
-from blockops.toolcalls.dialects.prompts import Wording
-from blockops.toolcalls.dialects.registry import BUILT_IN
-from blockops.toolcalls.reader import Opener, ToolCallFormat
-from blockops.toolcalls.scanner import MAX_LITERAL
+from blockops.toolcalls.dialect import MAX_OPENER_LENGTH, Dialect
+from blockops.toolcalls.dialects import BUILT_IN
+from blockops.toolcalls.dialects.prompts import ToolPrompt
 
 
 class IToolCallFormat(Interface):
-    """`blockops.toolcalls.reader.ToolCallFormat`, as plugins are asked for."""
-
-    name: str = Attribute("A short name, for settings and logs; no other format has it.")
-    openers: tuple[Opener, ...] = Attribute("What calls of this format begin with.")
-
-    def reader(opening):  # type: ignore[no-untyped-def]  # noqa: ANN201, N805
-        """Return a reader for the text behind `opening`; see `CallReader`."""
+    """Marks a plugin as a `blockops.toolcalls.dialect.Dialect`, which declares the attributes."""
 
 
-def known_formats() -> tuple[ToolCallFormat, ...]:
+def known_dialects() -> tuple[Dialect, ...]:
     """
-    Return blockops' own formats, then those of installed plugins by name.
+    Return the built-in dialects, then those of installed plugins, sorted by name.
 
-    :raises ValueError: a plugin's format cannot be used, and why
+    :raises ValueError: if a plugin's dialect has a name that is taken or an unusable opener
     """
-    plugins = cast("Iterable[ToolCallFormat]", getPlugins(IToolCallFormat))
-    formats = (*BUILT_IN, *sorted(plugins, key=lambda each: each.name))
+    plugins = cast("Iterable[Dialect]", getPlugins(IToolCallFormat))
+    dialects = (*BUILT_IN, *sorted(plugins, key=lambda dialect: dialect.name))
     names: set[str] = set()
-    for each in formats:
-        if each.name in names:
-            raise ValueError(f"two tool-call formats are called {each.name!r}")
-        names.add(each.name)
-        for opener in each.openers:
-            if not 0 < len(opener.text) <= MAX_LITERAL or set(opener.text) & {"\n", "`"}:
+    for dialect in dialects:
+        if dialect.name in names:
+            raise ValueError(
+                f"two tool-call dialects have the name {dialect.name!r}; rename one or uninstall it"
+            )
+        names.add(dialect.name)
+        for opener in dialect.openers:
+            is_valid_length = 0 < len(opener.text) <= MAX_OPENER_LENGTH
+            if not is_valid_length or set(opener.text) & {"\n", "`"}:
                 raise ValueError(
-                    f"tool-call format {each.name!r}: the opener {opener.text!r} must have 1 to "
-                    f"{MAX_LITERAL} characters, no line end and no backtick among them"
+                    f"tool-call dialect {dialect.name!r}: the opener {opener.text!r} must have 1 "
+                    f"to {MAX_OPENER_LENGTH} characters, without line ends and backticks"
                 )
-    return formats
+    return dialects
 
 
-def wording_of(name: str) -> Wording:
+def tool_prompt_for(name: str) -> ToolPrompt:
     """
-    Return how the format `name` tells a model of its tools.
+    Return the tool prompt of the dialect `name`.
 
-    :raises ValueError: there is no such format, or it has no words for that
+    :raises ValueError: if there is no such dialect, or it has no tool prompt
     """
-    words = {each.name: getattr(each, "wording", None) for each in known_formats()}
-    wording: Wording | None = words.get(name)
-    if wording is None:
-        known = ", ".join(name for name, wording in words.items() if wording is not None)
-        raise ValueError(f"tool-format: {name!r} is no format that can tell tools; give {known}")
-    return wording
+    prompts = {dialect.name: getattr(dialect, "tool_prompt", None) for dialect in known_dialects()}
+    prompt: ToolPrompt | None = prompts.get(name)
+    if prompt is None:
+        usable = ", ".join(name for name, prompt in prompts.items() if prompt is not None)
+        raise ValueError(f"tool-format: {name!r} cannot describe tools to a model; use {usable}")
+    return prompt

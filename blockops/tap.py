@@ -1,8 +1,8 @@
 """
-What `twistd blockops` starts.
+The entry point of `twistd blockops`.
 
-The shell's completion imports this module at each press of the key, and the reactor is chosen only
-after it is imported: so it imports little, and what needs the reactor only when it is called.
+zsh imports this module at each completion, and twistd selects the reactor after importing it.
+Therefore it imports little, and the reactor only inside a function.
 """
 
 from __future__ import annotations
@@ -13,48 +13,53 @@ from collections.abc import Sequence
 from twisted.application.service import IService
 
 from blockops.cli.options import Options as CommandLine
-from blockops.daemon.signals import hold_hangup
+from blockops.daemon.signals import defer_hangup
+from blockops.settings.types import ENDPOINTS
 
 
 class Options(CommandLine):
-    """The command line. Who reads it is going to start the daemon."""
+    """The command line of a process that will run the daemon: parsing it defers SIGHUP."""
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        hold_hangup()
+        defer_hangup()
         super().parseOptions(options)
 
 
 def makeService(options: CommandLine) -> IService:
     """
-    Return the daemon that `options` describe; the reactor is handed on from here alone.
+    Return the daemon that `options` describe.
 
-    :raises SystemExit: the daemon cannot be as it is wished, told in one line
+    Only this function imports the reactor; everything else receives it as an argument.
+
+    :raises SystemExit: the daemon cannot be built; with one line that states the reason
     """
     from twisted.internet import reactor  # noqa: PLC0415
     from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
 
     settings = options.settings
-    given = {"listen": settings.listen, "admin-listen": settings.admin_listen}
-    for name, endpoint in ((name, each) for name, several in given.items() for each in several):
-        try:
-            serverFromString(reactor, endpoint)
-        except Exception as error:  # noqa: BLE001 - each type of endpoint has its own
-            raise SystemExit(f"blockops: {name}: {endpoint!r} is not accepted: {error}") from None
+    for name, endpoints in (("listen", settings.listen), ("admin-listen", settings.admin_listen)):
+        for endpoint in endpoints:
+            try:
+                serverFromString(reactor, endpoint)
+            except Exception as error:  # noqa: BLE001 - each endpoint type raises another
+                raise SystemExit(
+                    f"blockops: {name}: {endpoint!r} is not accepted: {error}; give"
+                    f" {ENDPOINTS.accepts}"
+                ) from None
     from blockops.daemon.service import make_service  # noqa: PLC0415
 
-    reactor.callWhenRunning(settle)
+    reactor.callWhenRunning(freeze_gc)
     try:
-        return make_service(options.settings, reactor, options.read)
-    except ValueError as error:  # a plugin with a format that is none, a file that is no PEM
+        return make_service(settings, reactor, options.read_settings)
+    except ValueError as error:  # an invalid dialect of a plugin, or a --backend-ca that is not PEM
         raise SystemExit(f"blockops: {error}") from None
 
 
-def settle() -> None:
+def freeze_gc() -> None:
     """
-    Let the garbage collector leave alone what is here: it is here to stay.
+    Exclude the objects created at start (60,000) from garbage collection.
 
-    It is 60,000 objects. To look at them all, as it does now and then, held each stream up for 20
-    to 50 ms.
+    Otherwise each full collection pauses all streams for 20 to 50 ms.
     """
     gc.collect()
     gc.freeze()

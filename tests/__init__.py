@@ -8,10 +8,10 @@ import hypothesis
 
 _CI = "CI" in os.environ
 
-# A loaded machine is slow to make examples, and slow to run them. Neither is a defect. In CI the
-# same examples are tried each time, so that a change is judged by what it changes; elsewhere new
-# ones are, and fewer of them. This is the only profile: packages of tests are imported one after
-# the other, and one that loaded its own would load it for those that follow.
+# No deadlines and no check of slow examples: on a loaded machine both would fail without a defect.
+# CI runs the same examples each time, so that a failure is due to the change under test; other runs
+# use fewer, random ones. This is the only profile: packages of tests are imported one after the
+# other in one process, so a profile loaded by one of them would apply to the later ones too.
 hypothesis.settings.register_profile(
     "blockops",
     deadline=None,
@@ -24,5 +24,5 @@ hypothesis.settings.load_profile("blockops")
 
 
 def thorough(examples: int) -> hypothesis.settings:
-    """Return the settings of a test that takes so many examples: all of them in CI."""
+    """Return the settings for `examples` examples of a test, or half as many outside CI."""
     return hypothesis.settings(max_examples=examples if _CI else examples // 2)

@@ -1,4 +1,4 @@
-"""Certificates for the tests: an authority of our own, and what it has signed."""
+"""Certificates for the tests: a certificate authority and the certificates that it signs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def _identifier(key: ec.EllipticCurvePrivateKey) -> x509.SubjectKeyIdentifier:
     return x509.SubjectKeyIdentifier.from_public_key(key.public_key())
 
 
-# Python 3.13 is strict about what an authority's certificate has to say.
-_SIGNS = x509.KeyUsage(
+# Python 3.13 requires the key usage in an authority's certificate (ssl.VERIFY_X509_STRICT).
+_SIGNING_KEY_USAGE = x509.KeyUsage(
     digital_signature=False,
     content_commitment=False,
     key_encipherment=False,
@@ -51,7 +51,12 @@ _SIGNS = x509.KeyUsage(
 
 @dataclass(frozen=True)
 class Authority:
-    """Signs certificates; its own is in `path`, as PEM."""
+    """
+    A certificate authority.
+
+    :ivar path: the PEM file with its certificate
+    :ivar key: its private key
+    """
 
     path: Path
     key: ec.EllipticCurvePrivateKey
@@ -62,7 +67,7 @@ class Authority:
         certificate = (
             _builder(name, name, key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(_SIGNS, critical=True)
+            .add_extension(_SIGNING_KEY_USAGE, critical=True)
             .add_extension(_identifier(key), critical=False)
             .sign(key, hashes.SHA256())
         )
@@ -71,7 +76,12 @@ class Authority:
         return cls(path, key)
 
     def certify(self, folder: Path, address: str) -> Path:
-        """Return a PEM file with a key and a certificate for a name or an address."""
+        """
+        Create a key and sign a certificate for it.
+
+        :param address: the host name or IP address in the certificate
+        :returns: the PEM file with the key and the certificate
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         try:
             names: list[x509.GeneralName] = [x509.IPAddress(ip_address(address))]
@@ -99,7 +109,7 @@ class Authority:
 
 
 def server_context(pem: Path) -> ssl.SSLContext:
-    """Return what a server needs to show the certificate in `pem`."""
+    """Return the context of a server with the key and the certificate in `pem`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     return context

@@ -1,4 +1,4 @@
-"""What blockops holds in memory for a stream that is under way."""
+"""The memory that blockops holds for an open stream."""
 
 from __future__ import annotations
 
@@ -9,80 +9,80 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
 from blockops.api.chat.request import ChatRequest
-from blockops.conversation.turn import Turn
+from blockops.conversation.turn import ChatTurn
 from tests.world import Backend, Client, World, chat, chunk
 
 
-class Held(SynchronousTestCase):
+class FootprintTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.world = World(
             max_concurrent=1000, token_warn_threshold=1 << 30, token_hard_threshold=1 << 30
         )
 
-    def begin(self, **fields: object) -> tuple[Client, Backend]:
-        """Ask for a stream, and let it begin."""
+    def open_stream(self, **fields: object) -> tuple[Client, Backend]:
+        """Request a stream, and send its first chunk."""
         client = self.world.client()
         client.post("/v1/chat/completions", chat(**fields))
         backend = self.world.backend()
         backend.begin_stream()
         backend.stream(chunk("Hello"))
         self.assertIn(b"Hello", client.body())
-        # What the test itself keeps is not meant.
+        # The test's own copies do not count.
         self.world.traffic.records.clear()
         client.wire.clear()
         backend.wire.clear()
         return client, backend
 
-    def test_an_idle_stream_takes_little(self) -> None:
-        """With its sockets and what its session is known by, it is 3 KB more."""
+    def test_an_idle_stream_is_small(self) -> None:
+        """Its sockets and its session take another 3 KB."""
         for _ in range(20):
-            self.begin()
-        streams = [self.begin() for _ in range(100)]
+            self.open_stream()
+        streams = [self.open_stream() for _ in range(100)]
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
-        streams += [self.begin() for _ in range(100)]
+        streams += [self.open_stream() for _ in range(100)]
         gc.collect()
         tests = ("*tests/*", "*internet/testing.py")
         ours = tracemalloc.take_snapshot().filter_traces(
             [tracemalloc.Filter(inclusive=False, filename_pattern=name) for name in tests]
         )
-        held = sum(trace.size for trace in ours.traces) / 100
-        self.assertLess(held, 13_000)
+        size = sum(trace.size for trace in ours.traces) / 100
+        self.assertLess(size, 13_000)
 
-    def test_request_is_not_kept_while_its_answer_comes(self) -> None:
+    def test_the_request_is_released_while_streaming(self) -> None:
         gc.collect()
-        before = _alive()
-        self.begin()
+        before = _count_live()
+        self.open_stream()
         gc.collect()
-        self.assertEqual(_alive(), before)
+        self.assertEqual(_count_live(), before)
 
-    def test_headers_are_not_kept_while_an_answer_comes(self) -> None:
+    def test_headers_are_released_while_streaming(self) -> None:
         gc.collect()
         before = {id(each) for each in gc.get_objects() if isinstance(each, Headers)}
-        self.begin()
+        self.open_stream()
         gc.collect()
-        kept = [
+        leaked = [
             each
             for each in gc.get_objects()
-            if isinstance(each, Headers) and id(each) not in before and _said(each)
+            if isinstance(each, Headers) and id(each) not in before and _fields(each)
         ]
-        self.assertEqual(kept, [])
+        self.assertEqual(leaked, [])
 
-    def test_prompt_is_not_kept_while_its_answer_comes(self) -> None:
+    def test_the_prompt_is_released_while_streaming(self) -> None:
         size = 1_000_000
-        self.begin()
+        self.open_stream()
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
-        self.begin(messages=[{"role": "user", "content": "x" * size}])
+        self.open_stream(messages=[{"role": "user", "content": "x" * size}])
         gc.collect()
-        held, _ = tracemalloc.get_traced_memory()
-        self.assertLess(held, size / 2)
+        traced, _ = tracemalloc.get_traced_memory()
+        self.assertLess(traced, size / 2)
 
 
-def _said(headers: Headers) -> list[tuple[bytes, object]]:
+def _fields(headers: Headers) -> list[tuple[bytes, object]]:
     return list(headers.getAllRawHeaders())
 
 
-def _alive() -> int:
-    """Return how many requests there are, and turns of conversations."""
-    return sum(isinstance(each, ChatRequest | Turn) for each in gc.get_objects())
+def _count_live() -> int:
+    """Return the number of chat requests and turns that exist."""
+    return sum(isinstance(each, ChatRequest | ChatTurn) for each in gc.get_objects())

@@ -1,8 +1,8 @@
 """
-What is installed, and that Twisted then finds it.
+The installed files, and Twisted's discovery of the plugin.
 
-The installations take a minute and fetch from a package index: they run where `BLOCKOPS_LIVE` is
-set to anything, and say so where it is not.
+The installations take a minute and download from a package index. They run if `BLOCKOPS_LIVE` is
+set, and are skipped otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from blockops import __version__
 
 ROOT = Path(__file__).parent.parent
 
-#: What a checkout gathers and a fresh clone has not.
+#: Files of a checkout that a fresh clone does not have.
 LEFTOVERS = shutil.ignore_patterns(
     ".*", "build", "dist", "*.egg-info", "__pycache__", "_trial_temp*", "dropin.cache", "venv"
 )
@@ -28,30 +28,30 @@ LEFTOVERS = shutil.ignore_patterns(
 DESCRIPTION = "Give local models OpenAI tool calls."
 
 
-def plugin_folders_with_a_package(root: Path) -> list[Path]:
-    """Return what would hide Twisted, or Twisted's plugins, in the source tree at `root`."""
-    hiding = (root / "twisted" / "__init__.py", root / "twisted" / "plugins" / "__init__.py")
-    return [each for each in hiding if each.exists()]
+def hiding_packages(root: Path) -> list[Path]:
+    """Return the files in the tree at `root` that would hide Twisted or its plugins."""
+    candidates = (root / "twisted" / "__init__.py", root / "twisted" / "plugins" / "__init__.py")
+    return [each for each in candidates if each.exists()]
 
 
 class TreeTests(SynchronousTestCase):
-    """What can be seen without an installation."""
+    """Checks of the source tree, without an installation."""
 
     def test_twisted_is_not_hidden(self):
-        self.assertEqual(plugin_folders_with_a_package(ROOT), [])
+        self.assertEqual(hiding_packages(ROOT), [])
 
-    def test_the_plugin_imports_nothing_that_could_fail(self):
-        """Twisted swallows what it raises: the user would see `Unknown command` only."""
+    def test_the_plugin_imports_only_twisted(self):
+        """Twisted swallows an import error: the user would only see `Unknown command`."""
         text = (ROOT / "twisted" / "plugins" / "blockops_plugin.py").read_text("utf-8")
         imports = [each for each in text.splitlines() if each.startswith(("import", "from"))]
         self.assertEqual(imports, ["from twisted.application.service import ServiceMaker"])
 
-    def test_every_package_is_a_package(self):
-        """Without `__init__.py` mypy, trial and people take a folder for something else."""
+    def test_every_package_has_an_init(self):
+        """Without `__init__.py` a folder is a namespace package, which mypy and trial miss."""
         folders = {each.parent for each in (ROOT / "blockops").rglob("*.py")}
         self.assertEqual([each for each in folders if not (each / "__init__.py").exists()], [])
 
-    def test_the_changelog_knows_this_version(self):
+    def test_the_changelog_has_this_version(self):
         self.assertIn(f"## {__version__}", (ROOT / "CHANGELOG.md").read_text("utf-8"))
 
     def test_every_requirement_has_a_lower_bound(self):
@@ -65,8 +65,8 @@ class TreeTests(SynchronousTestCase):
         self.assertGreater(len(required), 3)
         self.assertEqual([each for each in required if ">=" not in each], [])
 
-    def test_the_lock_file_has_all_that_is_asked_for(self):
-        """CI installs nothing else: what setup.cfg names and it lacks would be missing there."""
+    def test_the_lock_file_has_all_requirements(self):
+        """CI installs only the lock file: a requirement of setup.cfg that it lacks would fail."""
         checked = subprocess.run(
             [sys.executable, ROOT / ".ci" / "lock", "--check"],
             capture_output=True,
@@ -75,7 +75,7 @@ class TreeTests(SynchronousTestCase):
         )
         self.assertEqual((checked.returncode, checked.stderr), (0, ""))
 
-    def test_the_lock_files_name_hashes_and_no_place(self):
+    def test_the_lock_files_have_hashes_and_no_urls(self):
         for name in ("requirements-ci.txt", "requirements-audit.txt"):
             text = (ROOT / name).read_text("utf-8")
             self.assertNotIn("://", text)
@@ -92,10 +92,10 @@ class TreeTests(SynchronousTestCase):
 
 class Installation:
     """
-    A fresh virtual environment with blockops in it, from a copy of this tree.
+    A fresh virtual environment with blockops, installed from a copy of this tree.
 
-    :param folder: where both are made
-    :param options: given to `pip install` before the path of the copy
+    :param folder: the folder to create both in
+    :param options: options of `pip install`, before the path of the copy
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
@@ -106,8 +106,8 @@ class Installation:
         self.run("env/bin/pip", "install", "--quiet", *options, str(self.tree))
 
     def run(self, program: str, *line: str, cwd: Path | None = None) -> str:
-        """Run a program of the environment, which must succeed; return what it printed."""
-        ended = subprocess.run(
+        """Run a program of the environment, assert that it succeeds, and return its output."""
+        result = subprocess.run(
             [self.folder / program, *line],
             cwd=cwd or self.folder,
             env={
@@ -115,28 +115,28 @@ class Installation:
                 "HOME": str(self.folder),
                 "LC_ALL": "C.UTF-8",
                 "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-                # Where packages come from is the machine's business.
-                **{name: value for name, value in os.environ.items() if _about_network(name)},
+                # The machine's settings of the package index, proxies and certificates.
+                **{name: value for name, value in os.environ.items() if _is_network_variable(name)},
             },
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
         )
-        assert ended.returncode == 0, f"{program} {line}:\n{ended.stdout}\n{ended.stderr}"
-        return ended.stdout
+        assert result.returncode == 0, f"{program} {line}:\n{result.stdout}\n{result.stderr}"
+        return result.stdout
 
     def twistd_help(self, cwd: str) -> str:
         return self.run("env/bin/twistd", "--help", cwd=Path(cwd))
 
-    def packaged(self) -> list[str]:
-        """Return the files that belong to blockops in site-packages, without its metadata."""
+    def installed_files(self) -> list[str]:
+        """Return the files of blockops in site-packages, without its metadata."""
         script = "import importlib.metadata as m\nfor each in m.files('blockops'): print(each)"
         files = self.run("env/bin/python", "-c", script).split("\n")
         return sorted(each for each in files if each.endswith((".py", ".typed")))
 
 
-def _about_network(name: str) -> bool:
+def _is_network_variable(name: str) -> bool:
     return name.upper().startswith(("PIP_", "SSL_CERT")) or name.upper().endswith("_PROXY")
 
 
@@ -144,44 +144,44 @@ class InstallTests(SynchronousTestCase):
     """Real installations."""
 
     if not os.environ.get("BLOCKOPS_LIVE"):
-        skip = "takes long and needs the network: set BLOCKOPS_LIVE=1"
+        skip = "takes long and needs the network: set BLOCKOPS_LIVE=1 to run it"
 
-    def listed_everywhere(self, installed: Installation) -> None:
-        for cwd in ("/", str(installed.folder), str(installed.tree)):
-            self.assertIn(DESCRIPTION, " ".join(installed.twistd_help(cwd).split()), cwd)
-            version = installed.run("env/bin/twistd", "blockops", "--version", cwd=Path(cwd))
+    def assert_installed(self, installation: Installation) -> None:
+        for cwd in ("/", str(installation.folder), str(installation.tree)):
+            self.assertIn(DESCRIPTION, " ".join(installation.twistd_help(cwd).split()), cwd)
+            version = installation.run("env/bin/twistd", "blockops", "--version", cwd=Path(cwd))
             self.assertEqual(version, f"blockops {__version__}\n")
-        self.assertEqual(plugin_folders_with_a_package(installed.tree), [])
-        self.assertIn("No broken requirements", installed.run("env/bin/pip", "check"))
+        self.assertEqual(hiding_packages(installation.tree), [])
+        self.assertIn("No broken requirements", installation.run("env/bin/pip", "check"))
 
-    def gone_without_a_trace(self, installed: Installation) -> None:
-        installed.run("env/bin/pip", "uninstall", "--yes", "--quiet", "blockops")
-        text = installed.twistd_help("/")
+    def assert_uninstalled(self, installation: Installation) -> None:
+        installation.run("env/bin/pip", "uninstall", "--yes", "--quiet", "blockops")
+        text = installation.twistd_help("/")
         self.assertNotIn("blockops", text)
         self.assertIn("A general-purpose web server", text)
-        installed.run("env/bin/twistd", "web", "--help")
-        installed.run("env/bin/python", "-c", "import twisted.web.server, twisted.plugins")
-        self.assertIn("No broken requirements", installed.run("env/bin/pip", "check"))
+        installation.run("env/bin/twistd", "web", "--help")
+        installation.run("env/bin/python", "-c", "import twisted.web.server, twisted.plugins")
+        self.assertIn("No broken requirements", installation.run("env/bin/pip", "check"))
 
     def test_pip_install(self):
-        # Only blockops itself is built: what it needs comes ready made.
-        installed = Installation(Path(self.mktemp()), "--only-binary=:all:")
-        self.listed_everywhere(installed)
+        # Build only blockops; its dependencies are installed as wheels.
+        installation = Installation(Path(self.mktemp()), "--only-binary=:all:")
+        self.assert_installed(installation)
         sources = [
-            str(each.relative_to(installed.tree))
+            str(each.relative_to(installation.tree))
             for folder in ("blockops", "twisted")
-            for each in (installed.tree / folder).rglob("*")
+            for each in (installation.tree / folder).rglob("*")
             if each.suffix in (".py", ".typed") and "build" not in each.parts
         ]
-        self.assertEqual(installed.packaged(), sorted(sources))
-        self.gone_without_a_trace(installed)
+        self.assertEqual(installation.installed_files(), sorted(sources))
+        self.assert_uninstalled(installation)
 
     def test_pip_install_editable(self):
-        installed = Installation(Path(self.mktemp()), "--editable")
-        self.listed_everywhere(installed)
-        # An edit counts at once, without a new installation.
-        package = installed.tree / "blockops" / "__init__.py"
+        installation = Installation(Path(self.mktemp()), "--editable")
+        self.assert_installed(installation)
+        # An edit takes effect without a new installation.
+        package = installation.tree / "blockops" / "__init__.py"
         package.write_text(package.read_text("utf-8").replace(__version__, "99.1"), "utf-8")
-        version = installed.run("env/bin/twistd", "blockops", "--version", cwd=Path("/"))
+        version = installation.run("env/bin/twistd", "blockops", "--version", cwd=Path("/"))
         self.assertEqual(version, "blockops 99.1\n")
-        self.gone_without_a_trace(installed)
+        self.assert_uninstalled(installation)

@@ -1,4 +1,4 @@
-"""The recipes: a page for each server and client of the matrix, whose links and options exist."""
+"""The recipes: one page for each server and client of the matrix; links and options exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECIPES = DOCS / "recipes"
 PAGES = {page.stem: page.read_text("utf-8") for page in RECIPES.glob("*.md")}
 
 
-class RecipesTests(SynchronousTestCase):
+class RecipeTests(SynchronousTestCase):
     def test_each_server_and_each_client_has_a_page(self) -> None:
         titles = {page.splitlines()[0].removeprefix("# ") for page in PAGES.values()}
         servers = {backend.name.partition(",")[0] for backend in REAL_BACKENDS}
@@ -28,19 +28,19 @@ class RecipesTests(SynchronousTestCase):
         linked = set(re.findall(r"\]\(([a-z-]+)\.md\)", PAGES["README"]))
         self.assertEqual(linked, set(PAGES) - {"README"})
 
-    def test_links_lead_somewhere(self) -> None:
+    def test_link_targets_exist(self) -> None:
         for name, text in PAGES.items():
             links = re.findall(r"\]\(([^)#:]+)\)", text)
-            lost = [link for link in links if not (RECIPES / link).exists()]
-            self.assertEqual(lost, [], name)
+            missing = [link for link in links if not (RECIPES / link).exists()]
+            self.assertEqual(missing, [], name)
 
-    def test_blockops_is_started_with_options_that_it_has(self) -> None:
-        ours = {f"--{setting.option}" for setting in TABLE}
+    def test_options_of_blockops_exist(self) -> None:
+        options = {f"--{setting.option}" for setting in TABLE}
         for name, text in PAGES.items():
             for command in re.findall(r"twistd -n blockops([^\n`]*)", text):
-                named = set(re.findall(r"--[a-z-]+", command))
-                self.assertEqual(named - ours, set(), name)
+                mentioned = set(re.findall(r"--[a-z-]+", command))
+                self.assertEqual(mentioned - options, set(), name)
 
-    def test_what_was_only_read_is_marked(self) -> None:
+    def test_recipes_that_were_not_run_are_marked(self) -> None:
         for name in ("sglang", "ollama"):
             self.assertIn("*Read*, not run.", PAGES[name])

@@ -1,10 +1,12 @@
 """
-blockops in memory: its real HTTP parsers on both sides, no sockets, no threads, time in hand.
+blockops in memory, with its real HTTP parsers on both sides.
+
+There are no sockets and no threads, and the test advances the clock:
 
     world = World(heartbeat=10)
     client = world.client()
     client.post("/v1/chat/completions", {"messages": [...], "stream": True})
-    backend = world.backend()            # the connection that blockops has made
+    backend = world.backend()            # accepts the connection that blockops makes
     backend.begin_stream()
     backend.send("data: ...")
     client.body()
@@ -51,7 +53,7 @@ WEATHER = {
 
 
 def chat(**fields: Any) -> dict[str, Any]:
-    """Return a chat request that asks for a stream and offers a tool, with `fields` besides."""
+    """Return a chat request for a stream that offers a tool, with further `fields`."""
     return {"messages": MESSAGES, "stream": True, "tools": [WEATHER], **fields}
 
 
@@ -70,14 +72,14 @@ def chunk(content: str | None = None, *, finish: str | None = None, **delta: Any
     return f"data: {json.dumps(body)}\n\n"
 
 
-#: Where clients come from.
-ADDRESS = "192.0.2.1"
+#: The clients' address.
+CLIENT_ADDRESS = "192.0.2.1"
 DONE = "data: [DONE]\n\n"
 
 
 @implementer(IHostnameResolver, IHostResolution)
-class _Numbers:
-    """Resolves addresses to themselves, at once, and nothing else."""
+class _AddressResolver:
+    """Resolves IP addresses to themselves, and no names."""
 
     name = ""
 
@@ -96,7 +98,7 @@ class _Numbers:
         return self
 
     def cancel(self) -> None:
-        """Nothing is ever under way."""
+        """Do nothing: each resolution is complete at once."""
 
 
 @implementer(IReactorPluggableNameResolver)
@@ -105,12 +107,12 @@ class Reactor(MemoryReactorClock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.nameResolver = _Numbers()
+        self.nameResolver = _AddressResolver()
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
         listening = super().listenTCP(port, factory, backlog, interface)
         if ":" not in interface:
-            # The one it is made of says 0.0.0.0, whatever it was told.
+            # MemoryReactor reports 0.0.0.0 for every interface.
             address = IPv4Address("TCP", interface or "0.0.0.0", port)
             listening.getHost = lambda: address
         return listening
@@ -120,9 +122,9 @@ class Reactor(MemoryReactorClock):
 
 
 class Wire(StringTransport):
-    """One end of a connection in memory, which tells its protocol when it is lost."""
+    """A transport in memory that reports its end to its protocol."""
 
-    def __init__(self, reactor: Reactor, protocol: IProtocol, host: str = ADDRESS) -> None:
+    def __init__(self, reactor: Reactor, protocol: IProtocol, host: str = CLIENT_ADDRESS) -> None:
         super().__init__(peerAddress=IPv4Address("TCP", host, 50000))
         self._reactor = reactor
         self._protocol = protocol
@@ -140,52 +142,52 @@ class Wire(StringTransport):
 
     def loseConnection(self) -> None:
         super().loseConnection()
-        self._reactor.callLater(0, self.lose, ConnectionDone())
+        self._reactor.callLater(0, self.connection_lost, ConnectionDone())
 
     def loseWriteConnection(self) -> None:
-        """Say that nothing more comes."""
+        """Half-close the connection."""
         self.half_closed = True
 
     @property
-    def ended(self) -> bool:
-        """Say whether nothing more is said on it, be it that it is still read from."""
+    def is_write_closed(self) -> bool:
+        """Return True if blockops sends no more; it may still read."""
         return self.closed or self.half_closed
 
     def abortConnection(self) -> None:
         self.aborted = True
-        self._reactor.callLater(0, self.lose, ConnectionAborted())
+        self._reactor.callLater(0, self.connection_lost, ConnectionAborted())
 
-    def lose(self, reason: Exception) -> None:
-        """End the connection, as the peer or the network does."""
+    def connection_lost(self, reason: Exception) -> None:
+        """Close the connection from the other end."""
         if not self.closed:
             self.closed = True
             self._protocol.connectionLost(Failure(reason))
 
 
 class Peer:
-    """Somebody at the other end of a connection."""
+    """The other end of a connection of blockops."""
 
-    def __init__(self, reactor: Reactor, protocol: IProtocol, host: str = ADDRESS) -> None:
+    def __init__(self, reactor: Reactor, protocol: IProtocol, host: str = CLIENT_ADDRESS) -> None:
         self.reactor = reactor
         self.protocol = protocol
         self.wire = Wire(reactor, protocol, host)
         protocol.makeConnection(self.wire)
 
     def send(self, data: bytes | str) -> None:
-        """Let blockops receive `data`."""
+        """Send `data` to blockops."""
         if not self.wire.closed:
             self.protocol.dataReceived(data.encode() if isinstance(data, str) else data)
 
     def pause(self) -> None:
-        """Let what blockops sends pile up, until it is asked to stop."""
+        """Stop reading: blockops receives `pauseProducing`."""
         self.wire.producer.pauseProducing()  # type: ignore[union-attr]
 
     def resume(self) -> None:
-        """Take what has piled up."""
+        """Read again."""
         self.wire.producer.resumeProducing()  # type: ignore[union-attr]
 
-    def fills_at(self, size: int) -> None:
-        """Ask blockops to pause, from now on, whenever it has written `size` bytes."""
+    def pause_every(self, size: int) -> None:
+        """Pause, from now on, after each `size` bytes that blockops sends."""
         wire, write, written = self.wire, self.wire.write, [0]
 
         def counted(data: bytes) -> None:
@@ -198,12 +200,12 @@ class Peer:
         wire.write = counted  # type: ignore[method-assign]
 
     def received(self) -> bytes:
-        """Return all that blockops has sent."""
+        """Return all bytes that blockops has sent."""
         return cast("bytes", self.wire.value())
 
-    def leave(self) -> None:
-        """Break the connection."""
-        self.wire.lose(ConnectionLost())
+    def disconnect(self) -> None:
+        """Disconnect."""
+        self.wire.connection_lost(ConnectionLost())
 
 
 class Client(Peer):
@@ -225,7 +227,7 @@ class Client(Peer):
         self.request("GET", target, **headers)
 
     def status(self) -> int:
-        """Return the status of the answer; 0 if it has not begun."""
+        """Return the status of the response; 0 if it has not begun."""
         line = self.received().partition(b"\r\n")[0]
         return int(line.split(b" ")[1]) if line else 0
 
@@ -237,12 +239,12 @@ class Client(Peer):
         }
 
     def body(self) -> bytes:
-        """Return what has come of the answer's body."""
+        """Return the part of the response's body that has arrived."""
         rest = self.received().partition(b"\r\n\r\n")[2]
         return b"".join(_dechunked(rest)[0]) if self._chunked() else rest
 
-    def complete(self) -> bool:
-        """Say whether the answer has come to its announced end."""
+    def is_complete(self) -> bool:
+        """Return True if the response has reached its announced end."""
         rest = self.received().partition(b"\r\n\r\n")[2]
         if self._chunked():
             return _dechunked(rest)[1]
@@ -255,7 +257,7 @@ class Client(Peer):
         return cast("dict[str, Any]", self.json()["error"])
 
     def events(self) -> list[str]:
-        """Return the data of the events that have come."""
+        """Return the data of the events that have arrived."""
         lines = self.body().decode().split("\n")
         return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
 
@@ -278,11 +280,11 @@ class Backend(Peer):
     """The backend's end of one connection."""
 
     def request(self) -> bytes:
-        """Return what blockops has asked."""
+        """Return the bytes of the request."""
         return self.received()
 
-    def asked(self) -> Any:
-        """Return the JSON body of what blockops has asked."""
+    def request_json(self) -> Any:
+        """Return the JSON body of the request."""
         return json.loads(self.received().partition(b"\r\n\r\n")[2])
 
     def begin_stream(self) -> None:
@@ -300,17 +302,17 @@ class Backend(Peer):
     def end_stream(self) -> None:
         self.send("0\r\n\r\n")
 
-    def answer(
+    def respond(
         self, body: bytes | Any, status: str = "200 OK", kind: str = "application/json"
     ) -> None:
-        """Send a whole answer."""
+        """Send a complete response."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\n\r\n"
         self.send(head.encode() + data)
         self.reactor.advance(0)
 
 
-class Traffic(NoTrafficLog):
+class MemoryTrafficLog(NoTrafficLog):
     """A traffic log in memory."""
 
     def __init__(self) -> None:
@@ -330,8 +332,8 @@ class World:
     """
     A daemon in memory, its clients and its backend.
 
-    There is one at a time: the next one ends what is under way in this one. Else the garbage
-    collector would, in an order of its own, and wake those that it has just put to sleep.
+    There is one at a time: the next one cancels the requests of this one. Otherwise the garbage
+    collector would close their coroutines in an arbitrary order, and resume some of them.
     """
 
     _now: ClassVar[World | None] = None
@@ -340,33 +342,36 @@ class World:
 
     def __init__(self, **settings: Any) -> None:
         """
-        Start the daemon with `settings`; `signals` and `read` among them are for the daemon itself.
+        Start the daemon with `settings`.
+
+        `signals` and `read_settings` among them are the daemon's own parameters.
         """
         if World._now is not None:
-            World._now.daemon.gateway.hasten()
+            World._now.daemon.in_flight.cancel_all()
             World._now.reactor.advance(0)
         World._now = self
         self.reactor = Reactor()
         settings = {"backend": "http://127.0.0.1:8082", "log_file": None, **settings}
-        self.traffic = Traffic()
-        parts = {name: settings.pop(name) for name in ("signals", "read") if name in settings}
-        self.daemon = Daemon(Settings(**settings), self.reactor, traffic=self.traffic, **parts)
+        self.traffic = MemoryTrafficLog()
+        own = ("signals", "read_settings")
+        parts = {name: settings.pop(name) for name in own if name in settings}
+        self.daemon = Daemon(Settings(**settings), self.reactor, traffic_log=self.traffic, **parts)
         self.daemon.privilegedStartService()
         self.daemon.startService()
 
-    def client(self, host: str = ADDRESS, *, to: str = "192.0.2.9") -> Client:
-        """Let somebody at `host` connect to blockops, at its address `to`."""
+    def client(self, host: str = CLIENT_ADDRESS, *, to: str = "192.0.2.9") -> Client:
+        """Connect a client at `host` to blockops, at its address `to`."""
         address = IPv4Address("TCP", host, 50000)
         client = Client(self.reactor, self.daemon.site.buildProtocol(address), host)
         client.wire.hostAddr = IPv4Address("TCP", to, 8080)
         return client
 
-    def connecting(self) -> int:
-        """Return how often blockops has begun to connect to the backend."""
+    def connection_attempts(self) -> int:
+        """Return the number of connections to the backend that blockops has started."""
         return len(self.reactor.tcpClients)
 
     def backend(self, which: int = -1) -> Backend:
-        """Accept a connection of blockops to its backend: the last one that it began."""
+        """Accept a connection of blockops to its backend: by default the one started last."""
         host, port, factory, *_ = self.reactor.tcpClients[which]
         protocol = factory.buildProtocol(IPv4Address("TCP", host, port))
         assert protocol is not None
@@ -374,45 +379,45 @@ class World:
         self.reactor.advance(0)
         return backend
 
-    def refuse(self, which: int = -1, reason: Exception | None = None) -> None:
-        """Refuse a connection of blockops to its backend: the last one that it began."""
+    def refuse_connection(self, which: int = -1, reason: Exception | None = None) -> None:
+        """Refuse a connection of blockops to its backend: by default the one started last."""
         factory = self.reactor.tcpClients[which][2]
         failure = Failure(reason or ConnectionRefusedError())
         factory.clientConnectionFailed(self.reactor.connectors[which], failure)
         self.reactor.advance(0)
 
-    def wanted(self) -> list[int]:
-        """Return which of the connections that blockops began it still wants."""
+    def wanted_connections(self) -> list[int]:
+        """Return the indexes of the connection attempts that were not cancelled."""
         connectors = self.reactor.connectors
         return [n for n, connector in enumerate(connectors) if not connector.stoppedConnecting]
 
-    def ask(self, **fields: Any) -> tuple[Client, Backend]:
-        """Let a client ask for a chat, and the backend accept the connection."""
+    def start_chat(self, **fields: Any) -> tuple[Client, Backend]:
+        """Send a chat request, and accept the connection for it."""
         client = self.client()
         client.post("/v1/chat/completions", chat(**fields))
         return client, self.backend()
 
     def pass_time(self, seconds: float, step: float = 0.5) -> None:
-        """Let time pass, in steps, as a clock does."""
+        """Advance the clock in steps."""
         self.reactor.pump([step] * round(seconds / step))
 
-    def idle(self) -> dict[str, Any]:
-        """Return what is under way: all of it zero when nothing is left behind."""
+    def load(self) -> dict[str, Any]:
+        """Return the load: all of it is zero if nothing was leaked."""
         health = self.client()
         health.get("/health")
-        told = health.json()
-        health.leave()
+        status = health.json()
+        health.disconnect()
         return {
-            "running": told["running"],
-            "waiting": told["waiting"],
-            "exchanges": len(self.daemon.gateway),
+            "running": status["running"],
+            "waiting": status["waiting"],
+            "exchanges": len(self.daemon.in_flight),
         }
 
     def stop(self) -> Callable[[], bool]:
-        """Begin to stop the daemon; call what is returned to learn whether it has."""
-        stopped: list[None] = []
-        self.daemon.stopService().addCallback(lambda _: stopped.append(None))
-        return lambda: bool(stopped)
+        """Start to stop the daemon; return a function that returns True once it has stopped."""
+        results: list[None] = []
+        self.daemon.stopService().addCallback(results.append)
+        return lambda: bool(results)
 
 
-NOTHING_LEFT = {"running": 0, "waiting": 0, "exchanges": 0}
+IDLE = {"running": 0, "waiting": 0, "exchanges": 0}

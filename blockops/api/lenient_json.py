@@ -1,36 +1,36 @@
 """
-JSON that backends send and strict readers refuse, made strict.
+Repairs JSON of backends that strict parsers reject.
 
-Met in practice: NaN among logprobs, halves of surrogate pairs (a tokenizer's token may be half an
-emoji), raw newlines inside strings, bytes that are no UTF-8. Half a pair waits for its other half
-in the next delta; what stays alone becomes U+FFFD.
+Backends send NaN among logprobs, halves of surrogate pairs (a token may be half an emoji), raw line
+ends inside strings, and bytes that are not UTF-8. The first half of a pair is held back until a
+later delta has the second half; a half that stays unpaired becomes U+FFFD.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_REPLACEMENT = "\ufffd"
-_MAX_PENDING = 1024  # halves: one for each choice, and then some
+from blockops.errors import REPLACEMENT_CHARACTER, replace_surrogates
 
-# What msgspec raises for bytes that are not strict JSON.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_MAX_PENDING = 1024  # halves: OpenAI allows 128 choices, and each has only a few texts
 
+#: The exceptions of msgspec for bytes that are not strict JSON.
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+# The choice's index, then keys of objects (str) and of list items (bytes).
 _Path = tuple[str | bytes, ...]
 
 
-class Mender:
+class JsonRepairer:
     """
-    Mend the chunks of one stream.
+    Repairs the chunks of one stream.
 
-    :ivar pending: first halves of pairs that wait, by where in their choice they stood
+    :ivar pending: first halves of surrogate pairs, by their path within the chunk's choices
     """
 
     __slots__ = ("pending",)
@@ -38,54 +38,58 @@ class Mender:
     def __init__(self) -> None:
         self.pending: dict[_Path, str] = {}
 
-    def mend(self, data: bytes) -> bytes:
+    def repair(self, data: bytes) -> bytes:
         """
-        Return the same JSON, strict.
+        Return the same value as strict JSON.
 
-        :raises ValueError: it is not JSON in any reading
+        :raises ValueError: `data` is not JSON, even if read leniently
         """
         value = loads(data)
         try:
             if isinstance(value, dict) and isinstance(value.get("choices"), list):
                 for choice in value["choices"]:
-                    self._join(choice)
+                    self._join_choice(choice)
             return dumps(value)
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
-    def alone(self) -> list[dict[str, Any]]:
-        """Return choices that say U+FFFD for each half that nothing follows any more."""
+    def flush(self) -> list[dict[str, Any]]:
+        """Forget the pending halves; return the choices of a chunk with U+FFFD for each."""
         choices: list[dict[str, Any]] = []
         for index, *path in self.pending:
             number = int(index) if index.isdigit() else 0
             choices.append({"index": number, "finish_reason": None})
-            _say_half(choices[-1], path)
+            _put_replacement(choices[-1], path)
         self.pending.clear()
         return choices
 
-    def _join(self, choice: Any) -> None:
+    def _join_choice(self, choice: Any) -> None:
+        """Join the pending halves to the choice's strings, or replace them if it is finished."""
         if not isinstance(choice, dict):
             return
-        index = _place(choice, 0)
+        index = _item_key(choice, 0)
         for field in ("delta", "text"):
             if field in choice:
-                choice[field] = self._joined(choice[field], (index, field))
+                choice[field] = self._join_value(choice[field], (index, field))
         if choice.get("finish_reason"):
             for path in [path for path in self.pending if path[0] == index]:
                 del self.pending[path]
-                _say_half(choice, path[1:])
+                _put_replacement(choice, path[1:])
 
-    def _joined(self, value: Any, path: _Path) -> Any:
-        """Return `value` with what waited for it put in front of its strings, by their paths."""
+    def _join_value(self, value: Any, path: _Path) -> Any:
+        """Return `value` with the pending half of each string's path prepended to the string."""
         if isinstance(value, str):
-            return self._joined_text(value, path)
+            return self._join_text(value, path)
         if isinstance(value, dict):
-            return {key: self._joined(item, (*path, key)) for key, item in value.items()}
+            return {key: self._join_value(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._joined(item, (*path, _place(item, at))) for at, item in enumerate(value)]
+            return [
+                self._join_value(item, (*path, _item_key(item, position)))
+                for position, item in enumerate(value)
+            ]
         return value
 
-    def _joined_text(self, text: str, path: _Path) -> str:
+    def _join_text(self, text: str, path: _Path) -> str:
         half = self.pending.pop(path, "")
         if half:
             text = (half + text).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
@@ -96,19 +100,19 @@ class Mender:
 
 
 def is_strict(data: bytes) -> bool:
-    """Tell whether this is JSON that every reader takes."""
+    """Return True if `data` is JSON that strict parsers accept."""
     try:
         msgspec.json.decode(data)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return False
     return True
 
 
 def loads(data: bytes) -> Any:
     """
-    Read JSON leniently; numbers keep their spelling, as `msgspec.Raw`.
+    Parse JSON leniently. Numbers are `msgspec.Raw`, so that they keep their spelling.
 
-    :raises ValueError: it is not JSON in any reading
+    :raises ValueError: `data` is not JSON, even if read leniently
     """
     try:
         return _decoder.decode(data.decode("utf-8", "replace"))
@@ -117,56 +121,52 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Write what `loads` has read; halves of surrogate pairs become U+FFFD."""
-    return msgspec.json.encode(_clean(value))
+    """Return a value of `loads` as strict JSON, with U+FFFD for each unpaired surrogate."""
+    return msgspec.json.encode(_replace_surrogates(value))
 
 
-def clean_text(text: str) -> str:
-    """Return `text` with U+FFFD for each half of a surrogate pair."""
-    return _SURROGATE.sub(_REPLACEMENT, text)
-
-
-def _clean(value: Any) -> Any:
+def _replace_surrogates(value: Any) -> Any:
     if isinstance(value, str):
-        return clean_text(value)
+        return replace_surrogates(value)
     if isinstance(value, dict):
-        return {clean_text(key): _clean(item) for key, item in value.items()}
+        return {replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_clean(item) for item in value]
+        return [_replace_surrogates(item) for item in value]
     return value
 
 
-def _say_half(choice: dict[str, Any], path: Sequence[str | bytes]) -> None:
+def _put_replacement(choice: dict[str, Any], path: Sequence[str | bytes]) -> None:
     """
-    Let a choice say U+FFFD where a half was left, in its text or a field of its delta.
+    Append U+FFFD to the choice's text or to the field of its delta at `path`.
 
-    Not within a call, which is cut off where it was.
+    A longer path is skipped: it leads into a tool call, which stays truncated where it is, or into
+    a list of content parts.
     """
-    *holders, field = [key for key in path if isinstance(key, str)]
+    *parents, field = [key for key in path if isinstance(key, str)]
     if len(path) > len(("delta", field)):
         return
-    for holder in holders:
-        if not isinstance(choice.get(holder), dict):
-            choice[holder] = {}
-        choice = choice[holder]
-    said = choice.get(field)
-    choice[field] = (said if isinstance(said, str) else "") + _REPLACEMENT
+    for parent in parents:
+        if not isinstance(choice.get(parent), dict):
+            choice[parent] = {}
+        choice = choice[parent]
+    text = choice.get(field)
+    choice[field] = (text if isinstance(text, str) else "") + REPLACEMENT_CHARACTER
 
 
-def _place(item: Any, at: int) -> bytes:
-    """Return what tells an item of a list in one chunk from the same one in the next."""
+def _item_key(item: Any, position: int) -> bytes:
+    """Return the key that a list's item has in every chunk: its `index`, else its position."""
     index = item.get("index") if isinstance(item, dict) else None
-    return bytes(index) if isinstance(index, msgspec.Raw) else b"%d" % at
+    return bytes(index) if isinstance(index, msgspec.Raw) else b"%d" % position
 
 
-def _number(text: str) -> Any:
+def _parse_number(text: str) -> Any:
     return msgspec.Raw(text.encode()) if math.isfinite(float(text)) else None
 
 
-def _nothing(_: str) -> None:
-    """Return null, the only JSON for NaN and the infinities."""
+def _parse_constant(_: str) -> None:
+    """Return None for NaN and the infinities, for which JSON has only null."""
 
 
 _decoder = json.JSONDecoder(
-    strict=False, parse_float=_number, parse_int=_number, parse_constant=_nothing
+    strict=False, parse_float=_parse_number, parse_int=_parse_number, parse_constant=_parse_constant
 )

@@ -1,4 +1,4 @@
-"""What one answer held, for the log and the counters."""
+"""The contents of one answer, for the traffic log and the metrics."""
 
 from __future__ import annotations
 
@@ -7,48 +7,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_MAX_NAMES = 256  # a log line's worth; the calls behind them are only counted
+_MAX_NAMES = 256  # enough for a line of the log; further calls are only counted
 
-#: In place of a format: the backend sent the call structured as the API has it.
+#: In place of a dialect, for calls that the backend sent structured, as the API has them.
 STRUCTURED = "structured"
 
-#: Nothing has as many: a backend that says so counts nothing, such as -1 in 32 bits.
-_MOST_TOKENS = 10**9
+#: Larger numbers are not counts of tokens: a backend may send -1 as an unsigned 32-bit integer.
+_MAX_TOKENS = 10**9
 
 
 @dataclass(slots=True)
-class Report:
+class AnswerReport:
     """
-    What was seen of one answer, so far or in all.
+    The contents of one answer, up to now or complete.
 
-    :ivar chunks: events with data that the backend sent, `[DONE]` left out; 1 for a whole answer
-    :ivar calls: how many calls the client was sent, ours and the backend's own
-    :ivar names: the functions they name, in the order they began: the first 256
-    :ivar formats: how many of them were written in which format; `STRUCTURED` for the backend's own
-    :ivar finish_reasons: choice -> the finish reason that the client was told
-    :ivar usage: the backend's last `usage` object
-    :ivar tally: how often something worth counting was met, such as "unknown_name"
-    :ivar error: the message of the error that ended the answer, the backend's or ours
+    :ivar chunks: events with data that the backend sent, without `[DONE]`; 1 for a non-streaming
+        response
+    :ivar calls: number of calls sent to the client, both translated and structured by the backend
+    :ivar tool_names: the names of the called functions, in the order of the calls: the first 256
+    :ivar calls_by_dialect: dialect, or `STRUCTURED` -> number of calls
+    :ivar finish_reasons: choice -> the finish reason sent to the client
+    :ivar usage: the backend's last `usage`
+    :ivar counters: name of an incident, such as "unknown_name" -> number of times it occurred
+    :ivar error: the message of the error that ended the answer, of the backend or of blockops
     """
 
     chunks: int = 0
     calls: int = 0
-    names: list[str] = field(default_factory=list)
-    formats: Counter[str] = field(default_factory=Counter)
+    tool_names: list[str] = field(default_factory=list)
+    calls_by_dialect: Counter[str] = field(default_factory=Counter)
     finish_reasons: dict[int, str] = field(default_factory=dict)
     usage: dict[str, Any] | None = None
-    tally: Counter[str] = field(default_factory=Counter)
+    counters: Counter[str] = field(default_factory=Counter)
     error: str | None = None
 
-    def call_began(self, name: str, written: str) -> None:
-        """Count a call of the function `name`, in the format `written`."""
+    def add_call(self, name: str, dialect: str) -> None:
+        """Count a call of the function `name` that was written in `dialect`."""
         self.calls += 1
-        self.formats[written] += 1
+        self.calls_by_dialect[dialect] += 1
         if self.calls <= _MAX_NAMES:
-            self.names.append(name)
+            self.tool_names.append(name)
 
 
-def tokens_in(usage: Mapping[str, Any] | None, name: str) -> int:
-    """Return the tokens that a backend's `usage` says by `name`; 0 where it says no such number."""
-    said = usage.get(name) if usage else None
-    return said if type(said) is int and 0 < said < _MOST_TOKENS else 0
+def token_count(usage: Mapping[str, Any] | None, field_name: str) -> int:
+    """Return a number of tokens in a backend's `usage`; 0 if it is missing or not plausible."""
+    count = usage.get(field_name) if usage else None
+    return count if type(count) is int and 0 < count < _MAX_TOKENS else 0

@@ -1,14 +1,14 @@
 """
-Server-sent events: bytes, cut anywhere, to events.
+Server-sent events: decodes a backend's stream, and encodes events for clients.
 
-The rules are WHATWG's (HTML standard, section 9.2): a line ends with LF, CR or CRLF; a line that
-begins with a colon is a comment; a field's value loses one leading space; the data lines of an
-event are joined by LF; a blank line ends the event, and without it there is none. One rule is
-added: a field `error` counts as an event of the type "error", because llama.cpp's server wrote its
-errors that way for years.
+The rules of the decoder are WHATWG's (HTML standard, section 9.2): a line ends with LF, CR or CRLF;
+a line that begins with a colon is a comment; one leading space of a field's value is removed; the
+data lines of an event are joined by LF; a blank line ends the event; an event without a data line
+or without its blank line is dropped. One rule is added: a field `error` counts as the data of an
+event with the name "error", because llama.cpp's server wrote its errors that way for years.
 
-A whole event that is one `data` line, as nearly all are, is cut out of the packet and never copied
-twice. What is unfinished is held in one buffer, of which every byte is searched once.
+Nearly every event is one complete `data` line. Such an event is sliced from the received bytes and
+never copied twice. An incomplete event is kept in one buffer, each byte of which is searched once.
 """
 
 from __future__ import annotations
@@ -18,37 +18,42 @@ from collections.abc import Iterator
 
 import msgspec
 
+#: A comment, which clients ignore (HTML standard, section 9.2).
+HEARTBEAT = b": heartbeat\n\n"
+
 _BOM = b"\xef\xbb\xbf"
 _LF = 0x0A
-_MARK = re.compile(rb"\A(?:data|error): ?")
+_DATA_FIELD = re.compile(rb"\A(?:data|error): ?")
 
 
 class EventTooLong(Exception):
-    """An event outgrew what the decoder may hold of it."""
+    """An event is longer than the decoder's limit."""
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
     """
-    One event, fired when its blank line has come.
+    One event, complete with its blank line.
 
     :param data: its data lines, joined by LF
-    :param raw: the whole event as it may be sent on: comments left out, ended by its blank line
-    :param name: its type, empty for the usual "message"
+    :param raw: the whole event, ready to be forwarded: without comments, with LF as line end, and
+        with its blank line
+    :param name: the value of its field `event`; empty without one, which means "message"
     """
 
     data: bytes
     raw: bytes
     name: bytes = b""
 
-    def all_lines(self) -> bytes:
+    def lenient_data(self) -> bytes:
         """
-        Return the data as it was meant where a line end stands inside of it unmarked.
+        Return the data, including lines that lack a field name.
 
-        Such a line counts as a field of another name, and is lost to `data`.
+        Such lines come from a raw line end inside a JSON string. The standard reads them as fields
+        with unknown names, so `data` lacks them.
         """
         lines = self.raw.removesuffix(b"\n\n").split(b"\n")
         return b"\n".join(
-            _MARK.sub(b"", line, count=1)
+            _DATA_FIELD.sub(b"", line, count=1)
             for line in lines
             if not line.startswith((b"event:", b"id:", b"retry:"))
         )
@@ -56,34 +61,34 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 class EventDecoder:
     """
-    Cut bytes into server-sent events, wherever the network happened to cut the bytes.
+    Splits the received bytes into events, wherever one read ends and the next begins.
 
-    :param max_event: bytes that one event may have, its comments left out
+    :param max_event: maximum bytes of one event, without its comments
     """
 
-    __slots__ = ("_held", "_last", "_line_start", "_max_event", "_opening")
+    __slots__ = ("_bom_prefix", "_buffer", "_is_after_cr", "_line_start", "_max_event")
 
     def __init__(self, max_event: int) -> None:
         self._max_event = max_event
-        self._opening: bytes | None = b""  # what may be a byte order mark; None once decided
-        self._held = bytearray()  # the unfinished event: whole lines, then the unfinished one
-        self._line_start = 0  # where in it the unfinished line begins
-        self._last = b""  # CR if a LF that comes next belongs to it
+        self._bom_prefix: bytes | None = b""  # may become a byte order mark; None once decided
+        self._buffer = bytearray()  # the incomplete event: complete lines, then the incomplete one
+        self._line_start = 0  # index of the incomplete line in the buffer
+        self._is_after_cr = False  # a LF would belong to the same line end
 
     def receive_data(self, data: bytes) -> Iterator[Event]:
         """
         Yield the events that `data` completes, oldest first.
 
-        Whoever stops before the end must not come back with more.
+        If the iteration is abandoned early, do not call this again.
 
-        :raises EventTooLong: behind the events before it
+        :raises EventTooLong: after the events before the long one were yielded
         """
-        if self._opening is not None:
-            data = self._without_mark(data)
-        position = 1 if self._last and data.startswith(b"\n") else 0
+        if self._bom_prefix is not None:
+            data = self._strip_bom(data)
+        position = 1 if self._is_after_cr and data.startswith(b"\n") else 0
         end = len(data)
         if end:
-            self._last = b""
+            self._is_after_cr = False
         newline = data.find(b"\n", position)
         while position < end:
             if -1 < newline < position:
@@ -92,77 +97,84 @@ class EventDecoder:
                 newline > 0
                 and data.startswith(b"\n", newline + 1)
                 and data.startswith(b"data: ", position)
-                and not self._held
+                and not self._buffer
                 and newline - position < self._max_event
             ):
                 value = data[position + 6 : newline]
-                if b"\r" not in value:  # nearly every event: one line, and all of it here
+                if b"\r" not in value:  # nearly every event: one line, and received completely
                     yield Event(value, data[position : newline + 2])
                     position = newline + 2
                     continue
-            position, event = self._take_line(data, position, newline)
+            position, event = self._read_line(data, position, newline)
             if event is not None:
                 yield event
 
     @property
-    def unfinished(self) -> bytes:
-        """What has come of an event that has not ended."""
-        return bytes(self._held)
+    def pending(self) -> bytes:
+        """The received part of an event that has not ended."""
+        return bytes(self._buffer)
 
     @property
-    def between_events(self) -> bool:
-        """Whether nothing that has come belongs to an event to come."""
-        return not self._held and not self._last and self._opening is None
+    def is_between_events(self) -> bool:
+        """True if none of the received bytes belong to the next event."""
+        return not self._buffer and not self._is_after_cr and self._bom_prefix is None
 
-    def _without_mark(self, data: bytes) -> bytes:
-        data = (self._opening or b"") + data
+    def _strip_bom(self, data: bytes) -> bytes:
+        data = (self._bom_prefix or b"") + data
         if len(data) < len(_BOM) and _BOM.startswith(data):
-            self._opening = data
+            self._bom_prefix = data
             return b""
-        self._opening = None
+        self._bom_prefix = None
         return data.removeprefix(_BOM)
 
-    def _take_line(self, data: bytes, position: int, newline: int) -> tuple[int, Event | None]:
+    def _read_line(self, data: bytes, position: int, newline: int) -> tuple[int, Event | None]:
         """
-        Read one line, or the part of one that has come.
+        Read one line, or the received part of it.
 
-        :param newline: where the next LF is, -1 if there is none
-        :return: where to go on, and the event that the line ended
+        :param newline: index of the next LF, or -1
+        :return: the index of the next line, and the event that this line ended, or None
         """
         stop = newline if newline >= 0 else len(data)
         carriage_return = data.find(b"\r", position, stop)
         if carriage_return >= 0:
             stop = carriage_return
-        self._held += memoryview(data)[position:stop]
-        if len(self._held) > self._max_event:
+        self._buffer += memoryview(data)[position:stop]
+        if len(self._buffer) > self._max_event:
             raise EventTooLong
         if stop == len(data):
             return stop, None
         following = stop + 1
         if carriage_return >= 0:
             if following == len(data):
-                self._last = b"\r"
+                self._is_after_cr = True
             elif data[following] == _LF:
                 following += 1
-        return following, self._line_ended()
+        return following, self._end_line()
 
-    def _line_ended(self) -> Event | None:
-        held = self._held
-        if len(held) == self._line_start:
-            block = bytes(held)
-            held.clear()
+    def _end_line(self) -> Event | None:
+        buffer = self._buffer
+        if len(buffer) == self._line_start:
+            block = bytes(buffer)
+            buffer.clear()
             self._line_start = 0
-            return _event(block)
-        if held.startswith(b":", self._line_start):
-            del held[self._line_start :]
+            return _parse_event(block)
+        if buffer.startswith(b":", self._line_start):
+            del buffer[self._line_start :]
             return None
-        held.append(_LF)
-        self._line_start = len(held)
+        buffer.append(_LF)
+        self._line_start = len(buffer)
         return None
 
 
-def _event(block: bytes) -> Event | None:
-    """Return the event of these lines; None if they hold no data, which makes them no event."""
+def encode_event(json: bytes) -> bytes:
+    """Return an event with this JSON as its data, on one line."""
+    if b"\n" in json or b"\r" in json:
+        json = msgspec.json.format(json, indent=-1)
+    return b"data: " + json + b"\n\n"
+
+
+def _parse_event(block: bytes) -> Event | None:
+    """Return the event in these lines; None if it has no data line, as the standard drops it."""
     values: list[bytes] = []
     name = b""
     for line in block.split(b"\n")[:-1]:

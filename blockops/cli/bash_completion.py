@@ -1,7 +1,7 @@
 """
-Completion of `twistd blockops` in bash.
+The script that completes `twistd blockops` in bash.
 
-In zsh, which ships a completion for all of Twisted's commands, there is nothing to install.
+zsh needs none: it ships completions for all Twisted commands.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blockops.settings.table import Setting
+from blockops.settings.types import Completion
 
 _SCRIPT = """\
 # Completes "twistd blockops --..." and "twist blockops --..." in bash. To install it:
@@ -21,11 +22,11 @@ _blockops() {
         [[ $each == blockops ]] && seen=yes
     done
     if [[ ! $seen ]]; then
-        # Twisted's own options are left to the shell.
+        # Before the subcommand: its name, otherwise a file's.
         COMPREPLY=($(compgen -W "blockops" -- "$word"))
         return
     fi
-    # "--port=80" reaches us as three words.
+    # bash splits "--port=80" into three words.
     [[ $word == "=" ]] && word=
     [[ $option == "=" ]] && option=${COMP_WORDS[COMP_CWORD-2]}
     case $option in
@@ -40,28 +41,30 @@ complete -o bashdefault -o default -F _blockops twistd twist
 """
 
 
-def bash(table: Iterable[Setting]) -> str:
-    """Return a script for bash that completes the options of `table` and their values."""
+def bash_script(table: Iterable[Setting]) -> str:
+    """Return a bash script that completes the options of `table` and their values."""
     options: list[str] = []
     cases: list[str] = []
     for setting in table:
-        if setting.secret:
+        if setting.is_secret:
             continue
-        if setting.flag:
+        if setting.is_flag:
             options += [f"--{setting.option}", f"--no-{setting.option}"]
             continue
         options.append(f"--{setting.option}=")
-        cases.append(_case(setting.option, setting.kind.completion, setting.kind.words))
+        cases.append(
+            _case(setting.option, setting.value_type.completion, setting.value_type.choices)
+        )
     cases.append(_case("config", "files", ()))
     options += ["--config=", "--bash-completion", "--version", "--help"]
     return _SCRIPT % {"cases": "\n".join(cases), "options": " ".join(options)}
 
 
-def _case(option: str, completion: str, words: tuple[str, ...]) -> str:
-    # Without an offer of ours, bash completes the names of files.
-    offer = {
-        "words": f'COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$word")); ',
+def _case(option: str, completion: Completion, choices: tuple[str, ...]) -> str:
+    # If COMPREPLY stays empty, bash completes file names.
+    action = {
+        "choices": f'COMPREPLY=($(compgen -W "{" ".join(choices)}" -- "$word")); ',
         "files": "",
         "nothing": "compopt +o bashdefault +o default; ",
     }
-    return f"        --{option}) {offer[completion]}return;;"
+    return f"        --{option}) {action[completion]}return;;"

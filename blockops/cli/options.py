@@ -1,8 +1,8 @@
 """
-The command line of `twistd blockops`, made from the table of settings.
+The command line of `twistd blockops`, derived from the table of settings.
 
-Nothing here has a default: an option that was not given leaves the word to the environment, then to
-the configuration file, then to the table.
+No option has a default here: if an option is absent, the setting comes from the environment, then
+from the configuration file, then from the table.
 """
 
 from __future__ import annotations
@@ -20,92 +20,91 @@ from pathlib import Path
 from twisted.python import usage
 
 from blockops import __version__
-from blockops.cli import bash_completion as completion
-from blockops.settings.table import (
-    NO_FILE,
-    TABLE,
-    File,
-    Setting,
-    SettingError,
-    Settings,
-    read_file,
-    resolve,
-)
+from blockops.cli.bash_completion import bash_script
+from blockops.settings.sources import NO_FILE, ConfigFile, SettingError, read_config, resolve
+from blockops.settings.table import TABLE, Setting, Settings
 
-#: Read if it exists and no other file is named.
+#: The configuration file without --config: the first of these two that exists.
 HOME_FILE = ".blockops/config.toml"
 SYSTEM_FILE = "/etc/blockops/config.toml"
 
-_CONFIG = "BLOCKOPS_CONFIG"
+_CONFIG_VAR = "BLOCKOPS_CONFIG"
 
 _INTRODUCTION = (
-    "Every setting may stand on the command line, in the environment (by the name in capitals) or"
-    " in a TOML file (by the option's name, as in port = 8080); the first of these that gives it"
-    " counts. Times are in seconds, or take ms, s, m, h, d; sizes are in bytes, or take k, M, G."
-    f" The file is the one that --config names, else ~/{HOME_FILE} if it exists, else"
+    "A proxy that turns the tool calls that local models write as text into OpenAI tool_calls."
+    " twistd -n blockops runs it in this terminal; twistd blockops runs it in the background."
+)
+
+_SOURCES = (
+    "Give a setting on the command line, in the environment (by the name in capitals) or in a TOML"
+    " file (by the option's name, as in port = 8080); the first of these that gives it counts."
+    " Times are in seconds, or take ms, s, m, h, d; sizes are in bytes, or take k, M, G. The file"
+    f" is the one that --config names, otherwise ~/{HOME_FILE} if it exists, otherwise"
     f" {SYSTEM_FILE} if it exists."
 )
 
-_OTHERS = """\
+_OTHER_OPTIONS = """\
 Other options:
   --config=FILE, {config}
-      The TOML file with settings.
+      TOML file with settings.
   --bash-completion
       Print a script that completes these options in bash.
   --version
-      Print blockops' version.
+      Print the version of blockops.
   --help
-      Print this.
+      Print this help.
 """
 
 
-def _switch(name: str, *, on: bool) -> Callable[[Options], None]:
-    def given(self: Options) -> None:
-        self.command_line[name] = on
+def _flag_option(setting: Setting, *, value: bool) -> Callable[[Options], None]:
+    def set_flag(self: Options) -> None:
+        self.command_line[setting.name] = value
 
-    given.__doc__ = next(each.help for each in TABLE if each.name == name)
-    return given
-
-
-def _one_more(name: str) -> Callable[[Options, str], None]:
-    def given(self: Options, value: str) -> None:
-        before = self.command_line.get(name, ())
-        assert isinstance(before, tuple)
-        self.command_line[name] = (*before, value)
-
-    given.__doc__ = next(each.help for each in TABLE if each.name == name)
-    return given
+    set_flag.__doc__ = setting.help
+    return set_flag
 
 
-def _action(setting: Setting) -> usage.Completer:
-    if setting.kind.completion == "words":
-        return usage.CompleteList(setting.kind.words)
-    if setting.kind.completion == "files":
+def _append_option(setting: Setting) -> Callable[[Options, str], None]:
+    def append(self: Options, value: str) -> None:
+        values = self.command_line.get(setting.name, ())
+        assert isinstance(values, tuple)
+        self.command_line[setting.name] = (*values, value)
+
+    append.__doc__ = setting.help
+    return append
+
+
+def _completer(setting: Setting) -> usage.Completer:
+    if setting.value_type.completion == "choices":
+        return usage.CompleteList(setting.value_type.choices)
+    if setting.value_type.completion == "files":
         return usage.CompleteFiles()
     return usage.Completer()
 
 
-_WITH_VALUE = [each for each in TABLE if not each.secret and not each.flag]
+_WITH_VALUE = [each for each in TABLE if not each.is_secret and not each.is_flag]
 
 
 class Options(usage.Options):
     """
-    What `twistd blockops` was told; `settings` holds the outcome once the command line is parsed.
+    The parsed command line of `twistd blockops`.
 
-    :param environ: the environment that counts
-    :param system_file: the configuration file of the machine
+    :param environ: the environment variables
+    :param system_file: the machine's configuration file
+    :ivar command_line: the values given on the command line, by the names of fields of `Settings`
+    :ivar settings: the settings from all sources; set by `parseOptions`
     """
 
     synopsis = "[options]"
-    optParameters = [  # noqa: RUF012 - Twisted reads it so
-        *([each.option, None, None, each.help] for each in _WITH_VALUE if not each.repeatable),
-        ["config", None, None, "The TOML file with settings."],
+    optParameters = [  # noqa: RUF012 - the type that Twisted reads
+        *([each.option, None, None, each.help] for each in _WITH_VALUE if not each.is_repeatable),
+        ["config", None, None, "TOML file with settings."],
     ]
     compData = usage.Completions(
-        optActions={each.option: _action(each) for each in _WITH_VALUE}
+        optActions={each.option: _completer(each) for each in _WITH_VALUE}
         | {"config": usage.CompleteFiles("*.toml")},
-        multiUse=[each.option for each in TABLE if each.repeatable],
-        mutuallyExclusive=[(each.option, f"no-{each.option}") for each in TABLE if each.flag],
+        multiUse=[each.option for each in TABLE if each.is_repeatable],
+        mutuallyExclusive=[(each.option, f"no-{each.option}") for each in TABLE if each.is_flag],
     )
 
     def __init__(
@@ -118,100 +117,103 @@ class Options(usage.Options):
 
     def opt_bash_completion(self) -> None:
         """Print a script that completes these options in bash."""
-        sys.stdout.write(completion.bash(TABLE))
+        sys.stdout.write(bash_script(TABLE))
         sys.exit(0)
 
     def opt_version(self) -> None:
-        """Print blockops' version."""
+        """Print the version of blockops."""
         sys.stdout.write(f"blockops {__version__}\n")
         sys.exit(0)
 
     def parseArgs(self, *rest: str) -> None:
         if rest:
-            raise usage.UsageError(f"{rest[0]!r} is no option; all of blockops' begin with --")
+            raise usage.UsageError(
+                f"{rest[0]!r} is not an option; the options of blockops begin with --"
+            )
 
     def postOptions(self) -> None:
         for setting in _WITH_VALUE:
             if self.get(setting.option) is not None:
                 self.command_line[setting.name] = self[setting.option]
         try:
-            self.settings = self.read()
+            self.settings = self.read_settings()
         except SettingError as error:
             raise usage.UsageError(str(error)) from None
 
-    def read(self) -> Settings:
+    def read_settings(self) -> Settings:
         """
-        Return what is set, the files being read as they are now.
+        Return the settings, with the current contents of the files.
 
-        :raises SettingError: something in them is wrong
+        :raises SettingError: a setting is invalid
         """
-        return resolve(self.command_line, self._environ, self._file())
+        return resolve(self.command_line, self._environ, self._config_file())
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        Parse `options`, and the environment and the file with them.
+        Parse `options`, the environment and the configuration file.
 
-        :raises usage.UsageError: something is wrong, told in one line; below `twistd`, which would
-            print all of the help before it, the process ends with that line instead
+        :raises usage.UsageError: with one line about the error
+        :raises SystemExit: with the same line, under `twistd`, which would print all of the help
+            before a `UsageError`
         """
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
-            line = _clearer(str(error))
+            line = _explain_unknown_option(str(error))
             if self.parent is None:
                 raise usage.UsageError(line) from None
             raise SystemExit(f"blockops: {line}") from None
 
     def getUsage(self, width: int | None = None) -> str:
         columns = width or max(40, shutil.get_terminal_size().columns)
-        parts = [textwrap.fill(_INTRODUCTION, columns) + "\n"]
+        parts = [f"{textwrap.fill(each, columns)}\n" for each in (_INTRODUCTION, _SOURCES)]
         for section, settings in groupby(TABLE, attrgetter("section")):
-            lines = "\n".join(_described(each, columns) for each in settings)
+            lines = "\n".join(_describe(each, columns) for each in settings)
             parts.append(f"{section}:\n{lines}\n")
-        parts.append(_OTHERS.format(config=_CONFIG))
+        parts.append(_OTHER_OPTIONS.format(config=_CONFIG_VAR))
         return "\n" + "\n".join(parts)
 
-    def _file(self) -> File:
-        named = self["config"] or self._environ.get(_CONFIG)
-        if named:
-            # Unlike Path.expanduser, this leaves the home of somebody unknown as it is written.
-            return read_file(os.path.expanduser(named))  # noqa: PTH111
+    def _config_file(self) -> ConfigFile:
+        path = self["config"] or self._environ.get(_CONFIG_VAR)
+        if path:
+            # Path.expanduser would raise for an unknown user; this leaves `~name` as it is.
+            return read_config(os.path.expanduser(path))  # noqa: PTH111
         home = self._environ.get("HOME")
         candidates = [Path(home, HOME_FILE)] if home else []
-        for path in (*candidates, Path(self._system_file)):
+        for candidate in (*candidates, Path(self._system_file)):
             try:
-                path.stat()
+                candidate.stat()
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError:
-                pass  # It may well be there: reading it says why it cannot be used.
-            return read_file(str(path))
+                pass  # It may exist: the error of reading it gives the reason.
+            return read_config(str(candidate))
         return NO_FILE
 
 
 for _each in TABLE:
-    if _each.repeatable:
-        setattr(Options, f"opt_{_each.name}", _one_more(_each.name))
-    if _each.flag:
-        setattr(Options, f"opt_{_each.name}", _switch(_each.name, on=True))
-        setattr(Options, f"opt_no_{_each.name}", _switch(_each.name, on=False))
+    if _each.is_repeatable:
+        setattr(Options, f"opt_{_each.name}", _append_option(_each))
+    if _each.is_flag:
+        setattr(Options, f"opt_{_each.name}", _flag_option(_each, value=True))
+        setattr(Options, f"opt_no_{_each.name}", _flag_option(_each, value=False))
 
 
-def _names(setting: Setting) -> str:
-    if setting.secret:
-        file = f"{setting.environ}_FILE"
-        return f"{setting.environ}, or {file} (a file that holds it); not on the command line"
-    if setting.flag:
-        return f"--{setting.option}, --no-{setting.option}, {setting.environ}"
-    return f"--{setting.option}={setting.kind.metavar}, {setting.environ}"
-
-
-def _described(setting: Setting, width: int) -> str:
-    names = textwrap.fill(_names(setting), width, initial_indent="  ", subsequent_indent="    ")
+def _describe(setting: Setting, width: int) -> str:
+    if setting.is_secret:
+        file = f"{setting.env_var}_FILE"
+        names = (
+            f"{setting.env_var}, or {file} (a file that contains it); in the TOML file"
+            f" {setting.option} or {setting.option}-file; not on the command line"
+        )
+    elif setting.is_flag:
+        names = f"--{setting.option}, --no-{setting.option}, {setting.env_var}"
+    else:
+        names = f"--{setting.option}={setting.value_type.metavar}, {setting.env_var}"
+    names = textwrap.fill(names, width, initial_indent="  ", subsequent_indent="    ")
     indent = " " * 6
-    help_ = f"{setting.help} Default: {setting.shown}."
     return f"{names}\n" + textwrap.fill(
-        help_,
+        f"{setting.help} Default: {setting.default_text}.",
         width,
         initial_indent=indent,
         subsequent_indent=indent,
@@ -220,16 +222,16 @@ def _described(setting: Setting, width: int) -> str:
     )
 
 
-def _clearer(message: str) -> str:
-    """Say what to do about an option that does not exist, where that is known."""
+def _explain_unknown_option(message: str) -> str:
+    """Replace getopt's message about an unknown option by one that states the remedy."""
     unknown = re.fullmatch(r"option --(\S+) not recognized", message)
     if unknown is None:
         return message
     for setting in TABLE:
-        if setting.secret and setting.option == unknown[1]:
+        if setting.is_secret and setting.option == unknown[1]:
             return (
-                f"--{setting.option}: a secret is not taken from the command line, where everybody"
-                f" on this machine can read it; set {setting.environ}, or {setting.environ}_FILE to"
-                " the path of a file that holds it"
+                f"--{setting.option}: not accepted, because every user of this machine can read the"
+                f" command line; set {setting.env_var}, or set {setting.env_var}_FILE to the path"
+                " of a file that contains the key"
             )
-    return f"--{unknown[1]} is no option; see twistd blockops --help"
+    return f"--{unknown[1]} is not an option; see twistd blockops --help"

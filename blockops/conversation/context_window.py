@@ -1,23 +1,54 @@
 """
-The guard: a history that is too long loses its middle, and never its sense.
+Keeps prompts below a hard threshold: trims the middle of a long history, in whole steps.
 
-A history is made of *steps*: a message of a user, or one of an assistant together with the results
-of its calls. System messages and the first message of a user are outside of them: they stay. When
-the prompt reaches the hard threshold, the oldest steps are dropped until it fits the target; the
-newest step always stays. A marker tells the model how many are missing.
+**Steps.** `steps` splits a history into steps: a user message, or an assistant message together
+with the results of its tool calls. System messages and the first user message belong to no step
+and always stay. The newest step always stays too. A marker, a user message, tells the model how
+many steps are missing.
 
-    system  user  | 1  2  3  4  5  6  7  8  9            hard threshold reached
-    system  user  | marker              7  8  9          cut down to the target
-    system  user  | marker              7  8  9 10 11    the cut stays where it is
-    system  user  | marker                        11 12  ... until the threshold is reached again
+    system  user  | 1  2  3  4  5  6  7  8  9            above the hard threshold
+    system  user  | marker              7  8  9          trimmed to the target
+    system  user  | marker              7  8  9 10 11    the trim point stays
+    system  user  | marker                        11 12  ... until the threshold is exceeded again
 
-Between two cuts each prompt begins with the whole prompt before it, so the backend's prefix cache
-keeps hitting. A cut holds for every history that begins with what it drops, whatever stands behind
-that: clients edit their last message, ask something else beside, move marks along with the end.
+While the trim point stays, each prompt begins with the whole prompt before it, so that the
+backend's prefix cache keeps hitting.
 
-Where the cut lies is found by walking over the steps in the order in which they came: it depends on
-the history and on the counts of its messages alone, not on which requests were seen. So a lost
-`Cut` (a restart, a session that expired) is found again where it was.
+**Order of trimming.** The trimmer adds the steps to an empty prompt, from the oldest to the newest.
+Before and after it adds each step, and once more after the last one, it checks the size of the
+prompt. If the prompt has more tokens than the hard threshold:
+
+1. The oldest steps are dropped until the prompt has at most the target's tokens, or until only the
+   newest step is left.
+2. If the prompt is still above the hard threshold, the long tool results of the newest step are
+   shortened to their head and tail, from the first one on, until it is not.
+
+So the place where a history is trimmed depends only on the history and on the token counts of its
+messages, not on the requests that were seen before. A trim point that was lost, in a restart or
+with an expired session, is found again at the same place.
+
+After that, the first line that applies decides the result:
+
+    above the hard threshold                400 `context_length_exceeded`
+    nothing was dropped or shortened        the history as it was received
+    the last step is incomplete             400 `invalid_messages`
+    otherwise                               the trimmed history, in which markers also replace
+                                            incomplete steps after the trim point
+
+**Trim points.** The `TrimPoint` of a history is passed in again with its next request, which
+resumes after the steps that were examined. It holds for every history that begins with the dropped
+steps, whatever follows them: clients edit their last message, ask a side question at the end, or
+move their `cache_control` marks along with the end.
+
+    the request                                    messages       new trim point
+    ---------------------------------------------  -------------  ------------------------------
+    fits, and nothing was trimmed so far           all            none
+    fits, and does not begin with the dropped      all            unchanged: a short side request,
+    steps                                                         the long history will come back
+    fits, begins with the dropped steps, and has   all            none: the client has taken back
+    fewer than half of the steps after them                       most of the history
+    begins with the dropped steps, otherwise       trimmed        resumed from the old one
+    does not fit, otherwise                        trimmed        found from the first step on
 """
 
 from __future__ import annotations
@@ -28,25 +59,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from blockops.conversation.messages import Facts, Line, digest, first_user
+from blockops.conversation.messages import Message, MessageInfo, digest, first_user_digest
+from blockops.conversation.steps import Step, split_steps
 from blockops.errors import ApiError
 
-#: Tokens of a marker, and of whatever else is put into a prompt.
+#: An upper bound of a marker's tokens, with the chat template's tokens around it.
 MARKER_TOKENS = 40
-#: Characters of a tool's result that make it a long one.
+#: A tool result with fewer bytes, and a text with fewer characters, is not shortened.
 LONG_RESULT = 8_000
-#: Characters that a shortened result keeps: of its beginning and of its end.
-KEPT_OF_RESULT = (3_000, 1_000)
+#: Characters that remain of a shortened text: of its beginning and of its end.
+RESULT_HEAD_AND_TAIL = (3_000, 1_000)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ContextLimits:
     """
-    Tokens that decide.
+    Thresholds of the context window, in tokens.
 
-    :param warn: from here on the person is told
-    :param hard: no prompt has more
-    :param target: what a cut makes of a prompt
+    :param warn: the size at which a notice tells the user that the conversation is long
+    :param hard: the most tokens of a prompt
+    :param target: the size to which a prompt above `hard` is trimmed
     """
 
     warn: int
@@ -55,336 +87,304 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class TrimPoint:
     """
-    Where a history was cut.
+    The place where a history was trimmed. `TrimPoint()` stands for an untrimmed history.
 
-    :param dropped: steps that are left out, from the first one on
-    :param walked: steps that this was decided from
-    :param behind: stands for those that are left out, so that another history is told from this one
-    :param shortened: digests of the results that were shortened
+    :param dropped_steps: the number of steps that are dropped, from the first one on
+    :param examined_steps: the number of steps that the history had when it was trimmed
+    :param prefix_digest: the digest of the first user message and the dropped steps, which
+        identifies the history
+    :param shortened_digests: the digests of the tool results that were shortened
     """
 
-    dropped: int = 0
-    walked: int = 0
-    behind: bytes = b""
-    shortened: frozenset[bytes] = frozenset()
+    dropped_steps: int = 0
+    examined_steps: int = 0
+    prefix_digest: bytes = b""
+    shortened_digests: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """
-    What is kept or dropped as one.
-
-    :param places: of its messages in the history
-    :param sound: each call has its result, and each result its call
-    """
-
-    places: tuple[int, ...]
-    sound: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
+class TrimResult:
     """
     A history that fits.
 
-    :param lines: what is left of it
-    :param cut: where it was cut, to be given back with its next request
-    :param before: what was counted of it as it came
-    :param after: what is counted of what is left
-    :param dropped: steps that are missing
-    :param shortened: results that are shorter than they were
+    :param messages: the remaining messages, with markers
+    :param trim_point: for the history's next request
+    :param tokens_before: tokens of the prompt with the untrimmed history
+    :param tokens_after: tokens of the prompt with `messages`
+    :param dropped_steps: the number of dropped steps, incomplete ones included
+    :param shortened_results: the number of shortened tool results
     """
 
-    lines: list[Line]
-    cut: Cut
-    before: int
-    after: int
-    dropped: int = 0
-    shortened: int = 0
+    messages: list[Message]
+    trim_point: TrimPoint
+    tokens_before: int
+    tokens_after: int
+    dropped_steps: int = 0
+    shortened_results: int = 0
 
 
-class Guard:
+class ContextTrimmer:
     """
-    Keeps prompts below a hard threshold.
+    Trims histories to the limits.
 
-    :param read: the JSON of a message of ours -> what is known of it
+    :param parse: parses the JSON of messages that the trimmer itself makes
     """
 
-    def __init__(self, limits: Limits, read: Callable[[Sequence[bytes]], list[Line]]) -> None:
+    def __init__(
+        self, limits: ContextLimits, parse: Callable[[Sequence[bytes]], list[Message]]
+    ) -> None:
         self.limits = limits
-        self._read = read
+        self._parse = parse
 
-    def fit(
+    def trim(
         self,
-        lines: list[Line],
-        cut: Cut,
-        count: Callable[[Facts], int],
+        messages: list[Message],
+        trim_point: TrimPoint,
+        count: Callable[[MessageInfo], int],
         *,
-        beside: int = 0,
-    ) -> Fitted:
+        overhead: int = 0,
+    ) -> TrimResult:
         """
-        Return `lines`, or what of them fits.
+        Return `messages`, or the part of them that fits.
 
-        :param cut: the one that the request before ended with; `Cut()` if there was none
-        :param count: what is counted for a message
-        :param beside: tokens besides those of the messages: of the tools, or known to be missed
-        :raises ApiError: 400, nothing of it fits, or what came last is no whole step
+        :param trim_point: of the history's previous request; `TrimPoint()` for a first request
+        :param count: returns the tokens of a message
+        :param overhead: tokens of the prompt that no message counts: those of the tools, and those
+            by which the messages are known to be undercounted
+        :raises ApiError: 400, the history cannot be made to fit, or its last step is incomplete
         """
-        sizes = [count(line.facts) for line in lines]
-        before = beside + sum(sizes)
+        sizes = [count(message.info) for message in messages]
+        before = overhead + sum(sizes)
         fits = before <= self.limits.hard
-        if fits and cut == Cut():
-            return Fitted(lines, cut, before, before)
-        history = _History(lines, sizes)
-        known = history.goes_on_from(cut)
-        if fits and not known:
-            # Something short beside the history that was cut, which will come again.
-            return Fitted(lines, cut, before, before)
-        if fits and 2 * (len(history.steps) - cut.dropped) < cut.walked - cut.dropped:
-            # It was taken back, far behind its end, to where nothing has to be left out yet.
-            return Fitted(lines, Cut(), before, before)
-        walk = _Walk(history, self.limits, beside, self._short, count)
-        walk.go_on_from(cut if known else Cut())
-        if walk.total > self.limits.hard:
-            raise _too_long(walk.total, self.limits.hard)
-        if not walk.dropped and not walk.short:
-            return Fitted(lines, walk.cut, before, before)
-        gone = self._gone(history, walk.dropped)
-        left = list(self._left(history, gone, walk.short))
-        return Fitted(left, walk.cut, before, walk.total, sum(gone), len(walk.short))
+        if fits and trim_point == TrimPoint():
+            return TrimResult(messages, trim_point, before, before)
+        table = _StepTable(messages, sizes)
+        continues = table.continues(trim_point)
+        if fits and not continues:
+            return TrimResult(messages, trim_point, before, before)
+        dropped_before = trim_point.dropped_steps
+        if fits and 2 * (len(table.steps) - dropped_before) < (
+            trim_point.examined_steps - dropped_before
+        ):
+            return TrimResult(messages, TrimPoint(), before, before)
+        trimming = _Trimming(table, self.limits, overhead, self._shorten, count)
+        trimming.run(trim_point if continues else TrimPoint())
+        if trimming.total > self.limits.hard:
+            raise _too_long(trimming.total, self.limits.hard)
+        if not trimming.dropped_steps and not trimming.shortened:
+            return TrimResult(messages, trimming.trim_point, before, before)
+        if not table.steps[-1].is_complete:
+            raise _incomplete_last_step(table.messages_of(-1)[0].info)
+        is_dropped = [
+            index < trimming.dropped_steps or not step.is_complete
+            for index, step in enumerate(table.steps)
+        ]
+        return TrimResult(
+            messages=list(self._remaining(table, is_dropped, trimming.shortened)),
+            trim_point=trimming.trim_point,
+            tokens_before=before,
+            tokens_after=trimming.total,
+            dropped_steps=sum(is_dropped),
+            shortened_results=len(trimming.shortened),
+        )
 
-    def _gone(self, history: _History, dropped: int) -> list[bool]:
-        """Return of each step whether it is left out: those that are torn go with the oldest."""
-        last = history.steps[-1]
-        if not last.sound:
-            raise _torn(history.lines[last.places[0]].facts)
-        return [at < dropped or not step.sound for at, step in enumerate(history.steps)]
+    def _remaining(
+        self,
+        table: _StepTable,
+        is_dropped: Sequence[bool],
+        shortened: Mapping[bytes, Message],
+    ) -> Iterator[Message]:
+        """Yield the remaining messages, and a marker before each gap."""
+        missing = {
+            index
+            for step, dropped in zip(table.steps, is_dropped, strict=True)
+            if dropped
+            for index in step.indexes
+        }
+        markers = _marker_positions(table.steps, is_dropped)
+        for index, message in enumerate(table.messages):
+            if index in markers:
+                yield from self._parse([make_marker(markers[index])])
+            if index not in missing:
+                yield shortened.get(message.info.digest, message)
 
-    def _left(
-        self, history: _History, gone: Sequence[bool], short: Mapping[bytes, Line]
-    ) -> Iterator[Line]:
-        """Yield what is left of a history, and a marker where something is missing."""
-        steps = history.steps
-        missing = {place for at, step in enumerate(steps) if gone[at] for place in step.places}
-        markers = _markers(steps, gone)
-        for place, line in enumerate(history.lines):
-            if place in markers:
-                yield from self._read([marker(markers[place])])
-            if place not in missing:
-                yield short.get(line.facts.digest, line)
-
-    def _short(self, line: Line) -> Line | None:
-        """Return a long result shortened; None if it is none."""
-        if line.facts.role != "result" or line.facts.size < LONG_RESULT:
+    def _shorten(self, message: Message) -> Message | None:
+        """Return a long tool result in its shortened form, or None for other messages."""
+        if message.info.role != "tool" or message.info.text_bytes < LONG_RESULT:
             return None
-        short = shortened(line.raw)
-        return None if short is None else self._read([short])[0]
+        raw = shorten_result(message.raw)
+        return None if raw is None else self._parse([raw])[0]
 
 
-class _History:
-    """A history as steps, and how many tokens they have."""
+class _StepTable:
+    """
+    A history as steps, and their tokens.
 
-    def __init__(self, lines: list[Line], sizes: list[int]) -> None:
-        self.lines = lines
-        self.steps = steps_of([line.facts for line in lines])
-        of_steps = [sum(sizes[place] for place in step.places) for step in self.steps]
-        #: Tokens of the messages that are in no step: before each step, and behind the last one.
-        self.fixed = [0] * (len(self.steps) + 1)
-        within = {place for step in self.steps for place in step.places}
-        begins = [step.places[0] for step in self.steps]
-        for place, size in enumerate(sizes):
-            if place not in within:
-                self.fixed[bisect(begins, place)] += size
-        #: Tokens of each step. A torn one may have to give way to a marker, which has its own.
-        self.sizes = [
-            size if step.sound else max(size, MARKER_TOKENS)
-            for step, size in zip(self.steps, of_steps, strict=True)
-        ]
+    :ivar step_tokens: the tokens of each step
+    :ivar fixed_tokens: the tokens of the messages that belong to no step: before each step, and
+        after the last one
+    """
 
-    def behind(self, dropped: int) -> bytes:
-        """Return what stands for the first message of a user and the first `dropped` steps."""
+    def __init__(self, messages: list[Message], sizes: list[int]) -> None:
+        self.messages = messages
+        self.steps = split_steps([message.info for message in messages])
+        self.fixed_tokens = [0] * (len(self.steps) + 1)
+        in_steps = {index for step in self.steps for index in step.indexes}
+        starts = [step.indexes[0] for step in self.steps]
+        for index, size in enumerate(sizes):
+            if index not in in_steps:
+                self.fixed_tokens[bisect(starts, index)] += size
+        self.step_tokens = []
+        for step in self.steps:
+            size = sum(sizes[index] for index in step.indexes)
+            # An incomplete step may be replaced by a marker, which may have more tokens.
+            self.step_tokens.append(size if step.is_complete else max(size, MARKER_TOKENS))
+
+    def prefix_digest(self, dropped_steps: int) -> bytes:
+        """Return the digest of the first user message and the first `dropped_steps` steps."""
         digests = [
-            self.lines[place].facts.digest for step in self.steps[:dropped] for place in step.places
+            self.messages[index].info.digest
+            for step in self.steps[:dropped_steps]
+            for index in step.indexes
         ]
-        return digest(b"".join([first_user(self.lines), *digests]))
+        return digest(b"".join([first_user_digest(self.messages), *digests]))
 
-    def goes_on_from(self, cut: Cut) -> bool:
-        """Tell whether this history begins with what `cut` leaves out, and has more than that."""
-        if cut.dropped >= len(self.steps) or not (cut.dropped or cut.shortened):
+    def continues(self, point: TrimPoint) -> bool:
+        """Return True if the history begins with the steps that `point` drops, and has more."""
+        if point.dropped_steps >= len(self.steps):
             return False
-        return self.behind(cut.dropped) == cut.behind
+        if not point.dropped_steps and not point.shortened_digests:
+            return False
+        return self.prefix_digest(point.dropped_steps) == point.prefix_digest
 
-    def results_in(self, at: int) -> list[Line]:
-        return [self.lines[place] for place in self.steps[at].places]
+    def messages_of(self, step: int) -> list[Message]:
+        return [self.messages[index] for index in self.steps[step].indexes]
 
 
 @dataclass
-class _Walk:
+class _Trimming:
     """
-    One walk over the steps, in the order in which they came.
+    One pass over the steps; see "Order of trimming" at the head of this module.
 
-    :ivar dropped: steps that are left out
-    :ivar short: the digest of each result that is shortened -> what it becomes
-    :ivar total: tokens of the prompt that remains
+    :ivar dropped_steps: the number of steps that are dropped
+    :ivar shortened: the digest of each shortened tool result -> its shortened form
+    :ivar kept_tokens: tokens of the steps that were added and not dropped
+    :ivar fixed_tokens: tokens of the messages that belong to no step, up to the current one
     """
 
-    history: _History
-    limits: Limits
-    beside: int
-    shorten: Callable[[Line], Line | None]
-    count: Callable[[Facts], int]
-    dropped: int = 0
-    short: dict[bytes, Line] = field(default_factory=dict)
-    kept: int = 0
-    fixed: int = 0
+    table: _StepTable
+    limits: ContextLimits
+    overhead: int
+    shorten: Callable[[Message], Message | None]
+    count: Callable[[MessageInfo], int]
+    dropped_steps: int = 0
+    shortened: dict[bytes, Message] = field(default_factory=dict)
+    kept_tokens: int = 0
+    fixed_tokens: int = 0
 
     @property
     def total(self) -> int:
-        marker = MARKER_TOKENS if self.dropped else 0
-        return self.fixed + self.beside + self.kept + marker
+        """Tokens of the prompt."""
+        marker = MARKER_TOKENS if self.dropped_steps else 0
+        return self.fixed_tokens + self.overhead + self.kept_tokens + marker
 
     @property
-    def cut(self) -> Cut:
-        history = self.history
-        behind = history.behind(self.dropped)
-        return Cut(self.dropped, len(history.steps), behind, frozenset(self.short))
+    def trim_point(self) -> TrimPoint:
+        """The place where the history is trimmed now."""
+        return TrimPoint(
+            dropped_steps=self.dropped_steps,
+            examined_steps=len(self.table.steps),
+            prefix_digest=self.table.prefix_digest(self.dropped_steps),
+            shortened_digests=frozenset(self.shortened),
+        )
 
-    def go_on_from(self, cut: Cut) -> None:
-        """Walk to the end, from where `cut` was made; from the beginning if it is none."""
-        history = self.history
-        start = min(cut.walked, len(history.steps))
-        self.dropped = cut.dropped
-        self.fixed = sum(history.fixed[:start])
-        for at in range(cut.dropped, start):
-            self._keep(at, cut.shortened)
-        for at in range(start, len(history.steps)):
-            self.fixed += history.fixed[at]
-            if at:
-                self._bring_below(at - 1)
-            self._keep(at, frozenset())
-            self._bring_below(at)
-        self.fixed += history.fixed[-1]
-        # A prompt may have grown elsewhere: its tools, its system prompt, what the backend reports.
-        if history.steps:
-            self._bring_below(len(history.steps) - 1)
+    def run(self, start: TrimPoint) -> None:
+        """Add all steps and trim; resume after the steps that were examined for `start`."""
+        table = self.table
+        resumed = min(start.examined_steps, len(table.steps))
+        self.dropped_steps = start.dropped_steps
+        self.fixed_tokens = sum(table.fixed_tokens[:resumed])
+        for step in range(start.dropped_steps, resumed):
+            self._add_step(step, start.shortened_digests)
+        for step in range(resumed, len(table.steps)):
+            self.fixed_tokens += table.fixed_tokens[step]
+            if step:
+                self._trim_to_limit(step - 1)
+            self._add_step(step, frozenset())
+            self._trim_to_limit(step)
+        self.fixed_tokens += table.fixed_tokens[-1]
+        # The prompt may have grown outside the steps since `start`: by its tools, its system
+        # prompt, or the usage that the backend reported.
+        if table.steps:
+            self._trim_to_limit(len(table.steps) - 1)
 
-    def _keep(self, at: int, shortened: frozenset[bytes]) -> None:
-        self.kept += self.history.sizes[at]
-        for line in self.history.results_in(at) if shortened else ():
-            if line.facts.digest in shortened:
-                self._shorten(line)
+    def _add_step(self, step: int, shortened_digests: frozenset[bytes]) -> None:
+        self.kept_tokens += self.table.step_tokens[step]
+        if shortened_digests:
+            for message in self.table.messages_of(step):
+                if message.info.digest in shortened_digests:
+                    self._shorten(message)
 
-    def _bring_below(self, newest: int) -> None:
-        """Drop and shorten until the prompt is below the hard threshold, if it can be."""
+    def _trim_to_limit(self, newest: int) -> None:
+        """Bring the prompt below the hard threshold if possible, and keep the step `newest`."""
         if self.total <= self.limits.hard:
             return
-        while self.total > self.limits.target and self.dropped < newest:
-            self._drop()
-        for line in self.history.results_in(newest):
+        while self.total > self.limits.target and self.dropped_steps < newest:
+            self._drop_oldest()
+        for message in self.table.messages_of(newest):
             if self.total <= self.limits.hard:
                 break
-            self._shorten(line)
+            self._shorten(message)
 
-    def _drop(self) -> None:
-        for line in self.history.results_in(self.dropped):
-            if (short := self.short.pop(line.facts.digest, None)) is not None:
-                self.kept += self.count(line.facts) - self.count(short.facts)
-        self.kept -= self.history.sizes[self.dropped]
-        self.dropped += 1
+    def _drop_oldest(self) -> None:
+        for message in self.table.messages_of(self.dropped_steps):
+            short = self.shortened.pop(message.info.digest, None)
+            if short is not None:
+                self.kept_tokens += self.count(message.info) - self.count(short.info)
+        self.kept_tokens -= self.table.step_tokens[self.dropped_steps]
+        self.dropped_steps += 1
 
-    def _shorten(self, line: Line) -> None:
-        if line.facts.digest in self.short:
+    def _shorten(self, message: Message) -> None:
+        if message.info.digest in self.shortened:
             return
-        short = self.shorten(line)
+        short = self.shorten(message)
         if short is not None:
-            self.short[line.facts.digest] = short
-            self.kept += self.count(short.facts) - self.count(line.facts)
+            self.shortened[message.info.digest] = short
+            self.kept_tokens += self.count(short.info) - self.count(message.info)
 
 
-def steps_of(messages: Sequence[Facts]) -> list[Step]:
-    """Return the steps of a history: every message that is not one of those that always stay."""
-    steps: list[Step] = []
-    begun: list[int] = []  # the message with calls whose results are being gathered, and these
-    asked = False
-
-    def close() -> None:
-        if begun:
-            steps.append(Step(tuple(begun), _is_answered([messages[at] for at in begun])))
-            begun.clear()
-
-    for place, facts in enumerate(messages):
-        if facts.role == "system":
-            continue
-        if facts.role == "result" and begun and _expects(messages, begun, facts):
-            begun.append(place)
-        elif facts.role == "result":
-            # It has no call. The step that it stands in may go on behind it.
-            steps.append(Step((place,), sound=False))
-        elif facts.role == "user" and not asked:
-            close()
-            asked = True
-        else:
-            close()
-            begun.append(place)
-    close()
-    return sorted(steps, key=lambda step: step.places[0])
-
-
-def _expects(messages: Sequence[Facts], begun: Sequence[int], result: Facts) -> bool:
-    """Tell whether a result belongs to one of the calls that have none yet."""
-    first, *before = (messages[at] for at in begun)
-    left = list(first.calls)
-    for facts in before:
-        left.remove(_taken(left, facts.answers))
-    return bool(left) and _taken(left, result.answers) in left
-
-
-def _taken(left: Sequence[str], answers: str) -> str:
-    """Return which of the calls that are left a result answers: some know no ids, only an order."""
-    if not answers:
-        return left[0]
-    return answers if answers in left else ""
-
-
-def _is_answered(messages: Sequence[Facts]) -> bool:
-    first, *results = messages
-    return first.readable and len(results) == len(first.calls)
-
-
-def _markers(steps: Sequence[Step], gone: Sequence[bool]) -> dict[int, int]:
-    """Return where a marker goes -> how many steps are missing there."""
+def _marker_positions(steps: Sequence[Step], is_dropped: Sequence[bool]) -> dict[int, int]:
+    """Return the index of the first message of each gap -> the number of steps missing there."""
     markers: dict[int, int] = {}
-    first = -1
-    for at, step in enumerate(steps):
-        if not gone[at]:
-            first = -1
+    gap_start = -1
+    for step, dropped in zip(steps, is_dropped, strict=True):
+        if not dropped:
+            gap_start = -1
             continue
-        if first < 0:
-            first = step.places[0]
-        markers[first] = markers.get(first, 0) + 1
+        if gap_start < 0:
+            gap_start = step.indexes[0]
+        markers[gap_start] = markers.get(gap_start, 0) + 1
     return markers
 
 
-def marker(steps: int) -> bytes:
-    """Return the message that stands where `steps` steps are missing."""
-    what = (
-        "1 step of this conversation is"
-        if steps == 1
-        else (f"{steps} steps of this conversation are")
-    )
-    text = f"[{what} left out here, to make room: messages, calls of tools and their results.]"
+def make_marker(steps: int) -> bytes:
+    """Return the JSON of the message that stands for `steps` missing steps."""
+    subject = "1 step of this conversation is"
+    if steps != 1:
+        subject = f"{steps} steps of this conversation are"
+    text = f"[{subject} left out here, to make room: messages, calls of tools and their results.]"
     return json.dumps({"role": "user", "content": text}).encode()
 
 
-def shortened(raw: bytes) -> bytes | None:
+def shorten_result(raw: bytes) -> bytes | None:
     """
-    Return the JSON of a tool's result with the middle of its long texts left out.
+    Return the JSON of a tool result with the middle of its long texts left out.
 
-    The same result always becomes the same.
+    The output depends on `raw` alone.
 
-    :returns: None if none of them is long
+    :returns: None if it has no long text
     """
     try:
         message: dict[str, Any] = json.loads(raw)
@@ -392,49 +392,54 @@ def shortened(raw: bytes) -> bytes | None:
         return None
     content = message.get("content")
     if isinstance(content, str):
-        short: Any = _shortened_text(content)
+        short: Any = _shorten_text(content)
     elif isinstance(content, list):
-        short = [_shortened_part(part) for part in content]
+        short = [
+            {**part, "text": _shorten_text(part["text"])}
+            if isinstance(part, dict) and isinstance(part.get("text"), str)
+            else part
+            for part in content
+        ]
     else:
         return None
     return None if short == content else json.dumps({**message, "content": short}).encode()
 
 
-def _shortened_part(part: Any) -> Any:
-    text = part.get("text") if isinstance(part, dict) else None
-    return {**part, "text": _shortened_text(text)} if isinstance(text, str) else part
-
-
-def _shortened_text(text: str) -> str:
+def _shorten_text(text: str) -> str:
     if len(text) < LONG_RESULT:
         return text
-    head, tail = KEPT_OF_RESULT
-    left_out = len(text) - head - tail
-    return f"{text[:head]}\n[{left_out} characters are left out here]\n{text[-tail:]}"
+    head, tail = RESULT_HEAD_AND_TAIL
+    missing = len(text) - head - tail
+    return f"{text[:head]}\n[{missing} characters are left out here]\n{text[-tail:]}"
 
 
 def _too_long(tokens: int, hard: int) -> ApiError:
     return ApiError(
         400,
-        f"This conversation has about {tokens:,} tokens even without its middle; {hard:,} are "
+        f"This conversation has about {tokens:,} tokens even after trimming; at most {hard:,} are "
         "allowed (TOKEN_HARD_THRESHOLD). Send a shorter last message, system prompt or list of "
-        "tools, or begin anew with /new.",
+        "tools, or start over with /new.",
         code="context_length_exceeded",
         param="messages",
     )
 
 
-def _torn(facts: Facts) -> ApiError:
-    if not facts.readable:
-        what = "is no message that the API knows"
-    elif facts.role == "result":
-        what = "is the result of a call that no message before it makes"
+def _incomplete_last_step(info: MessageInfo) -> ApiError:
+    """
+    Return the error for a history whose last step is incomplete.
+
+    :param info: the step's first message
+    """
+    if not info.is_valid:
+        problem = "does not have the role and fields of a chat message"
+    elif info.role == "tool":
+        problem = "is the result of a tool call that no earlier message makes"
     else:
-        what = "makes calls that are not all answered"
+        problem = "makes tool calls that do not all have a result"
     return ApiError(
         400,
-        "This conversation is too long to be sent whole, and it cannot be cut: at its end, a "
-        f"message {what}.",
+        "This conversation is too long and cannot be trimmed: a message at its end "
+        f"{problem}. Send complete messages, or start over with /new.",
         code="invalid_messages",
         param="messages",
     )

@@ -1,128 +1,91 @@
 """
-The messages of a request, read as far as the guard and the sessions need to.
+Parses the messages of a request for trimming, token counts and sessions.
 
-A message stays the bytes that the client wrote; what is known of it is found by the digest of
-these bytes, so that a turn costs only its new messages.
+A message stays the bytes that the client sent. Facts about it are cached under the digest of these
+bytes, so that the next turn of a conversation parses only its new messages.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from types import MappingProxyType
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from blockops.api.lenient_json import UNREADABLE
-from blockops.conversation.notices import without_notices
+from blockops.api.lenient_json import DECODE_ERRORS
+from blockops.conversation.cache import RecentCache
+from blockops.conversation.notices import remove_notices
 
-#: Messages of which the facts are kept, twice: six long sessions, some 1.5 MB. To read one anew
-#: takes microseconds: more would hold memory for ever and win little.
-MAX_KNOWN = 3_000
+#: Messages whose `MessageInfo` is cached, in each of the cache's two generations: six long
+#: sessions, about 1.5 MB. Parsing a message again takes microseconds, so a larger cache would cost
+#: memory and gain little.
+MAX_MESSAGES = 3_000
 
-#: Characters of a call's id that are kept; of a longer one, a digest is.
-LONGEST_ID = 64
+#: The longest id of a tool call that is stored unchanged; a longer one is replaced by its digest.
+MAX_CALL_ID_LENGTH = 64
 
-#: What begins a session anew, if nothing else is set.
+#: Matches the beginning of a user message that resets the session, unless the operator sets
+#: another pattern.
 RESET_PATTERN = re.compile(r"/(?:new|reset)(?!\S)")
 
-Role = Literal["system", "user", "assistant", "result", "other"]
+Role = Literal["system", "user", "assistant", "tool", "other"]
 
-#: What a message says of whose it is -> what that is here.
+#: The API's role of a message -> its role here.
 ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
-    "tool": "result",
-    "function": "result",
+    "tool": "tool",
+    "function": "tool",
 }
 
-#: Bytes of what stands for a message.
+#: Bytes of a message's digest.
 DIGEST_SIZE = 16
 
 _DIGITS = b"0123456789"
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
-
-# Most hold so little that nothing of it is old.
-_NOTHING: Mapping[Any, Any] = MappingProxyType({})
-
-
-class Recent(Generic[Key, Value]):
+class MessageInfo(msgspec.Struct, frozen=True, gc=False):
     """
-    A mapping that forgets what was not asked for in a long time.
-
-    :param size: it holds that many entries, and at most twice as many
-    """
-
-    __slots__ = ("_old", "_size", "_young")
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._young: dict[Key, Value] = {}
-        self._old: Mapping[Key, Value] = _NOTHING
-
-    def __len__(self) -> int:
-        return len(self._young.keys() | self._old.keys())
-
-    def get(self, key: Key) -> Value | None:
-        """Return what is known for `key`; None if nothing is."""
-        value = self._young.get(key)
-        if value is None:
-            value = self._old.get(key)
-            if value is not None:
-                self.put(key, value)
-        return value
-
-    def put(self, key: Key, value: Value) -> None:
-        """Remember `value`."""
-        if len(self._young) >= self._size:
-            self._old, self._young = self._young, {}
-        self._young[key] = value
-
-
-class Facts(msgspec.Struct, frozen=True, gc=False):
-    """
-    What is known of one message.
+    Facts about one message.
 
     :param digest: of its JSON text
-    :param role: "result" is a tool's, "other" one that no role of the API says
-    :param calls: the ids of the calls that an assistant makes; "" where it gave none, and a digest
-        for one that is longer than `LONGEST_ID`
-    :param answers: the id of the call that a result belongs to; "" if it does not say
-    :param weight: its tokens, as a guess that no model has corrected yet
-    :param size: bytes of its text: no tokenizer makes more tokens of it
-    :param images: pictures and other things that are no text
-    :param readable: it has the shape of a message of the API
-    :param reset: it is a user's, and begins with the marker of a reset
+    :param role: "tool" for the result of a tool call, "other" for a role that the API does not have
+    :param call_ids: the ids of the tool calls that an assistant makes: "" for a call without an id,
+        a digest for one longer than `MAX_CALL_ID_LENGTH`
+    :param tool_call_id: the id of the call that a tool result belongs to; "" if it has none
+    :param text_estimate: the estimated tokens of its text, not yet calibrated for any model
+    :param text_bytes: bytes of its text in UTF-8, an upper bound of its tokens with any tokenizer
+    :param images: the number of its images and of other parts that are not text
+    :param is_valid: it has the shape of a message of the API
+    :param is_reset: it is a user message that begins with a reset command, such as `/new`
     """
 
     digest: bytes
     role: Role
-    calls: tuple[str, ...] = ()
-    answers: str = ""
-    weight: float = 0.0
-    size: int = 0
+    call_ids: tuple[str, ...] = ()
+    tool_call_id: str = ""
+    text_estimate: float = 0.0
+    text_bytes: int = 0
     images: int = 0
-    readable: bool = True
-    reset: bool = False
+    is_valid: bool = True
+    is_reset: bool = False
 
 
-class Line(NamedTuple):
+class Message(NamedTuple):
     """
     One message.
 
     :param raw: its JSON text
+    :param info: facts about it
     """
 
     raw: bytes
-    facts: Facts
+    info: MessageInfo
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -130,110 +93,130 @@ class _Function(msgspec.Struct, gc=False):
     arguments: Any = None
 
 
-class _Call(msgspec.Struct, gc=False):
+class _ToolCall(msgspec.Struct, gc=False):
     id: str | None = None
     function: _Function | None = None
 
 
-class _Part(msgspec.Struct, gc=False):
+class _ContentPart(msgspec.Struct, gc=False):
     type: str = "text"
     text: str | None = None
 
 
-class _Message(msgspec.Struct, gc=False):
+class _MessageFields(msgspec.Struct, gc=False):
     role: str
-    content: str | list[_Part] | None = None
-    tool_calls: list[_Call] | None = None
+    content: str | list[_ContentPart] | None = None
+    tool_calls: list[_ToolCall] | None = None
     function_call: _Function | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
-_decode = msgspec.json.Decoder(_Message).decode
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode = msgspec.json.Decoder(_MessageFields).decode
 
 
 def digest(data: bytes) -> bytes:
-    """Return `DIGEST_SIZE` bytes that stand for `data`."""
+    """Return the BLAKE2b digest of `data`, `DIGEST_SIZE` bytes long."""
     return blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
-class Reader:
+class MessageParser:
     """
-    Reads messages, each of them once.
+    Parses messages, and caches the facts about them.
 
-    :param reset_pattern: what a user's message begins with to begin a session anew
+    :param reset_pattern: matches the beginning of a user message that resets the session
     """
 
     def __init__(self, reset_pattern: re.Pattern[str] = RESET_PATTERN) -> None:
         self._reset_pattern = reset_pattern
-        self._known: Recent[bytes, Facts] = Recent(MAX_KNOWN)
+        self._cache: RecentCache[bytes, MessageInfo] = RecentCache(MAX_MESSAGES)
 
-    def read(self, messages: Iterable[bytes]) -> list[Line]:
-        """Return `messages` without the notices in them; those that were nothing else are gone."""
-        cleaned = map(without_notices, messages)
-        return [Line(raw, self._facts(raw)) for raw in cleaned if raw is not None]
-
-    def since_reset(self, lines: list[Line]) -> list[Line]:
+    def parse(self, raw_messages: Iterable[bytes]) -> list[Message]:
         """
-        Return what is to be sent on of `lines`, which is a new list if anything is not.
+        Parse the JSON texts of a request's messages.
 
-        What came before the newest marker of a reset, and the marker, is left out; system messages
-        stay. What a user wrote behind the marker stays too.
+        Notices are removed from the messages, and messages that consist only of notices are
+        dropped.
         """
-        newest = max((at for at, line in enumerate(lines) if line.facts.reset), default=None)
+        cleaned = map(remove_notices, raw_messages)
+        return [Message(raw, self._info(raw)) for raw in cleaned if raw is not None]
+
+    def after_reset(self, messages: list[Message]) -> list[Message]:
+        """
+        Return the messages after the newest reset; `messages` itself if there was no reset.
+
+        System messages before the reset stay. Of the message that resets, only the command is
+        removed: the user's text after it stays.
+        """
+        newest = max(
+            (index for index, message in enumerate(messages) if message.info.is_reset),
+            default=None,
+        )
         if newest is None:
-            return lines
-        kept = [line for line in lines[:newest] if line.facts.role == "system"]
-        rest = without_marker(lines[newest].raw, self._reset_pattern)
-        if rest is not None:
-            kept.append(Line(rest, self._facts(rest, may_reset=False)))
-        return kept + lines[newest + 1 :]
+            return messages
+        remaining = [message for message in messages[:newest] if message.info.role == "system"]
+        raw = strip_reset_command(messages[newest].raw, self._reset_pattern)
+        if raw is not None:
+            # "/new /new" resets once: what follows the first command is ordinary text.
+            remaining.append(Message(raw, message_info(raw, digest(raw), None)))
+        return remaining + messages[newest + 1 :]
 
-    def _facts(self, raw: bytes, *, may_reset: bool = True) -> Facts:
+    def _info(self, raw: bytes) -> MessageInfo:
         key = digest(raw)
-        facts = self._known.get(key) if may_reset else None
-        if facts is None:
-            facts = facts_of(raw, key, self._reset_pattern if may_reset else None)
-            if may_reset:
-                self._known.put(key, facts)
-        return facts
+        info = self._cache.get(key)
+        if info is None:
+            info = message_info(raw, key, self._reset_pattern)
+            self._cache.put(key, info)
+        return info
 
 
-def facts_of(raw: bytes, key: bytes, reset_pattern: re.Pattern[str] | None) -> Facts:
-    """Return what is to be known of the message whose JSON is `raw`."""
-    message = _read(raw)
-    if message is None:
-        return Facts(key, "other", (), "", len(raw) / 3, len(raw), readable=False)
-    text = text_of(message)
-    role = ROLES.get(message.role, "other")
-    return Facts(
-        digest=key,
+def message_info(
+    raw: bytes, raw_digest: bytes, reset_pattern: re.Pattern[str] | None
+) -> MessageInfo:
+    """
+    Parse one message.
+
+    :param raw: its JSON text
+    :param reset_pattern: None if the message cannot be a reset
+    """
+    fields = _decode_message(raw)
+    if fields is None:
+        return MessageInfo(raw_digest, "other", (), "", len(raw) / 3, len(raw), is_valid=False)
+    text = _template_text(fields)
+    content = fields.content
+    role = ROLES.get(fields.role, "other")
+    call_ids: tuple[str, ...] = ()
+    if role == "assistant" and fields.tool_calls:
+        call_ids = tuple(_short_id(call.id) for call in fields.tool_calls)
+    elif role == "assistant" and fields.function_call is not None:
+        call_ids = ("",)
+    return MessageInfo(
+        digest=raw_digest,
         role=role,
-        calls=_calls_of(message) if role == "assistant" else (),
-        answers=_short_id(message.tool_call_id),
-        weight=weigh(text),
-        size=len(text.encode("utf-8", "surrogatepass")),
-        images=_images_in(message.content),
-        readable=role != "other",
-        reset=(
+        call_ids=call_ids,
+        tool_call_id=_short_id(fields.tool_call_id),
+        text_estimate=estimate_tokens(text),
+        text_bytes=len(text.encode("utf-8", "surrogatepass")),
+        images=sum(part.text is None for part in content) if isinstance(content, list) else 0,
+        is_valid=role != "other",
+        is_reset=(
             reset_pattern is not None
             and role == "user"
-            and reset_pattern.match(_beginning(message.content).lstrip()) is not None
+            and reset_pattern.match(_first_text(content).lstrip()) is not None
         ),
     )
 
 
-def text_in(raw: bytes) -> str:
-    """Return the text that a model reads of the message whose JSON is `raw`."""
-    message = _read(raw)
-    return raw.decode("utf-8", "replace") if message is None else text_of(message)
+def message_text(raw: bytes) -> str:
+    """Return the text that the model reads of the message whose JSON is `raw`."""
+    fields = _decode_message(raw)
+    return raw.decode("utf-8", "replace") if fields is None else _template_text(fields)
 
 
-def weigh(text: str) -> float:
+def estimate_tokens(text: str) -> float:
     """
-    Return about how many tokens `text` is to a model of which nothing is known yet.
+    Return the estimated number of tokens in `text`, for a model that is not calibrated yet.
 
     3.5 characters a token are usual for prose and code; a Chinese or Japanese character is about
     one token, a Cyrillic one half; most tokenizers of today write numbers digit by digit.
@@ -241,73 +224,56 @@ def weigh(text: str) -> float:
     encoded = text.encode("utf-8", "surrogatepass")
     characters = len(text)
     digits = len(encoded) - len(encoded.translate(None, _DIGITS))
-    wide = len(encoded) - characters
-    return (characters - digits) / 3.5 + 0.7 * digits + wide / 3
+    extra_bytes = len(encoded) - characters
+    return (characters - digits) / 3.5 + 0.7 * digits + extra_bytes / 3
 
 
-def _read(raw: bytes) -> _Message | None:
-    """Return the message; None if nothing can be said of it."""
+def _decode_message(raw: bytes) -> _MessageFields | None:
+    """Return the message's fields, or None if it does not have the API's shape."""
     try:
         return _decode(raw)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         pass
     try:
-        # Halves of surrogate pairs and NaN, which msgspec refuses and backends accept.
-        return msgspec.convert(json.loads(raw), _Message)
+        # msgspec rejects NaN and lone surrogates, which backends accept.
+        return msgspec.convert(json.loads(raw), _MessageFields)
     except (ValueError, RecursionError):
         return None
 
 
-def text_of(message: _Message) -> str:
-    """Return what a template writes of a message, as far as one can know."""
-    parts = [message.reasoning_content or message.reasoning or ""]
-    if isinstance(message.content, str):
-        parts.append(message.content)
-    elif message.content is not None:
-        parts.extend(part.text or "" for part in message.content)
-    for function in _functions_of(message):
-        arguments = function.arguments
-        parts.append(function.name or "")
-        parts.append(arguments if isinstance(arguments, str) else json.dumps(arguments))
-    return "\n".join(filter(None, parts))
+def _template_text(fields: _MessageFields) -> str:
+    """Return the text that a chat template most likely writes of a message."""
+    texts = [fields.reasoning_content or fields.reasoning or ""]
+    if isinstance(fields.content, str):
+        texts.append(fields.content)
+    elif fields.content is not None:
+        texts.extend(part.text or "" for part in fields.content)
+    for function in [*(call.function for call in fields.tool_calls or ()), fields.function_call]:
+        if function is not None:
+            arguments = function.arguments
+            texts.append(function.name or "")
+            texts.append(arguments if isinstance(arguments, str) else json.dumps(arguments))
+    return "\n".join(filter(None, texts))
 
 
-def _functions_of(message: _Message) -> list[_Function]:
-    called = [call.function for call in message.tool_calls or ()]
-    return [function for function in [*called, message.function_call] if function is not None]
+def _short_id(call_id: str | None) -> str:
+    if not call_id or len(call_id) <= MAX_CALL_ID_LENGTH:
+        return call_id or ""
+    return digest(call_id.encode("utf-8", "surrogatepass")).hex()
 
 
-def _calls_of(message: _Message) -> tuple[str, ...]:
-    if message.tool_calls:
-        return tuple(_short_id(call.id) for call in message.tool_calls)
-    return ("",) if message.function_call is not None else ()
-
-
-def _short_id(said: str | None) -> str:
-    """Return what a call is known by."""
-    if not said or len(said) <= LONGEST_ID:
-        return said or ""
-    return digest(said.encode("utf-8", "surrogatepass")).hex()
-
-
-def _images_in(content: str | list[_Part] | None) -> int:
-    if not isinstance(content, list):
-        return 0
-    return sum(part.text is None for part in content)
-
-
-def _beginning(content: str | list[_Part] | None) -> str:
-    """Return the text that a message begins with."""
+def _first_text(content: str | list[_ContentPart] | None) -> str:
     if isinstance(content, str):
         return content
     return next((part.text for part in content or () if part.text), "")
 
 
-def without_marker(raw: bytes, pattern: re.Pattern[str]) -> bytes | None:
+def strip_reset_command(raw: bytes, pattern: re.Pattern[str]) -> bytes | None:
     """
-    Return the JSON of a user's message without the marker of a reset that it begins with.
+    Return the JSON of a user message without the reset command that it begins with.
 
-    :returns: None if nothing is left of it
+    :param raw: a message whose `MessageInfo.is_reset` is true
+    :returns: None if nothing remains of the message
     """
     fields: dict[str, Any] = json.loads(raw)
     content = fields["content"]
@@ -317,13 +283,13 @@ def without_marker(raw: bytes, pattern: re.Pattern[str]) -> bytes | None:
     found = pattern.match(text)
     assert found is not None
     first["text"] = text[found.end() :].lstrip()
-    left = [part for part in parts if part is not first or part["text"]]
-    if not left:
+    remaining = [part for part in parts if part is not first or part["text"]]
+    if not remaining:
         return None
-    fields["content"] = first["text"] if isinstance(content, str) else left
+    fields["content"] = first["text"] if isinstance(content, str) else remaining
     return json.dumps(fields).encode()
 
 
-def first_user(lines: Sequence[Line]) -> bytes:
-    """Return the digest of the first message of a user; empty if there is none."""
-    return next((line.facts.digest for line in lines if line.facts.role == "user"), b"")
+def first_user_digest(messages: Sequence[Message]) -> bytes:
+    """Return the digest of the first user message; empty if no message is a user's."""
+    return next((message.info.digest for message in messages if message.info.role == "user"), b"")

@@ -1,24 +1,30 @@
 r"""
-Notices: what blockops itself says to the person at the other end, within the model's answer.
+Writes notices, which are text from blockops to the user in the model's answer, and removes them.
 
-A notice is text between a marker line and a blank line. One that opens an answer looks like
+A notice is a marker line, one or more lines of text, and a blank line. At the beginning of an
+answer it looks like
 
     [blockops notice]\nThe first line.\nAnother one.\n\n
 
-and one that closes an answer has `\n\n` and another marker line before it. Histories that come back
-lose exactly what was put in: the model never sees it, it costs no tokens, and the backend's prefix
-cache finds what the model has said.
+and at the end of an answer it has `\n\n` and another marker line before it. Notices are removed
+from the histories that clients send back, and nothing else is: the model never sees a notice, it
+costs no tokens, and the backend's prefix cache finds the answer as the model wrote it.
 
-Nothing of the model's may go with it, also where a client has changed white space or the model
-writes of notices itself. So a notice is only what stands where one is put, at the beginning of a
-text, of its think block, or of what is behind that, or at its end, and whose lines are sentences of
-this module. That is also what tells where a notice ends that has lost its blank line. Who changes a
-sentence has to keep its old shape in `_SENTENCES`: histories hold it for long.
+The removal must not take any text of the model, even if a client has changed white space or the
+model itself writes about notices. Therefore a text is a notice only if
 
-The removal works on the JSON text of a message. It does not parse the message and write it anew,
-so not one byte beside the notice changes. A newline is `\n` there in every JSON writer; of what is
-in the sentences and the markers, some escape `/`, none anything else but the name of a model.
-It looks at each byte a fixed number of times at most: a model in a loop may repeat a marker.
+- it is at a place where notices are inserted: at the beginning of a text, of its think block, or of
+  the text after that, or at the end of a text; and
+- each of its lines is a sentence of this module. This also decides where a notice ends that has
+  lost its blank line.
+
+If you change a sentence, keep the old form in `_SENTENCES`: clients keep histories for a long time.
+
+The removal works on the JSON text of a message, which is neither parsed nor encoded again, so that
+no other byte changes. Every JSON encoder writes a newline as `\n`. Of the characters in the
+sentences and markers, some encoders escape `/`, and none escapes another one, except in a model's
+name. Each byte is examined at most a fixed number of times, because a model in a loop may repeat a
+marker without end.
 """
 
 from __future__ import annotations
@@ -29,210 +35,232 @@ from typing import Any, Literal
 
 import msgspec
 
-from blockops.api.lenient_json import UNREADABLE
+from blockops.api.lenient_json import DECODE_ERRORS
 
-OPENS = "[blockops notice]"
-CLOSES = "[blockops adds]"
+LEADING_MARKER = "[blockops notice]"
+TRAILING_MARKER = "[blockops adds]"
 
-#: Characters of the longest name of a model that is said.
-MAX_NAME = 200
+#: Characters of the longest model name that a notice contains.
+MAX_MODEL_NAME = 200
 
-#: What a session is told once, in the order in which it is told.
-Kind = Literal["banner", "context", "notice", "warning", "high", "critical"]
+#: The kinds of notices that a session gets once each: its banner, a long context, and one for each
+#: tier of the machine's memory (`notice` to `critical`).
+NoticeKind = Literal["banner", "context", "notice", "warning", "high", "critical"]
 
 _Span = tuple[int, int]
 
-# What ends a sentence is in no name: the model may go on behind it.
-_UNSAYABLE = re.compile(r"\[blockops |</think>|\. ")
+# A name with the end of a sentence in it could not be told from text of the model after it.
+_FORBIDDEN_IN_NAME = re.compile(r"\[blockops |</think>|\. ")
 
 
-def opening(texts: Sequence[str]) -> str:
-    """Return `texts`, each one or more lines, as the notice that opens an answer."""
-    return f"{OPENS}\n{_lines(texts)}\n\n" if texts else ""
+def leading_block(texts: Sequence[str]) -> str:
+    """Return the notice for the beginning of an answer; empty without `texts`."""
+    return f"{LEADING_MARKER}\n{_without_blank_lines(texts)}\n\n" if texts else ""
 
 
-def closing(texts: Sequence[str]) -> str:
-    """Return `texts`, each one or more lines, as the notice that closes an answer."""
-    return f"\n\n{CLOSES}\n{_lines(texts)}\n\n" if texts else ""
+def trailing_block(texts: Sequence[str]) -> str:
+    """Return the notice for the end of an answer; empty without `texts`."""
+    return f"\n\n{TRAILING_MARKER}\n{_without_blank_lines(texts)}\n\n" if texts else ""
 
 
-def _lines(texts: Sequence[str]) -> str:
-    """Return all lines of `texts` that are not blank: a blank one would end the notice."""
+def _without_blank_lines(texts: Sequence[str]) -> str:
+    # A blank line would end the notice.
     lines = "\n".join(texts).splitlines()
     return "\n".join(line for line in lines if line.strip())
 
 
 def session_banner(model: str) -> str:
-    """Return what a session begins with; a name that could not be found again is left out."""
+    """Return the first notice of a session; a name that could not be removed is left out."""
     name = " ".join(model.split())
-    sayable = name and len(name) <= MAX_NAME and not _UNSAYABLE.search(name)
-    return f"New session with {name}." if sayable else "New session."
+    is_removable = name and len(name) <= MAX_MODEL_NAME and not _FORBIDDEN_IN_NAME.search(name)
+    return f"New session with {name}." if is_removable else "New session."
 
 
 def context_notice(tokens: int, warn: int, hard: int) -> str:
-    """Return what is said of a history of `tokens` tokens."""
+    """
+    Return the notice about a long history.
+
+    :param tokens: of the untrimmed history
+    :param warn: the size at which the notice is given, in tokens
+    :param hard: the size above which the history is trimmed, in tokens
+    """
     return (
-        f"This conversation is long: about {tokens:,} tokens (notice at {warn:,}). At {hard:,} the "
-        "oldest part behind the first message is left out; /new begins anew."
+        f"This conversation is long: about {tokens:,} tokens (notice at {warn:,}). Above {hard:,} "
+        "tokens, the oldest messages after the first are left out. Start over with /new."
     )
 
 
 def memory_notice(kind: str, percent: float) -> str:
-    """Return what is said of the machine's memory, of which `percent` are available."""
+    """Return the notice about the machine's memory, of which `percent` are available."""
     return f"Memory is getting tight ({kind}): {percent:.0f} % of it is available."
 
 
-def cold_start_notice(seconds: float, tokens: int) -> str:
-    """Return what is said of a backend that has read for `seconds` without a word."""
+def prefill_notice(seconds: float, tokens: int) -> str:
+    """
+    Return the notice about a wait for the first token.
+
+    :param seconds: since the request was sent to the backend
+    :param tokens: of the prompt; 0 if unknown
+    """
     prompt = f"a prompt of about {tokens:,} tokens" if tokens else "a long prompt"
     return f"The model is reading {prompt}: {seconds:.0f} seconds so far."
 
 
-def _shape(example: str) -> bytes:
-    """Return the pattern of the sentence that `example` is one of, with any numbers."""
+def _sentence_pattern(example: str) -> bytes:
+    """Return a pattern for the sentence `example` with any numbers."""
     pattern = re.sub(rb"[0-9](?:[0-9,]*[0-9])?", rb"[0-9,]{1,24}", re.escape(example.encode()))
     return pattern.replace(b"/", rb"\\?/")
 
 
-# All patterns are for the inside of a JSON string that `_flat` was applied to: what follows a
-# backslash there is what it escapes. A character of a name has up to 12 bytes: \ud83d\ude00.
+# All patterns match the inside of a JSON string after `_mask_backslashes`, so that a backslash
+# always begins an escape. A character of a name has up to 12 bytes: \ud83d\ude00.
 _LT, _GT = rb"(?:<|\\u003[cC])", rb"(?:>|\\u003[eE])"
-_OVER = _LT + rb"\\?/think" + _GT
-_NAME = rb"(?:(?!\[blockops |%b|\.(?:[ ]|\\t))(?:[^\\]|\\[^nr])){1,%d}" % (_OVER, 12 * MAX_NAME)
+_THINK_END_TAG = _LT + rb"\\?/think" + _GT
+_NAME = rb"(?:(?!\[blockops |%b|\.(?:[ ]|\\t))(?:[^\\]|\\[^nr])){1,%d}" % (
+    _THINK_END_TAG,
+    12 * MAX_MODEL_NAME,
+)
 _SENTENCES = [
-    *map(_shape, (session_banner(""), context_notice(1, 2, 3))),
-    _shape(session_banner("NAME")).replace(b"NAME", _NAME),
-    *(_shape(memory_notice(kind, 1)) for kind in ("notice", "warning", "high", "critical")),
-    *(_shape(cold_start_notice(1, tokens)) for tokens in (0, 1)),
+    *map(_sentence_pattern, (session_banner(""), context_notice(1, 2, 3))),
+    _sentence_pattern(session_banner("NAME")).replace(b"NAME", _NAME),
+    *(
+        _sentence_pattern(memory_notice(kind, 1))
+        for kind in ("notice", "warning", "high", "critical")
+    ),
+    *(_sentence_pattern(prefill_notice(1, tokens)) for tokens in (0, 1)),
 ]
-# CR is for clients that keep text with it: it is in every line then.
+# Some clients store text with CRLF; then every line of the notice has a CR.
 _EOL = rb"(?P<eol>(?:\\r)?\\n)"
 _BLANK = rb"(?:[ ]|\\t)*+"
 _SPACE = rb"(?:[ ]|\\[nrtf])*+"
 _LINE = rb"(?:" + b"|".join(_SENTENCES) + rb")" + _BLANK + rb"(?=(?P=eol)|\Z)"
-# Not possessive: before Python 3.11.5 that fails with what may itself be tried in several ways
-# (python/cpython#106052). Nothing is tried twice all the same: behind a line there is an end.
+# The repetition is not possessive: before Python 3.11.5 a possessive quantifier fails on a group
+# with alternatives of its own (python/cpython#106052). It still never matches a line twice, because
+# each line is followed by its end.
 _LINES = _BLANK + _EOL + _LINE + rb"(?:(?P=eol)" + _LINE + rb"){0,7}"
-# Behind the last line: the blank line, or what is left of it.
+# After the last line: the blank line, or the part of it that a client has left.
 _END = rb"(?:(?P=eol)" + _BLANK + rb"(?P=eol)|(?P=eol)|\Z)"
-_OPENING = re.compile(_SPACE + rb"(?P<notice>" + re.escape(OPENS.encode()) + _LINES + _END + rb")")
-_CLOSING = re.compile(re.escape(CLOSES.encode()) + _LINES + _SPACE)
+_LEADING_BLOCK = re.compile(
+    _SPACE + rb"(?P<notice>" + re.escape(LEADING_MARKER.encode()) + _LINES + _END + rb")"
+)
+_TRAILING_BLOCK = re.compile(re.escape(TRAILING_MARKER.encode()) + _LINES + _SPACE)
 
-_THINK = re.compile(_SPACE + _LT + b"think" + _GT)
-_THOUGHT = re.compile(_OVER)
+_THINK_START = re.compile(_SPACE + _LT + b"think" + _GT)
+_THINK_END = re.compile(_THINK_END_TAG)
 
-_MARK = b"[blockops "
+_MARKER_PREFIX = b"[blockops "
 _ASSISTANT = re.compile(rb'"role"\s*:\s*"assistant"')
-# A string and whether it is a key, or what a list or an object begins or ends with.
+# A string (group 1) and the colon after it if it is a key (group 2), or a bracket.
 _TOKEN = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?(\s*+:)?|[\[{\]}]', re.DOTALL)
-_CALLS = (b"tool_calls", b"function_call")
-#: What an assistant's message says or does, in all the fields that clients send back.
-_SPEECH = (
+_CALL_FIELDS = (b"tool_calls", b"function_call")
+#: The fields of an assistant message that clients send back and that contain its text or calls.
+_CONTENT_FIELDS = (
     *("content", "reasoning_content", "reasoning", "reasoning_details", "thinking"),
     *("refusal", "audio", "tool_calls", "function_call"),
 )
 
 
-def without_notices(raw: bytes) -> bytes | None:
+def remove_notices(raw: bytes) -> bytes | None:
     """
-    Return the JSON of a message without the notices in it: `raw` itself if there are none.
+    Return the JSON of a message without the notices in it; `raw` itself if there are none.
 
-    :returns: None if the message was nothing but notices
+    :returns: None if the message consisted only of notices
     """
-    if _MARK not in raw or not _ASSISTANT.search(raw):
+    if _MARKER_PREFIX not in raw or not _ASSISTANT.search(raw):
         return raw
-    kept, at = [], 0
-    for start, end in _strings(raw):
-        if raw.find(_MARK, start, end) >= 0:
-            for begins, ends in _notices(_flat(raw[start:end])):
-                kept.append(raw[at : start + begins])
-                at = start + ends
-    if not kept:
+    pieces, position = [], 0
+    for start, end in _string_spans(raw):
+        if raw.find(_MARKER_PREFIX, start, end) >= 0:
+            for notice_start, notice_end in _notice_spans(_mask_backslashes(raw[start:end])):
+                pieces.append(raw[position : start + notice_start])
+                position = start + notice_end
+    if not pieces:
         return raw
-    cleaned = b"".join([*kept, raw[at:]])
+    cleaned = b"".join([*pieces, raw[position:]])
     return None if _is_empty(cleaned) else cleaned
 
 
-def _strings(raw: bytes) -> Iterator[_Span]:
-    """Find the insides of a message's strings that are no part of a call."""
+def _string_spans(raw: bytes) -> Iterator[_Span]:
+    """Yield the spans of a message's string values, without quotes; not those of tool calls."""
     depth, field = 0, b""
     for token in _TOKEN.finditer(raw):
         if token.start(1) < 0:
             depth += 1 if token[0] in b"[{" else -1
         elif token.start(2) < 0:
-            if field not in _CALLS:
+            if field not in _CALL_FIELDS:
                 yield token.span(1)
         elif depth == 1:
             field = token[1]
 
 
-def _flat(text: bytes) -> bytes:
-    """Return `text`, as long as it is, with other bytes for backslashes that are escaped."""
+def _mask_backslashes(text: bytes) -> bytes:
+    """Return `text` with other bytes for escaped backslashes; its length stays."""
     return text.replace(rb"\\", b"\0\0")
 
 
-def _notices(text: bytes) -> list[_Span]:
-    """Find the notices in a text, in their order."""
+def _notice_spans(text: bytes) -> list[_Span]:
+    """Return the spans of the notices in a masked text, in ascending order."""
     found: list[_Span] = []
-    at = _open(text, 0, found)
-    think = _THINK.match(text, at)
-    if think is not None:
-        at = _open(text, think.end(), found)
-    # Where the prompt has opened the think block, only its end is in the text.
-    thought = _THOUGHT.search(text, at)
-    if thought is not None:
-        _open(text, thought.end(), found)
-    beginning = found[-1][1] if found else 0
-    return found + _close(text, beginning)
+    position = _match_leading(text, 0, found)
+    think_start = _THINK_START.match(text, position)
+    if think_start is not None:
+        position = _match_leading(text, think_start.end(), found)
+    # If the prompt has opened the think block, only its end tag is in the text.
+    think_end = _THINK_END.search(text, position)
+    if think_end is not None:
+        _match_leading(text, think_end.end(), found)
+    return found + _trailing_spans(text, found[-1][1] if found else 0)
 
 
-def _open(text: bytes, at: int, found: list[_Span]) -> int:
-    """Add the notices that open what is behind `at` to `found`; return where they end."""
-    while (notice := _OPENING.match(text, at)) is not None:
+def _match_leading(text: bytes, position: int, found: list[_Span]) -> int:
+    """Append the spans of the notices at `position` to `found`; return the position after them."""
+    while (notice := _LEADING_BLOCK.match(text, position)) is not None:
         found.append(notice.span("notice"))
-        at = notice.end()
-    return at
+        position = notice.end()
+    return position
 
 
-def _close(text: bytes, beginning: int) -> list[_Span]:
-    """Return the notices that close what is behind `beginning`, in their order."""
+def _trailing_spans(text: bytes, start: int) -> list[_Span]:
+    """Return the spans of the notices at the end of `text[start:]`, in ascending order."""
     found: list[_Span] = []
     end = len(text)
-    while (at := text.rfind(CLOSES.encode(), beginning, end)) >= 0:
-        notice = _CLOSING.fullmatch(text, at, end)
-        start = -1 if notice is None else _above(text, beginning, at, notice["eol"])
-        if start < 0:
+    while (marker := text.rfind(TRAILING_MARKER.encode(), start, end)) >= 0:
+        notice = _TRAILING_BLOCK.fullmatch(text, marker, end)
+        if notice is None:
             break
-        found.append((start, end))
-        end = start
+        notice_start = _blank_line_before(text, start, marker, notice["eol"])
+        if notice_start < 0:
+            break
+        found.append((notice_start, end))
+        end = notice_start
     return found[::-1]
 
 
-def _above(text: bytes, beginning: int, at: int, eol: bytes) -> int:
+def _blank_line_before(text: bytes, start: int, marker: int, eol: bytes) -> int:
     """
-    Return where the blank line above the marker at `at` begins, or what is left of it.
+    Return the start of the blank line before `marker`, or of the line end that remains of it.
 
-    :returns: -1 if the marker does not begin a line
+    :param start: the lowest position to return
+    :returns: -1 if the marker is not at the beginning of a line
     """
-    if not text.endswith(eol, beginning, at):
-        return at if at == beginning else -1
-    start = blank = at - len(eol)
-    while text.endswith((b" ", rb"\t"), beginning, blank):
+    if not text.endswith(eol, start, marker):
+        return marker if marker == start else -1
+    line_end = blank = marker - len(eol)
+    while text.endswith((b" ", rb"\t"), start, blank):
         blank -= 1 if text[blank - 1 : blank] == b" " else 2
-    return blank - len(eol) if text.endswith(eol, beginning, blank) else start
+    return blank - len(eol) if text.endswith(eol, start, blank) else line_end
 
 
 def _is_empty(raw: bytes) -> bool:
-    """Tell whether an assistant's message says and calls nothing."""
+    """Return True if an assistant message has no text, no calls and no other content."""
     try:
         message: dict[str, Any] = msgspec.json.decode(raw)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return False
-    return not any(_text(message.get(key)) for key in _SPEECH)
+    return not any(_field_text(message.get(name)) for name in _CONTENT_FIELDS)
 
 
-def _text(content: Any) -> str:
-    """Return the text of a field, without white space around it."""
+def _field_text(content: Any) -> str:
     if isinstance(content, list):
         texts = (part.get("text", part) for part in content if isinstance(part, dict))
         return "".join(map(str, texts)).strip()

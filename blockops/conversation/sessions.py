@@ -1,8 +1,8 @@
 """
-Who is talking, and what was already said to them.
+Sessions: the state of conversations that outlives a request.
 
-A session holds what has to outlive a request: which notices were given, and for each of its
-histories where it is cut and by how much it was undercounted. No text is kept.
+A session stores which notices were given and, for each of its histories, the trim point and by how
+much the history was undercounted. It stores no text.
 """
 
 from __future__ import annotations
@@ -10,34 +10,39 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from typing import Any, NamedTuple
 
 import msgspec
 
-from blockops.conversation.context_window import Cut
-from blockops.conversation.messages import DIGEST_SIZE, Facts, Recent
-from blockops.conversation.notices import Kind
-from blockops.conversation.token_counts import Tally
+from blockops.api.chat.request import ChatRequest
+from blockops.conversation.cache import RecentCache
+from blockops.conversation.context_window import TrimPoint
+from blockops.conversation.messages import DIGEST_SIZE, Message, MessageInfo, first_user_digest
+from blockops.conversation.notices import NoticeKind
+from blockops.conversation.token_counts import ModelCounts
 
-#: Histories of one session that are told apart, twice: an agent has sub-agents.
-MAX_THREADS = 8
-#: Messages of a prompt whose guessed tokens are remembered; what is guessed of more is their count.
-MAX_GUESSED = 500
-#: Characters of a name that a client gives its session; what is longer is told apart by a digest.
-LONGEST_NAME = 64
+#: Histories of one session, in each of the cache's two generations: an agent has sub-agents.
+MAX_HISTORIES = 8
+#: Messages of a prompt whose estimates are stored here. Further estimates become counts at once.
+MAX_ESTIMATES = 500
+#: Characters of the longest id from a client that is used unchanged; a longer one is replaced by
+#: its digest.
+MAX_SESSION_ID_LENGTH = 64
 
 
 class Identity(msgspec.Struct, frozen=True):
     """
-    What a request says of whose it is.
+    The fields of a request that decide which session it belongs to.
 
-    :param header: `X-Session-Id`
-    :param metadata: `metadata.session_id`
-    :param cache_key: `prompt_cache_key`
-    :param user: `user`
-    :param address: where the client is
-    :param key: what it authorizes itself with
-    :param first_user: the digest of the first message of a user; system messages are no part of
-        it, for they carry the time of day
+    :param header: the header `X-Session-Id`
+    :param metadata: the field `metadata.session_id`
+    :param cache_key: the field `prompt_cache_key`
+    :param user: the field `user`
+    :param address: the client's address
+    :param key: the name of the API key, or the header `Authorization`
+    :param model: the requested model
+    :param first_user_digest: of the first user message; system messages are left out, because they
+        often contain the time of day
     """
 
     header: str = ""
@@ -47,179 +52,225 @@ class Identity(msgspec.Struct, frozen=True):
     address: str = ""
     key: str = ""
     model: str = ""
-    first_user: bytes = b""
+    first_user_digest: bytes = b""
 
-    def name(self) -> str:
-        """Return the name of the session: no two sessions have the same, and no secret is in it."""
+    def session_id(self) -> str:
+        """
+        Return the id of the session, which is unique and contains no secret.
+
+        It is the source and value of the first of `header`, `metadata`, `cache_key` and `user` that
+        is not empty, otherwise "client:" and a digest of the other fields.
+        """
         for source in ("header", "metadata", "cache_key", "user"):
-            said: str = getattr(self, source)
-            if said:
-                short = len(said) <= LONGEST_NAME and said.isprintable()
-                return f"{source}:{said if short else _digest([said.encode('utf-8', 'replace')])}"
+            value: str = getattr(self, source)
+            if value:
+                is_unchanged = len(value) <= MAX_SESSION_ID_LENGTH and value.isprintable()
+                suffix = value if is_unchanged else _digest([value.encode("utf-8", "replace")])
+                return f"{source}:{suffix}"
         texts = (self.address, self.key, self.model)
         return "client:" + _digest(
-            [*(text.encode("utf-8", "surrogatepass") for text in texts), self.first_user]
+            [*(text.encode("utf-8", "surrogatepass") for text in texts), self.first_user_digest]
         )
 
 
+class ClientIdentity(NamedTuple):
+    """
+    What a request's head and connection contribute to the choice of its session.
+
+    :param session_id: the header `X-Session-Id`; empty if it is missing
+    :param address: the client's address; empty for a Unix socket
+    :param key: the name of the API key, or the header `Authorization`
+    :param is_reset_requested: the header `X-Session-Reset: 1` was sent
+    """
+
+    session_id: str
+    address: str
+    key: str
+    is_reset_requested: bool
+
+
+def identify(request: ChatRequest, client: ClientIdentity, history: Sequence[Message]) -> Identity:
+    """Return the fields that decide which session a request belongs to."""
+    metadata = request.field("metadata")
+    return Identity(
+        header=client.session_id,
+        metadata=_name(metadata.get("session_id") if isinstance(metadata, dict) else None),
+        cache_key=_name(request.field("prompt_cache_key")),
+        user=_name(request.field("user")),
+        address=client.address,
+        key=client.key,
+        model=request.model or "",
+        first_user_digest=first_user_digest(history),
+    )
+
+
+def _name(value: Any) -> str:
+    """Return `value` as a stripped string; empty unless it is a str or an int."""
+    return str(value).strip() if isinstance(value, str | int) else ""
+
+
 def _digest(parts: Iterable[bytes]) -> str:
-    over = blake2b(digest_size=16)
+    # The length before each part keeps ("1", "k") and ("1k", "") apart.
+    state = blake2b(digest_size=16)
     for part in parts:
-        over.update(b"%d:" % len(part) + part)
-    return over.hexdigest()
+        state.update(b"%d:" % len(part) + part)
+    return state.hexdigest()
 
 
-#: Most are told nothing, and an empty set of one's own takes 200 bytes.
-_NOTHING: frozenset[Kind] = frozenset()
+# Shared: most sessions get no notice, and an empty set for each of them takes 200 bytes.
+_NO_KINDS: frozenset[NoticeKind] = frozenset()
 
 
-class Told:
-    """What somebody was told."""
+class NoticeLog:
+    """The notices that were given, each kind once."""
 
-    __slots__ = ("_said",)
+    __slots__ = ("_marked_kinds",)
 
     def __init__(self) -> None:
-        self._said = _NOTHING
+        self._marked_kinds = _NO_KINDS
 
-    def say(self, kind: Kind) -> bool:
-        """Note that a notice is being given; False if it was given before."""
-        if kind in self._said:
+    def mark(self, kind: NoticeKind) -> bool:
+        """Record a notice as given; return False if it was given before."""
+        if kind in self._marked_kinds:
             return False
-        self._said |= {kind}
+        self._marked_kinds |= {kind}
         return True
 
-    def unsay(self, kind: Kind) -> None:
-        """Note that a notice was not given after all, or may be due again."""
-        self._said -= {kind}
+    def unmark(self, kind: NoticeKind) -> None:
+        """Record that a notice was not delivered, or that it may be given again."""
+        self._marked_kinds -= {kind}
 
 
-_UNCUT = Cut()
+# Shared: most histories are never trimmed.
+_UNTRIMMED = TrimPoint()
 
 
-class Thread:
+class HistoryState:
     """
-    One history of a session, as it grows.
+    The state of one history of a session.
 
-    :ivar cut: where it was cut last
-    :ivar length: tokens of it as it came last
+    `_rest` is the backend's `usage.prompt_tokens` for the last prompt, minus the stored counts of
+    its messages: the tokens of the messages that are only estimated, and those that no message has,
+    such as the chat template's own.
+
+    :ivar trim_point: where the history was trimmed last
+    :ivar last_tokens: tokens of the untrimmed history at the last request; 0 if they were not
+        counted, because the history was certainly short
     """
 
-    __slots__ = ("_beyond", "_guessed", "_guesses", "cut", "length")
+    __slots__ = ("_estimated_digests", "_estimates", "_rest", "last_tokens", "trim_point")
 
     def __init__(self) -> None:
-        self.cut = _UNCUT
-        self.length = 0
-        #: What the backend reported for the last prompt, less what was counted of it for good.
-        self._beyond = 0
-        #: The digests of its other messages, and what was guessed of each of these.
-        self._guessed = b""
-        self._guesses: Sequence[int] = ()
+        self.trim_point = _UNTRIMMED
+        self.last_tokens = 0
+        self._rest = 0
+        # The estimated messages of the last prompt: their digests, joined, and their estimates.
+        self._estimated_digests = b""
+        self._estimates: Sequence[int] = ()
 
-    def learn(self, sent: Sequence[Facts], tally: Tally, reported: int) -> None:
+    def learn(self, sent: Sequence[MessageInfo], counts: ModelCounts, reported: int) -> None:
         """
-        Take the backend's word for the last prompt.
+        Store the tokens that the backend reported for the last prompt.
 
-        :param sent: its messages, and its tools
-        :param reported: its `usage.prompt_tokens`
+        :param sent: the prompt's messages, and its tools
+        :param reported: the backend's `usage.prompt_tokens`
         """
-        counts = list(map(tally.counted, sent))
-        unsure = [facts for facts, count in zip(sent, counts, strict=True) if count is None]
-        sure = sum([count for count in counts if count is not None])
-        sure += sum(map(tally.count, unsure[MAX_GUESSED:]))
-        del unsure[MAX_GUESSED:]
-        self._guessed = b"".join([facts.digest for facts in unsure])
-        self._guesses = array("Q", map(tally.guess, unsure))
-        self._beyond = reported - sure
+        known_counts = list(map(counts.known_count, sent))
+        estimated = [info for info, known in zip(sent, known_counts, strict=True) if known is None]
+        counted = sum([known for known in known_counts if known is not None])
+        counted += sum(map(counts.count, estimated[MAX_ESTIMATES:]))
+        del estimated[MAX_ESTIMATES:]
+        self._estimated_digests = b"".join([info.digest for info in estimated])
+        self._estimates = array("Q", map(counts.estimate, estimated))
+        self._rest = reported - counted
 
     @property
-    def most_missed(self) -> int:
-        """The most that `missed` can return, whatever has come."""
-        return max(0, self._beyond)
+    def max_undercount(self) -> int:
+        """An upper bound of `undercount` for any messages."""
+        return max(0, self._rest)
 
-    def missed(self, messages: Iterable[Facts], tally: Tally) -> int:
+    def undercount(self, messages: Iterable[MessageInfo], counts: ModelCounts) -> int:
         """
-        Return how many tokens the last prompt had beyond those that are counted of it now.
+        Return by how many tokens the last prompt was larger than the sum of its counts now.
 
-        What is known to be larger is not undercounted again, even if it was never counted and
-        other sessions have made guesses smaller since then.
+        Added to the counts, it keeps a history from being counted below its reported size, even if
+        its messages were only estimated and other sessions have lowered the model's ratio since.
 
-        :param messages: those that have come, and the tools
+        :param messages: those of the new request, and its tools; a message that is no longer among
+            them keeps the estimate that it had
         """
-        if self._beyond <= 0:
+        if self._rest <= 0:
             return 0
-        came = {facts.digest: facts for facts in messages}
+        present = {info.digest: info for info in messages}
         counted = 0
-        for at, then in enumerate(self._guesses):
-            facts = came.get(self._guessed[DIGEST_SIZE * at : DIGEST_SIZE * (at + 1)])
-            counted += then if facts is None else tally.guess(facts)
-        return max(0, self._beyond - counted)
+        for index, estimate in enumerate(self._estimates):
+            start = DIGEST_SIZE * index
+            info = present.get(self._estimated_digests[start : start + DIGEST_SIZE])
+            counted += estimate if info is None else counts.estimate(info)
+        return max(0, self._rest - counted)
 
 
-class Session(Told):
+class Session(NoticeLog):
     """
     One conversation with one client.
 
-    :ivar name: by which it is known
-    :ivar length: messages of the last history that came
+    :ivar session_id: see `Identity.session_id`
+    :ivar message_count: the number of messages in its last request
     """
 
-    __slots__ = ("_threads", "length", "name")
+    __slots__ = ("_history_states", "message_count", "session_id")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, session_id: str) -> None:
         super().__init__()
-        self.name = name
-        self.length = 0
-        self._threads: Recent[bytes, Thread] = Recent(MAX_THREADS)
+        self.session_id = session_id
+        self.message_count = 0
+        self._history_states: RecentCache[bytes, HistoryState] = RecentCache(MAX_HISTORIES)
 
-    def begin_anew(self) -> None:
-        """Forget what was said and sent."""
-        self._said = _NOTHING
-        self._threads = Recent(MAX_THREADS)
+    def reset(self) -> None:
+        """Forget the notices that were given, and the histories."""
+        self._marked_kinds = _NO_KINDS
+        self._history_states = RecentCache(MAX_HISTORIES)
 
-    def thread(self, first_user: bytes) -> Thread:
-        """Return what is kept of the history whose first user message has this digest."""
-        thread = self._threads.get(first_user)
-        if thread is None:
-            thread = Thread()
-            self._threads.put(first_user, thread)
-        return thread
+    def history_state(self, user_digest: bytes) -> HistoryState:
+        """Return the state of the history whose first user message has this digest."""
+        state = self._history_states.get(user_digest)
+        if state is None:
+            state = HistoryState()
+            self._history_states.put(user_digest, state)
+        return state
 
 
 class Sessions:
     """
-    The sessions that are known.
+    The known sessions.
 
-    :param most: how many; the one that was silent longest is forgotten first
-    :param idle: seconds of silence after which one is forgotten
+    :param limit: the most sessions; the one without a request for the longest time is forgotten
+        first
+    :param idle: seconds without a request after which a session is forgotten
     """
 
-    def __init__(self, most: int, idle: float) -> None:
-        self._most = most
+    def __init__(self, limit: int, idle: float) -> None:
+        self._limit = limit
         self._idle = idle
-        self._known: dict[str, tuple[float, Session]] = {}
+        # By id: the time of the last request, and the session. In the order of these times.
+        self._sessions: dict[str, tuple[float, Session]] = {}
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._sessions)
 
-    def of(self, name: str, now: float) -> Session:
+    def get_or_create(self, session_id: str, now: float) -> Session:
         """
-        Return the session `name`.
+        Return the session of a new request, and forget sessions that are idle or too many.
 
-        :param now: in seconds, of a clock that does not go back
+        :param now: seconds of a monotonic clock
         """
-        session = self._taken(name, now) or Session(name)
-        self._known[name] = (now, session)
-        self._forget(now)
-        return session
-
-    def _taken(self, name: str, now: float) -> Session | None:
-        last, session = self._known.pop(name, (now, None))
-        return session if now - last < self._idle else None
-
-    def _forget(self, now: float) -> None:
-        # They stand in the order in which they were last asked for: to look at the first is enough.
-        while self._known:
-            name, (last, _) = next(iter(self._known.items()))
-            if len(self._known) <= self._most and now - last < self._idle:
+        last_request, session = self._sessions.pop(session_id, (now, None))
+        if session is None or now - last_request >= self._idle:
+            session = Session(session_id)
+        self._sessions[session_id] = (now, session)
+        while self._sessions:
+            oldest_id, (last_request, _) = next(iter(self._sessions.items()))
+            if len(self._sessions) <= self._limit and now - last_request < self._idle:
                 break
-            del self._known[name]
+            del self._sessions[oldest_id]
+        return session

@@ -1,138 +1,142 @@
 """
-How many tokens a prompt has.
+Counts and estimates the tokens of prompts.
 
-The backend's own tokenizer says it best; where there is none, the weight of the text does, times a
-ratio that each model's `usage.prompt_tokens` corrects. What was counted once stays counted so: a
-count that moved would move the place where a history is cut, and with it throw away the backend's
-prefix cache.
+The backend's own tokenizer is exact. Without one, the tokens of a text are estimated from its
+characters and multiplied by the model's ratio, which is calibrated with each `usage.prompt_tokens`
+that the backend reports for it. A message that was counted once keeps its count: a count that
+changed would move the trim point of its history, and the backend's prefix cache would be lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blockops.conversation.messages import Facts, Recent, digest, weigh
+from blockops.conversation.cache import RecentCache
+from blockops.conversation.messages import MessageInfo, digest, estimate_tokens
 
-#: Messages of which the count is kept, for each model, twice.
-MAX_COUNTED = 40_000
-#: Models that are told apart: their names come from clients, who may make them up.
+#: Messages whose counts are stored, for each model, in each of the cache's two generations.
+MAX_COUNTS = 40_000
+#: Models with counts of their own. Clients send the names, so there may be any number of them.
 MAX_MODELS = 16
-#: What a template puts around a message: two tags, a role, newlines.
+#: Tokens that a chat template writes around a message: two tags, a role, newlines.
 MESSAGE_TOKENS = 5
-#: A picture of the size that vision models scale to, or a minute of sound.
+#: Tokens of an image of the size to which vision models scale, or of a minute of sound.
 IMAGE_TOKENS = 1200
-#: Prompts below this teach nothing: the template's own words weigh too much in them.
-TEACHING_TOKENS = 500
-#: How much the newest report counts against those before it.
-WEIGHT = 0.3
-#: What a ratio may be: beyond, the backend counts something else.
-RATIOS = (0.3, 4.0)
+#: The smallest prompt that calibrates a ratio: in a smaller one the template's own text counts too
+#: much.
+MIN_CALIBRATION_TOKENS = 500
+#: The weight of the newest report in the moving average of a ratio.
+EWMA_WEIGHT = 0.3
+#: The lowest and the highest ratio. A backend that reports more or less counts something else.
+RATIO_RANGE = (0.3, 4.0)
 
 
-class Tokens:
+class TokenCounts:
     """
-    The counts and the estimates of all models.
+    The counts and ratios of all models.
 
-    :ivar error: by how much the last estimate was off, as a share of what the backend reported;
-        above zero it was too high
+    :ivar estimate_error: the error of the last estimate, as a share of the reported tokens;
+        positive if the estimate was too high, None before the first report
     """
 
     def __init__(self) -> None:
-        self._models: dict[str, Tally] = {}
-        self.error: float | None = None
+        self._models: dict[str, ModelCounts] = {}
+        self.estimate_error: float | None = None
 
-    def of(self, model: str | None) -> Tally:
-        """Return the tally of `model`."""
+    def for_model(self, model: str | None) -> ModelCounts:
+        """Return the counts of `model`; the model that was used least recently is forgotten."""
         name = model or ""
-        tally = self._models.pop(name, None) or Tally()
-        self._models[name] = tally
+        counts = self._models.pop(name, None) or ModelCounts()
+        self._models[name] = counts
         if len(self._models) > MAX_MODELS:
             del self._models[next(iter(self._models))]
-        return tally
+        return counts
 
-    def learn(self, model: str | None, weight: float, reported: int) -> None:
+    def learn(self, model: str | None, estimated: float, reported: int) -> None:
         """
-        Take the backend's word for a prompt.
+        Calibrate the model's ratio.
 
-        :param weight: of the prompt as it was sent, from `Tally.weight`
-        :param reported: its `usage.prompt_tokens`
+        :param estimated: the `raw_estimate` of the prompt that was sent
+        :param reported: the backend's `usage.prompt_tokens` for it
         """
-        if weight <= 0 or reported < TEACHING_TOKENS:
+        if estimated <= 0 or reported < MIN_CALIBRATION_TOKENS:
             return
-        tally = self.of(model)
-        self.error = weight * tally.ratio / reported - 1
-        tally.learn(reported / weight)
+        counts = self.for_model(model)
+        self.estimate_error = estimated * counts.ratio / reported - 1
+        counts.update_ratio(reported / estimated)
 
 
-class Tally:
+class ModelCounts:
     """
     The counts of one model.
 
-    :ivar ratio: tokens of the model for each of `Facts.weight`
+    :ivar ratio: the model's tokens for each token of `MessageInfo.text_estimate`
     """
 
     def __init__(self) -> None:
         self.ratio = 1.0
-        self._taught = False
-        self._counts: Recent[bytes, int] = Recent(MAX_COUNTED)
+        self._is_calibrated = False
+        self._counts: RecentCache[bytes, int] = RecentCache(MAX_COUNTS)
 
-    def count(self, facts: Facts) -> int:
-        """Return the tokens of a message, which stay what they are from now on."""
-        known = self._counts.get(facts.digest)
+    def count(self, info: MessageInfo) -> int:
+        """Return the tokens of a message. An estimate becomes its count and stays so."""
+        known = self._counts.get(info.digest)
         if known is None:
-            known = self.guess(facts)
-            self._counts.put(facts.digest, known)
+            known = self.estimate(info)
+            self._counts.put(info.digest, known)
         return known
 
-    def counted(self, facts: Facts) -> int | None:
-        """Return the tokens of a message as they were counted; None if they were not."""
-        return self._counts.get(facts.digest)
+    def known_count(self, info: MessageInfo) -> int | None:
+        """Return the tokens of a message, or None if it was not counted."""
+        return self._counts.get(info.digest)
 
-    def knows(self, facts: Facts) -> bool:
-        """Say whether a message was counted."""
-        return self._counts.get(facts.digest) is not None
+    def is_counted(self, info: MessageInfo) -> bool:
+        """Return True if the tokens of a message were counted."""
+        return self._counts.get(info.digest) is not None
 
-    def guess(self, facts: Facts) -> int:
-        """Return the tokens of a message as they were counted, or else as they might be."""
-        known = self._counts.get(facts.digest)
-        return _around(facts) + round(facts.weight * self.ratio) if known is None else known
+    def estimate(self, info: MessageInfo) -> int:
+        """Return the tokens of a message: its count, or an estimate, which is not stored."""
+        known = self._counts.get(info.digest)
+        if known is not None:
+            return known
+        return _overhead(info) + round(info.text_estimate * self.ratio)
 
-    def unknown(self, messages: Sequence[Facts]) -> list[Facts]:
-        """Return those of `messages` that were not counted yet, each once."""
-        new = {facts.digest: facts for facts in messages if not self.knows(facts)}
+    def uncounted(self, messages: Sequence[MessageInfo]) -> list[MessageInfo]:
+        """Return those of `messages` that were not counted, each once."""
+        new = {info.digest: info for info in messages if not self.is_counted(info)}
         return list(new.values())
 
-    def note(self, facts: Facts, tokens: int) -> None:
-        """Remember that the backend's tokenizer makes `tokens` tokens of a message's text."""
-        if not self.knows(facts):
-            self._counts.put(facts.digest, _around(facts) + tokens)
+    def set_count(self, info: MessageInfo, tokens: int) -> None:
+        """Store the tokenizer's count of a message's text, unless the message was counted."""
+        if not self.is_counted(info):
+            self._counts.put(info.digest, _overhead(info) + tokens)
 
-    def learn(self, ratio: float) -> None:
-        """Let new estimates follow `ratio`."""
-        low, high = RATIOS
+    def update_ratio(self, ratio: float) -> None:
+        """Move the ratio towards `ratio`; the first one replaces the default."""
+        low, high = RATIO_RANGE
         ratio = min(max(ratio, low), high)
-        self.ratio += (ratio - self.ratio) * (WEIGHT if self._taught else 1.0)
-        self._taught = True
+        self.ratio += (ratio - self.ratio) * (EWMA_WEIGHT if self._is_calibrated else 1.0)
+        self._is_calibrated = True
 
 
-def weight_of(messages: Sequence[Facts]) -> float:
-    """Return what a prompt of `messages` weighs: its tokens, times a ratio that is the model's."""
-    return sum([_around(facts) + facts.weight for facts in messages])
+def raw_estimate(messages: Sequence[MessageInfo]) -> float:
+    """Return the estimated tokens of a prompt, not multiplied by a model's ratio."""
+    return sum([_overhead(info) + info.text_estimate for info in messages])
 
 
-def _around(facts: Facts) -> int:
-    """Return the tokens of a message besides those of its text."""
-    return MESSAGE_TOKENS + IMAGE_TOKENS * facts.images
-
-
-def most_of(messages: Sequence[Facts]) -> int:
-    """Return how many tokens `messages` have at most, whatever the model."""
+def upper_bound(messages: Sequence[MessageInfo]) -> int:
+    """Return the most tokens that `messages` can have with any model."""
     return sum(
-        [2 * MESSAGE_TOKENS + 4 * IMAGE_TOKENS * facts.images + facts.size for facts in messages]
+        [2 * MESSAGE_TOKENS + 4 * IMAGE_TOKENS * info.images + info.text_bytes for info in messages]
     )
 
 
-def of_tools(tools: bytes) -> Facts:
-    """Return a request's tools as something to be counted: models read them as JSON."""
+def tools_info(tools: bytes) -> MessageInfo:
+    """Return a request's tools as an item whose tokens can be counted; models read their JSON."""
     text = tools.decode("utf-8", "replace")
-    return Facts(digest(tools), "system", (), "", weigh(text), len(tools))
+    return MessageInfo(digest(tools), "system", (), "", estimate_tokens(text), len(tools))
+
+
+def _overhead(info: MessageInfo) -> int:
+    """Return the tokens of a message besides those of its text."""
+    return MESSAGE_TOKENS + IMAGE_TOKENS * info.images

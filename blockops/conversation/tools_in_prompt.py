@@ -1,14 +1,18 @@
 """
-A conversation without tools that says the same: all that was done with them is text in it.
+Writes tools into the prompt, for backends whose chat template does not support tools.
 
-For backends whose template knows no tools. The tools go into the first system message, the calls of
-the history become what the model wrote, and their results a user's text, in a format's own wording.
+The description of the tools goes into the first system message. The calls of the history become
+text of the assistant, and their results become user messages, as a dialect's `ToolPrompt` writes
+them.
 
-The backend's prefix cache has to keep hitting, so the text depends on the request alone, and each
-message's on that message, or on the results beside it. What a request demands of this one answer is
-said where it costs least: that one call is enough, or that there has to be one, at the end of the
-system prompt, for clients mostly demand that always; that there must be none, behind everything,
-for agents demand that at the end of long histories, and the tools stay where they were.
+The backend's prefix cache must keep hitting. Therefore the text depends only on the request, and
+each message's text only on that message, or on the results next to it. Instructions for this one
+answer are placed where they cost the least:
+
+- At the end of the system prompt: at most one call, or at least one. Clients that set this mostly
+  set it in every request.
+- In the last user message: no call. Agents send this at the end of a long history, so the prompt
+  before it stays unchanged.
 """
 
 from __future__ import annotations
@@ -21,12 +25,12 @@ from typing import Any
 import msgspec
 
 from blockops.api.chat.request import ChatRequest
-from blockops.api.lenient_json import UNREADABLE
-from blockops.conversation.messages import ROLES, Line
-from blockops.toolcalls.dialects.prompts import Wording
+from blockops.api.lenient_json import DECODE_ERRORS
+from blockops.conversation.messages import ROLES, Message
+from blockops.toolcalls.dialects.prompts import ToolPrompt
 
-#: The fields of a request that say what is then said in words.
-FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
+#: The request fields that the text in the prompt replaces.
+TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 ONE_CALL = "Make at most one call in an answer."
 MUST_CALL = "Your answer has to be a call of one of these functions."
@@ -35,114 +39,116 @@ NO_CALL = "Make no call in this answer: use what you know by now."
 
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
-#: Fields of a result that mean nothing in a user's message.
-_OF_RESULTS = frozenset({"role", "content", "tool_call_id", "name"})
+#: Fields of tool results that a user message must not have.
+_RESULT_FIELDS = frozenset({"role", "content", "tool_call_id", "name"})
 
 
-class Prompting:
+class ToolsInPrompt:
     """
-    What one request says of tools, in words.
+    Rewrites the messages of one request as text without tools.
 
-    :ivar told: what stands in its system prompt; empty if it offers no tools
+    :param prompt: writes tools, calls and results in a dialect
+    :ivar system_text: the text for the system prompt; empty if the request offers no tools
+    :raises RecursionError: the tools are nested too deeply
     """
 
-    def __init__(self, asked: ChatRequest, wording: Wording) -> None:
-        self._wording = wording
-        self._forbids = asked.tool_choice.mode == "none"
-        self.told = _told(asked, wording)
+    def __init__(self, request: ChatRequest, prompt: ToolPrompt) -> None:
+        self._prompt = prompt
+        self._forbids_calls = request.tool_choice.mode == "none"
+        self.system_text = _system_text(request, prompt)
 
-    def messages(self, lines: Sequence[Line]) -> list[bytes]:
-        """Return the JSON of each message for the backend."""
-        written: list[bytes] = []
-        asks = None  # where the last message of a user stands
-        for is_result, group in groupby(lines, lambda line: _role(line) == "result"):
+    def rewrite_messages(self, messages: Sequence[Message]) -> list[bytes]:
+        """
+        Return the JSON of the messages for the backend.
+
+        :raises RecursionError: a message is nested too deeply
+        """
+        rewritten: list[bytes] = []
+        last_user = None  # the index of the last user message in `rewritten`
+        for is_result, group in groupby(messages, lambda message: _role(message) == "tool"):
             if is_result:
-                asks = len(written)
-                written.append(_from_results([line.raw for line in group], self._wording))
+                last_user = len(rewritten)
+                results = [message.raw for message in group]
+                rewritten.append(_results_as_user(results, self._prompt))
                 continue
-            for line in group:
-                asks = len(written) if line.facts.role == "user" else asks
-                written.append(_with_calls(line.raw, self._wording) if _calls(line) else line.raw)
-        if self.told and self._forbids and asks is not None:
-            written[asks] = _with_text(written[asks], NO_CALL, role="user")
-        if self.told and lines and lines[0].facts.role == "system":
-            # A template that knows no tools knows no "developer" either.
-            written[0] = _with_text(written[0], self.told, role="system")
-        elif self.told:
-            written.insert(0, _to_json({"role": "system", "content": self.told}))
-        return written
+            for message in group:
+                if message.info.role == "user":
+                    last_user = len(rewritten)
+                raw = message.raw
+                rewritten.append(_calls_as_text(raw, self._prompt) if _has_calls(message) else raw)
+        if self.system_text and self._forbids_calls and last_user is not None:
+            rewritten[last_user] = _append_paragraph(rewritten[last_user], NO_CALL, role="user")
+        if self.system_text and messages and messages[0].info.role == "system":
+            # A template without tools has no role "developer" either.
+            rewritten[0] = _append_paragraph(rewritten[0], self.system_text, role="system")
+        elif self.system_text:
+            rewritten.insert(0, _to_json({"role": "system", "content": self.system_text}))
+        return rewritten
 
 
-def _told(asked: ChatRequest, wording: Wording) -> str:
-    """Return what the model is told of the tools that it is offered; empty if there are none."""
-    choice = asked.tool_choice
-    tools = [*(asked.field("tools") or ()), *map(_as_tool, asked.field("functions") or ())]
-    tools = choice.allowed_of(tools)
+def _system_text(request: ChatRequest, prompt: ToolPrompt) -> str:
+    """Return the text for the system prompt; empty if the request offers no tools."""
+    choice = request.tool_choice
+    functions = request.field("functions") or ()
+    legacy_tools = [{"type": "function", "function": function} for function in functions]
+    tools = choice.filter_tools([*(request.field("tools") or ()), *legacy_tools])
     if not tools:
         return ""
-    said = [wording.offer(tools)]
-    if asked.field("parallel_tool_calls") is False:
-        said.append(ONE_CALL)
+    paragraphs = [prompt.tools_text(tools)]
+    if request.field("parallel_tool_calls") is False:
+        paragraphs.append(ONE_CALL)
     if choice.mode == "required":
-        said.append(MUST_CALL)
+        paragraphs.append(MUST_CALL)
     elif choice.mode == "function":
-        said.append(MUST_CALL_ONE.format(name=choice.name))
-    return "\n\n".join(said)
+        paragraphs.append(MUST_CALL_ONE.format(name=choice.name))
+    return "\n\n".join(paragraphs)
 
 
-def _as_tool(function: Any) -> dict[str, Any]:
-    """Return one of the legacy `functions` as a tool."""
-    return {"type": "function", "function": function}
+def _role(message: Message) -> str:
+    """Return the role of a message, also if its other fields are invalid."""
+    if message.info.is_valid:
+        return message.info.role
+    role = _value(_fields(message.raw).get("role"))
+    return ROLES.get(role, "other") if isinstance(role, str) else "other"
 
 
-def _role(line: Line) -> str:
-    """Return whose message it is, also where its other fields are not as the API has them."""
-    if line.facts.readable:
-        return line.facts.role
-    said = _value(_fields(line.raw).get("role"))
-    return ROLES.get(said, "other") if isinstance(said, str) else "other"
+def _has_calls(message: Message) -> bool:
+    """Return True for an assistant message with calls, also if its other fields are invalid."""
+    if message.info.is_valid:
+        return bool(message.info.call_ids)
+    return _role(message) == "assistant" and bool(_calls(_fields(message.raw)))
 
 
-def _calls(line: Line) -> bool:
-    """Say whether it is a message of an assistant that makes calls."""
-    if line.facts.readable:
-        return bool(line.facts.calls)
-    return _role(line) == "assistant" and bool(_called(_fields(line.raw)))
-
-
-def _called(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the calls that a message makes."""
+def _calls(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the calls in an assistant message's fields."""
     calls = _value(fields.get("tool_calls"))
-    said = [*(calls if isinstance(calls, list) else ()), _value(fields.get("function_call"))]
-    return [call for call in said if isinstance(call, dict)]
+    candidates = [*(calls if isinstance(calls, list) else ()), _value(fields.get("function_call"))]
+    return [call for call in candidates if isinstance(call, dict)]
 
 
-def _with_calls(raw: bytes, wording: Wording) -> bytes:
-    """Return an assistant's message with its calls as the text that they were."""
+def _calls_as_text(raw: bytes, prompt: ToolPrompt) -> bytes:
+    """Return an assistant message with its calls as part of its text."""
     fields = _fields(raw)
-    functions = [_function(call) for call in _called(fields)]
+    calls = [_call_text(call, prompt) for call in _calls(fields)]
     for name in ("tool_calls", "function_call"):
         fields.pop(name, None)
-    calls = [wording.call(_name(each), _arguments(each)) for each in functions]
     content = _value(fields.get("content"))
     if isinstance(content, list):
-        text = wording.answer("", calls)
-        return _to_json({**fields, "content": _added(content, f"\n{text}")})
-    said = content if isinstance(content, str) else ""
-    return _to_json({**fields, "content": wording.answer(said, calls)})
+        text = prompt.assistant_text("", calls)
+        return _to_json({**fields, "content": _append_text(content, f"\n{text}")})
+    text = content if isinstance(content, str) else ""
+    return _to_json({**fields, "content": prompt.assistant_text(text, calls)})
 
 
-def _function(call: dict[str, Any]) -> dict[str, Any]:
+def _call_text(call: dict[str, Any], prompt: ToolPrompt) -> str:
     function = call.get("function", call.get("custom", call))
-    return function if isinstance(function, dict) else {}
-
-
-def _name(function: dict[str, Any]) -> str:
-    return str(function.get("name") or "")
+    if not isinstance(function, dict):
+        function = {}
+    return prompt.call_text(str(function.get("name") or ""), _arguments(function))
 
 
 def _arguments(function: dict[str, Any]) -> dict[str, Any] | str:
-    """Return the arguments of a call; as they are, where they are no object or free text."""
+    """Return the arguments of a call, as text if they are not a JSON object."""
     arguments = function.get("arguments", function.get("input"))
     if isinstance(arguments, str):
         try:
@@ -155,33 +161,36 @@ def _arguments(function: dict[str, Any]) -> dict[str, Any] | str:
     return "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
 
 
-def _from_results(results: Sequence[bytes], wording: Wording) -> bytes:
-    """Return results that stand behind one another as one message of a user."""
-    frame = wording.frame
+def _results_as_user(results: Sequence[bytes], prompt: ToolPrompt) -> bytes:
+    """Return consecutive tool results as one user message."""
+    frame = prompt.result_frame
     parts: list[Any] = []
-    others: dict[str, Any] = {}
-    for place, raw in enumerate(results):
+    other_fields: dict[str, Any] = {}
+    for index, raw in enumerate(results):
         fields = _fields(raw)
-        others.update({key: value for key, value in fields.items() if key not in _OF_RESULTS})
-        before = frame.between + frame.before if place else frame.before
-        parts = _joined([*parts, _text(before), *_parts(fields), _text(frame.behind)])
+        other_fields.update(
+            {name: value for name, value in fields.items() if name not in _RESULT_FIELDS}
+        )
+        before = frame.between + frame.before if index else frame.before
+        new_parts = [_text_part(before), *_result_parts(fields), _text_part(frame.after)]
+        parts = _join_texts([*parts, *new_parts])
     content = parts[0]["text"] if len(parts) == 1 else parts
-    return _to_json({"role": "user", "content": content, **others})
+    return _to_json({"role": "user", "content": content, **other_fields})
 
 
-def _parts(fields: dict[str, Any]) -> list[Any]:
-    """Return the parts of a result's content: one text, unless there is more in it than text."""
+def _result_parts(fields: dict[str, Any]) -> list[Any]:
+    """Return a result's content as parts: one text part if there is nothing but text."""
     content = _value(fields.get("content"))
     if content is None:
         return []
     if not isinstance(content, list):
-        return [_text(content if isinstance(content, str) else json.dumps(content))]
+        return [_text_part(content if isinstance(content, str) else json.dumps(content))]
     texts = [part["text"] for part in content if _is_text(part)]
-    return [_text("\n".join(texts))] if len(texts) == len(content) else content
+    return [_text_part("\n".join(texts))] if len(texts) == len(content) else content
 
 
-def _joined(parts: Sequence[Any]) -> list[Any]:
-    """Return `parts` with texts that stand behind one another as one."""
+def _join_texts(parts: Sequence[Any]) -> list[Any]:
+    """Return `parts` with consecutive text parts joined."""
     joined: list[Any] = []
     for part in parts:
         if joined and _is_text(part) and _is_text(joined[-1]):
@@ -191,7 +200,7 @@ def _joined(parts: Sequence[Any]) -> list[Any]:
     return joined
 
 
-def _text(text: str) -> dict[str, Any]:
+def _text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
@@ -199,30 +208,30 @@ def _is_text(part: Any) -> bool:
     return isinstance(part, dict) and isinstance(part.get("text"), str)
 
 
-def _with_text(raw: bytes, text: str, *, role: str) -> bytes:
-    """Return a message with `text` as another paragraph of it."""
+def _append_paragraph(raw: bytes, text: str, *, role: str) -> bytes:
+    """Return a message with `text` as its last paragraph, and with this role."""
     fields = _fields(raw)
     content = _value(fields.get("content"))
     if isinstance(content, list):
-        more: Any = _added(content, f"\n\n{text}")
+        new_content: Any = _append_text(content, f"\n\n{text}")
     else:
-        more = f"{content}\n\n{text}" if content and isinstance(content, str) else text
-    return _to_json({**fields, "role": role, "content": more})
+        new_content = f"{content}\n\n{text}" if content and isinstance(content, str) else text
+    return _to_json({**fields, "role": role, "content": new_content})
 
 
-def _added(content: list[Any], text: str) -> list[Any]:
-    """Return the parts of a message with `text` behind its last text, or as one more."""
+def _append_text(content: list[Any], text: str) -> list[Any]:
+    """Return a message's parts with `text` at the end of the last one, or as a new text part."""
     if content and _is_text(content[-1]):
         return [*content[:-1], {**content[-1], "text": content[-1]["text"] + text}]
-    return [*content, _text(text.lstrip("\n"))]
+    return [*content, _text_part(text.lstrip("\n"))]
 
 
 def _fields(raw: bytes) -> dict[str, Any]:
-    """Return the fields of a message that was read before, as JSON or as values."""
+    """Return the fields of a message that is a JSON object, as raw JSON or as values."""
     try:
         return dict(_decode(raw))
-    except UNREADABLE:
-        # Halves of surrogate pairs, NaN, keys in no encoding.
+    except DECODE_ERRORS:
+        # msgspec rejects lone surrogates, NaN, and keys that are not UTF-8.
         return dict(json.loads(raw.decode("utf-8", "replace")))
 
 
@@ -234,5 +243,5 @@ def _to_json(fields: dict[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(fields)
     except UnicodeEncodeError:
-        # Halves of surrogate pairs, which json writes as it has read them.
-        return json.dumps({key: _value(field) for key, field in fields.items()}).encode()
+        # msgspec does not encode lone surrogates; `json` writes them as escapes.
+        return json.dumps({name: _value(field) for name, field in fields.items()}).encode()

@@ -1,149 +1,136 @@
 """
 A chat request as one turn of a conversation.
 
-Whose it is, whether it begins anew, which of its messages are sent on, and what its answer tells
-besides; and what is learnt from the answer when it has ended.
-"""
+The caller, which sends requests to the backend, its tokenizer and its cache, makes these calls:
 
-# twisted.web.http has no annotations yet:
-# mypy: disallow-untyped-calls=False
+| call | effect |
+| --- | --- |
+| `Conversations.begin` | returns a request's turn, and resets the session if it requires that |
+| `ChatTurn.reset_answer` | only if `is_reset_only`: returns the answer; nothing is sent |
+| `ChatTurn.uncounted_items` | decides whether the history may be long; returns what to count |
+| `ChatTurn.learn_count` | stores a count; for each of these items that the tokenizer counted |
+| `ChatTurn.prepare_body` | trims the history, adds notices, and returns the body for the backend |
+| `ChatTurn.retry_body` | after an error: returns the body without a feature that was rejected |
+| `AnswerFeedback.learn` | after the end of the answer, or its failure |
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IReactorTime
 
 from blockops.api.chat.request import ChatRequest
-from blockops.api.report import Report, tokens_in
+from blockops.api.notice import Notice
 from blockops.conversation import notices
-from blockops.conversation.context_window import Guard, Limits
-from blockops.conversation.messages import Facts, Line, Reader, Recent, digest, first_user, text_in
-from blockops.conversation.notices import Kind
-from blockops.conversation.sessions import Identity, Session, Sessions, Thread, Told
-from blockops.conversation.token_counts import Tokens, most_of, of_tools, weight_of
-from blockops.conversation.tools_in_prompt import FIELDS, Prompting
+from blockops.conversation.cache import RecentCache
+from blockops.conversation.context_window import ContextTrimmer
+from blockops.conversation.feedback import AnswerFeedback, PrefillNotice
+from blockops.conversation.messages import (
+    Message,
+    MessageInfo,
+    MessageParser,
+    digest,
+    first_user_digest,
+    message_text,
+)
+from blockops.conversation.notices import NoticeKind
+from blockops.conversation.options import Compatibility, ConversationOptions
+from blockops.conversation.sessions import ClientIdentity, Session, Sessions, identify
+from blockops.conversation.token_counts import TokenCounts, tools_info, upper_bound
+from blockops.conversation.tools_in_prompt import TOOL_FIELDS, ToolsInPrompt
 from blockops.errors import ApiError
-from blockops.operations.memory import MemoryGauge, Tier
-from blockops.plugins import wording_of
-from blockops.proxy.response_modes import ColdStart
-from blockops.server.request import IncomingRequest
-from blockops.settings.table import Settings
-from blockops.translation.notice_insertion import Aside
-from blockops.upstream.cache_purge import Purge
-from blockops.upstream.compatibility import Refusals
-from blockops.upstream.probe import Tokenizer
 
-#: Seconds that a request which begins a session anew waits for the backend to be idle.
-PURGE_WITHIN = 5.0
-#: Lists of tools of which the weight is kept, twice: agents send theirs with each request.
-MAX_TOOLS = 100
-#: Messages that are counted by the backend at once.
-COUNTED_AT_ONCE = 8
-
-_TIERS: dict[Tier, Kind] = {
-    Tier.NOTICE: "notice",
-    Tier.WARNING: "warning",
-    Tier.HIGH: "high",
-    Tier.CRITICAL: "critical",
-}
+#: Lists of tools whose estimate is kept, in each of the cache's two generations: an agent sends its
+#: list with every request.
+MAX_TOOL_LISTS = 100
 
 
-class Turns:
+class Conversations:
     """
-    Makes turns of requests.
+    Makes a `ChatTurn` of each chat request, and holds the state that outlives requests.
 
-    :ivar tokens: counts and estimates, by model
-    :ivar sessions: those that are known
-    :ivar refusals: what the backend does not take
-    :ivar cut: how many prompts were sent on shorter than they came
+    :ivar options: the operator's settings
+    :ivar compatibility: features that the backend has rejected
+    :ivar parser: parses messages, and caches the results
+    :ivar trimmer: trims histories
+    :ivar tokens: token counts and estimates, by model
+    :ivar sessions: the known sessions
+    :ivar trimmed_prompts: the number of prompts that were shortened
     """
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        settings: Settings,
-        *,
-        tokenizer: Tokenizer,
-        purge: Purge,
-        memory: MemoryGauge,
-    ) -> None:
-        self.clock = clock
-        self.settings = settings
-        self.tokenizer = tokenizer
-        self.purge = purge
-        self.memory = memory
-        self.tokens = Tokens()
-        self.sessions = Sessions(settings.max_sessions, settings.session_idle)
-        self.reader = Reader(settings.reset_pattern)
-        limits = Limits(
-            settings.token_warn_threshold, settings.token_hard_threshold, settings.target
-        )
-        self.guard = Guard(limits, self.reader.read)
-        self._tools: Recent[bytes, Facts] = Recent(MAX_TOOLS)
-        self.wording = wording_of(settings.tool_format)
-        self.refusals = Refusals()
-        self.cut = 0
+    def __init__(self, options: ConversationOptions, compatibility: Compatibility) -> None:
+        self.options = options
+        self.compatibility = compatibility
+        self.tokens = TokenCounts()
+        self.sessions = Sessions(options.max_sessions, options.session_idle)
+        self.parser = MessageParser(options.reset_pattern)
+        self.trimmer = ContextTrimmer(options.limits, self.parser.parse)
+        self.trimmed_prompts = 0
+        self._tool_lists: RecentCache[bytes, MessageInfo] = RecentCache(MAX_TOOL_LISTS)
 
-    def vitals(self) -> dict[str, object]:
-        """Return what `/health` tells."""
-        error = self.tokens.error
+    def status(self) -> dict[str, object]:
+        """Return the conversations' fields of `/health`."""
+        error = self.tokens.estimate_error
         return {
             "sessions": len(self.sessions),
-            "prompts_cut": self.cut,
+            "prompts_cut": self.trimmed_prompts,
             "token_estimate_error_percent": None if error is None else round(100 * error, 1),
         }
 
-    def facts_of_tools(self, text: bytes) -> Facts:
-        """Return a request's tools as something to be counted."""
+    def cached_tools_info(self, text: bytes) -> MessageInfo:
+        """Return `tools_info(text)`, parsed once for each list of tools."""
         key = digest(text)
-        facts = self._tools.get(key)
-        if facts is None:
-            facts = of_tools(text)
-            self._tools.put(key, facts)
-        return facts
+        info = self._tool_lists.get(key)
+        if info is None:
+            info = tools_info(text)
+            self._tool_lists.put(key, info)
+        return info
 
-    def writes_tools(self, asked: ChatRequest) -> bool:
-        """Say whether the tools of a request are written into its prompt."""
-        way = self.settings.tools
-        return way == "prompt" or (way == "auto" and self.refusals.takes_no_tools(asked.real_model))
+    def writes_tools_into_prompt(self, model: str | None) -> bool:
+        """Return True if the tools of requests for `model` are written into the prompt."""
+        mode = self.options.tools
+        return mode == "prompt" or (mode == "auto" and self.compatibility.rejects_tools(model))
 
-    def begin(self, asked: ChatRequest, request: IncomingRequest) -> Turn:
-        """Return the turn that `asked` is."""
-        messages = asked.messages()
-        lines = self.reader.read(messages)
-        identity = identify(asked, request, lines)
-        session = self.sessions.of(identity.name(), self.clock.seconds())
-        anew = (
-            bool(lines and lines[-1].facts.reset)
-            or _header(request, b"X-Session-Reset") == "1"
-            or (self.settings.reset_on_shrink and len(messages) < session.length)
+    def begin(self, request: ChatRequest, client: ClientIdentity, now: float) -> ChatTurn:
+        """
+        Return the turn of `request`, and reset its session if the request requires that.
+
+        :param now: seconds of a monotonic clock
+        :raises ApiError: 400, the tools are nested too deeply to be written into the prompt
+        """
+        messages = request.messages()
+        history = self.parser.parse(messages)
+        identity = identify(request, client, history)
+        session = self.sessions.get_or_create(identity.session_id(), now)
+        is_reset = (
+            bool(history and history[-1].info.is_reset)
+            or client.is_reset_requested
+            or (self.options.reset_on_shrink and len(messages) < session.message_count)
         )
-        session.length = len(messages)
-        if anew:
-            session.begin_anew()
-        return Turn(self, asked, session, messages, lines, anew=anew)
+        session.message_count = len(messages)
+        if is_reset:
+            session.reset()
+        return ChatTurn(self, request, session, messages, history, is_reset=is_reset)
 
 
-def identify(asked: ChatRequest, request: IncomingRequest, lines: Sequence[Line]) -> Identity:
-    """Return what a request says of whose it is."""
-    metadata = asked.field("metadata")
-    return Identity(
-        header=_header(request, b"X-Session-Id"),
-        metadata=_said(metadata.get("session_id") if isinstance(metadata, dict) else None),
-        cache_key=_said(asked.field("prompt_cache_key")),
-        user=_said(asked.field("user")),
-        address=str(getattr(request.getClientAddress(), "host", "")),
-        key=request.caller or _header(request, b"Authorization"),
-        model=asked.model or "",
-        first_user=first_user(lines),
-    )
+class UncountedItem(NamedTuple):
+    """
+    A message, or a request's tools, whose tokens were never counted.
+
+    :param raw: the message's JSON, or the text of the tools
+    """
+
+    info: MessageInfo
+    raw: bytes
+    is_message: bool
+
+    def text(self) -> str:
+        """Return the text for the tokenizer."""
+        return message_text(self.raw) if self.is_message else self.raw.decode("utf-8", "replace")
 
 
-def _too_deep(field: str) -> ApiError:
+def _nested_too_deeply(field: str) -> ApiError:
     return ApiError(
         400,
         f"The request's {field} are nested too deeply to be written into the prompt. Send flatter "
@@ -152,295 +139,256 @@ def _too_deep(field: str) -> ApiError:
     )
 
 
-def _header(request: IncomingRequest, name: bytes) -> str:
-    """Return what a header says, in whatever encoding; empty if it is missing."""
-    values = request.requestHeaders.getRawHeaders(name, [b""])
-    return values[0].decode("utf-8", "replace").strip()
-
-
-def _said(value: Any) -> str:
-    """Return a name that a client gives, without white space around it; empty if it is none."""
-    return str(value).strip() if isinstance(value, str | int) else ""
-
-
-class Turn:
+class ChatTurn:
     """
-    One turn.
+    One chat request and the history that it carries.
 
-    :param messages: as they came
-    :param lines: the same, without notices
-    :param anew: its session begins anew
-    :ivar aside: what is said in its answer; None for an answer that has no room for it
-    :ivar lesson: what is learnt from its answer
+    The table at the head of this module has the order of the calls.
+
+    :param messages: the JSON of the messages, as they were received
+    :param history: the same messages, parsed, without notices
+    :param is_reset: the request resets its session
+    :ivar message_count: the number of messages in the request
+    :ivar notice: the notice of its answer; None for an answer that has no room for one
+    :ivar header_notice: the notices for the response's header `X-Blockops-Notice`, set by
+        `prepare_body`
+    :ivar feedback: learns from its answer
     """
 
     def __init__(
         self,
-        turns: Turns,
-        asked: ChatRequest,
+        conversations: Conversations,
+        request: ChatRequest,
         session: Session,
         messages: list[bytes],
-        lines: list[Line],
+        history: list[Message],
         *,
-        anew: bool,
+        is_reset: bool,
     ) -> None:
         self.session = session
-        self.messages = len(messages)
-        self._turns = turns
-        self._asked = asked
-        self._came = messages
-        self._lines = turns.reader.since_reset(lines)
-        self._marked = any(line.facts.reset for line in lines)
-        self._anew = anew
-        self._prompting: Prompting | None = None
-        if turns.writes_tools(asked):
-            self._write_tools()
-        self._tools = turns.facts_of_tools(self._tools_text)
-        self._offers_tools = bool(asked.number_of("tools") or asked.number_of("functions"))
-        self._tally = turns.tokens.of(asked.real_model)
-        self._thread = session.thread(first_user(self._lines))
-        self._texts: list[str] = []
-        self._wished = False
-        self._left = lines
-        self.aside = self._make_aside()
-        self.lesson = Lesson(turns, asked.real_model, self._thread, self.aside)
+        self.is_reset = is_reset
+        self.message_count = len(messages)
+        self.header_notice = ""
+        self._conversations = conversations
+        self._request = request
+        self._raw_messages = messages
+        self._history = conversations.parser.after_reset(history)
+        self._has_reset_message = any(message.info.is_reset for message in history)
+        self._tools_in_prompt: ToolsInPrompt | None = None
+        if conversations.writes_tools_into_prompt(request.backend_model):
+            self._move_tools_into_prompt()
+        self._tools = conversations.cached_tools_info(self._tools_text)
+        self._has_offered_tools = bool(
+            request.item_count("tools") or request.item_count("functions")
+        )
+        self._counts = conversations.tokens.for_model(request.backend_model)
+        self._history_state = session.history_state(first_user_digest(self._history))
+        self._notice_texts: list[str] = []
+        self._is_usage_added = False
+        self._is_trimmer_needed = False
+        self._sent_messages = history
+        self.notice = self._make_notice()
+        self.feedback = AnswerFeedback(
+            conversations.tokens,
+            conversations.compatibility,
+            request.backend_model,
+            self._history_state,
+            notice=self.notice,
+            notice_log=session,
+        )
 
     @property
-    def asks_nothing(self) -> bool:
-        """Whether there is nothing to send on: the session was begun anew, and that was all."""
-        return self._marked and all(line.facts.role == "system" for line in self._lines)
+    def is_reset_only(self) -> bool:
+        """True if the request only resets the session, so that there is nothing to send."""
+        return self._has_reset_message and all(
+            message.info.role == "system" for message in self._history
+        )
+
+    @property
+    def prefill_notice(self) -> PrefillNotice | None:
+        """The notice about a long prefill; None if it is off, or the answer has no room for it."""
+        after = self._conversations.options.prefill_notice_after
+        return PrefillNotice(self.feedback, after) if after and self.notice is not None else None
 
     @property
     def _tools_text(self) -> bytes:
-        """What the prompt says of tools. An agent's are many: no copy of it is kept."""
-        if self._prompting is None:
-            return self._asked.tools()
-        return self._prompting.told.encode("utf-8", "replace")
+        """The tools as the prompt has them. An agent's list is long, so no copy of it is kept."""
+        if self._tools_in_prompt is None:
+            return self._request.tools_json()
+        return self._tools_in_prompt.system_text.encode("utf-8", "replace")
 
-    def _make_aside(self) -> Aside | None:
-        mode = self._turns.settings.notices
-        if mode == "reasoning":
-            place = Aside("thinks")
-        elif mode == "content":
-            place = Aside("closes" if self._offers_tools else "opens")
-        else:
+    def _make_notice(self) -> Notice | None:
+        mode = self._conversations.options.notices
+        if mode in {"header", "off"} or self._request.is_constrained:
             return None
-        return None if self._asked.wants_json else place
+        if mode == "reasoning":
+            return Notice("reasoning")
+        return Notice("after" if self._has_offered_tools else "before")
 
-    @property
-    def cold_start(self) -> ColdStart | None:
-        """What the answer tells of a long wait."""
-        told = self.lesson.patience and self.aside is not None
-        return self.lesson if told else None
-
-    def banner(self) -> str:
-        """Return the answer to a turn that asks nothing."""
-        self._turns.purge.later(self.session.name)
-        if self._asked.wants_json:
+    def reset_answer(self) -> str:
+        """Return the answer to a request that only resets the session."""
+        if self._request.is_constrained:
             return "{}"
-        self.session.say("banner")
-        return notices.opening([notices.session_banner(self._turns.settings.model_name)])
+        self.session.mark("banner")
+        return notices.leading_block(
+            [notices.session_banner(self._conversations.options.model_name)]
+        )
 
-    async def prompt(self, tell: Callable[[str], bool]) -> bytes:
+    def uncounted_items(self) -> list[UncountedItem]:
         """
-        Return the body for the backend.
+        Return the messages, and the tools, that the backend's tokenizer should count.
 
-        :param tell: puts notices into a header; False if it is too late for one
+        Empty if the prompt is certainly short, or if all of them were counted before. This call
+        also decides whether `prepare_body` has to count and trim the history.
+        """
+        limits, state = self._conversations.trimmer.limits, self._history_state
+        items = [*(message.info for message in self._history), self._tools]
+        room = min(limits.warn, limits.hard) - upper_bound(items)
+        # `undercount` goes over all messages, so it is called only if its bound does not decide.
+        is_short = room >= 0 and (
+            state.max_undercount <= room or state.undercount(items, self._counts) <= room
+        )
+        self._is_trimmer_needed = not is_short or bool(state.trim_point.dropped_steps)
+        if not self._is_trimmer_needed:
+            return []
+        raw = {message.info.digest: message.raw for message in self._history}
+        return [
+            UncountedItem(info, raw[info.digest], is_message=True)
+            if info.digest in raw
+            else UncountedItem(info, self._tools_text, is_message=False)
+            for info in self._counts.uncounted(items)
+        ]
+
+    def learn_count(self, item: UncountedItem, tokens: int) -> None:
+        """Store the tokenizer's count of an item's text."""
+        self._counts.set_count(item.info, tokens)
+
+    def prepare_body(
+        self, *, memory_notice_kind: NoticeKind | None, memory_percent: float, may_add_header: bool
+    ) -> bytes:
+        """
+        Trim the history, queue notices, and return the body for the backend.
+
+        :param memory_notice_kind: the notice for the machine's memory; None if there is enough
+        :param memory_percent: the share of the machine's memory that is available, in per cent
+        :param may_add_header: the response has not begun: `header_notice` can still be sent
         :raises ApiError: 400, the history cannot be made to fit
         """
-        self._turns.purge.never_mind(self.session.name)
-        if self._anew:
-            await self._turns.purge.within(PURGE_WITHIN)
-        self._left = await self._fitted()
-        self._give_notices(tell)
-        asked = self._asked
-        self._wished = asked.stream and not asked.include_usage and self._turns.refusals.asks_usage
+        self._sent_messages = self._trim()
+        self._queue_notices(memory_notice_kind, memory_percent, may_add_header=may_add_header)
+        request = self._request
+        self._is_usage_added = (
+            request.stream
+            and not request.include_usage
+            and self._conversations.compatibility.supports_usage
+        )
         return self._body()
 
-    def prompt_again(self, refused: ApiError) -> bytes | None:
-        """Return the body without what was refused; None if `refused` is about something else."""
-        refusals = self._turns.refusals
-        if self._wished and refusals.of_usage(refused):
-            self._wished = False
+    def retry_body(self, error: ApiError) -> bytes | None:
+        """
+        Return the body without the feature that the backend rejected with `error`, or None.
+
+        None if `error` is about something else, or if the feature was left out before.
+        """
+        compatibility = self._conversations.compatibility
+        if self._is_usage_added and compatibility.detect_usage_error(error):
+            self._is_usage_added = False
             return self._body()
-        if self._may_write_tools and refusals.of_tools(
-            refused, self._asked.real_model, with_results=self._has_results
+        has_results = any(message.info.role == "tool" for message in self._sent_messages)
+        may_write_tools = (
+            self._tools_in_prompt is None
+            and self._conversations.options.tools == "auto"
+            and (self._has_offered_tools or has_results)
+        )
+        if may_write_tools and compatibility.detect_tools_error(
+            error, self._request.backend_model, with_results=has_results
         ):
-            self.lesson.refused = refused
-            self._write_tools()
-            self._tools = self._turns.facts_of_tools(self._tools_text)
-            self.lesson.sent[-1:] = [self._tools]
+            self.feedback.tools_error = error
+            self._move_tools_into_prompt()
+            self._tools = self._conversations.cached_tools_info(self._tools_text)
+            self.feedback.sent_items[-1:] = [self._tools]
             return self._body()
         return None
 
-    @property
-    def _may_write_tools(self) -> bool:
-        """Whether there are tools that were sent as they came, and need not be."""
-        passed = self._prompting is None and self._turns.settings.tools == "auto"
-        return passed and (self._offers_tools or self._has_results)
-
-    @property
-    def _has_results(self) -> bool:
-        return any(line.facts.role == "result" for line in self._left)
-
-    def _write_tools(self) -> None:
-        """Let the tools stand in the prompt."""
+    def _move_tools_into_prompt(self) -> None:
         try:
-            self._prompting = Prompting(self._asked, self._turns.wording)
+            self._tools_in_prompt = ToolsInPrompt(
+                self._request, self._conversations.options.tool_prompt
+            )
         except RecursionError:
-            raise _too_deep("tools") from None
+            raise _nested_too_deeply("tools") from None
 
     def _body(self) -> bytes:
-        """Return the body for the backend, with what of the history is sent on."""
-        prompting = self._prompting
-        raw = [line.raw for line in self._left]
+        """Return the request's body with the messages that are sent."""
+        tools = self._tools_in_prompt
+        raw = [message.raw for message in self._sent_messages]
         try:
-            messages = raw if prompting is None else prompting.messages(self._left)
+            messages = raw if tools is None else tools.rewrite_messages(self._sent_messages)
         except RecursionError:
-            raise _too_deep("messages") from None
+            raise _nested_too_deeply("messages") from None
         changes: dict[str, Any] = {}
-        if messages != self._came:
+        if messages != self._raw_messages:
             changes["messages"] = [msgspec.Raw(message) for message in messages]
-        if self._wished:
-            options = self._asked.field("stream_options") or {}
+        if self._is_usage_added:
+            options = self._request.field("stream_options") or {}
             changes["stream_options"] = {**options, "include_usage": True}
-        return self._asked.body(changes, () if prompting is None else FIELDS)
+        return self._request.body(changes, () if tools is None else TOOL_FIELDS)
 
-    async def _fitted(self) -> list[Line]:
-        """Return what of the history is sent on, and note what it has."""
-        guard, thread = self._turns.guard, self._thread
-        lines, asked = self._lines, [*(line.facts for line in self._lines), self._tools]
-        before, sent = 0, asked
-        room = min(guard.limits.warn, guard.limits.hard) - most_of(asked)
-        # What was missed is looked up only where it may decide something: it goes over all of them.
-        short = room >= 0 and (
-            thread.most_missed <= room or thread.missed(asked, self._tally) <= room
-        )
-        if not short or thread.cut.dropped:
-            await self._count(asked)
-            beside = self._tally.count(self._tools) + thread.missed(asked, self._tally)
-            fitted = guard.fit(lines, thread.cut, self._tally.count, beside=beside)
-            thread.cut, lines, before = fitted.cut, fitted.lines, fitted.before
-            sent = [*(line.facts for line in lines), self._tools]
-            if fitted.dropped or fitted.shortened:
-                self._turns.cut += 1
-        self.lesson.sent = sent
-        self._note_length(before)
-        return lines
+    def _trim(self) -> list[Message]:
+        """Return the part of the history that is sent, and queue a notice if it is long."""
+        state, counts = self._history_state, self._counts
+        history, untrimmed_tokens = self._history, 0
+        items = [*(message.info for message in history), self._tools]
+        if self._is_trimmer_needed:
+            overhead = counts.count(self._tools) + state.undercount(items, counts)
+            result = self._conversations.trimmer.trim(
+                history, state.trim_point, counts.count, overhead=overhead
+            )
+            state.trim_point = result.trim_point
+            history, untrimmed_tokens = result.messages, result.tokens_before
+            items = [*(message.info for message in history), self._tools]
+            if result.dropped_steps or result.shortened_results:
+                self._conversations.trimmed_prompts += 1
+        self.feedback.sent_items = items
+        self._update_context_notice(untrimmed_tokens)
+        return history
 
-    def _note_length(self, tokens: int) -> None:
+    def _update_context_notice(self, tokens: int) -> None:
         """
-        Let a notice be due when the history as it came has `tokens` tokens.
+        Queue the notice about a long history if the untrimmed history has too many `tokens`.
 
-        It is the session that is told, once, and again when one of its long histories has become
-        shorter. That others are short, such as the question for a title, changes nothing.
+        The notice is given once a session, and again after one of the session's long histories has
+        become shorter. A history that was never long, such as a request for a title, changes
+        nothing.
+
+        :param tokens: 0 for a history that is certainly short
         """
-        limits = self._turns.guard.limits
-        before, self._thread.length = self._thread.length, tokens
+        limits = self._conversations.trimmer.limits
+        last_tokens, self._history_state.last_tokens = self._history_state.last_tokens, tokens
         if tokens >= limits.warn:
-            notice = notices.context_notice(tokens, limits.warn, limits.hard)
-            self._be_due(self.session, "context", notice)
-        elif before >= limits.warn:
-            self.session.unsay("context")
+            text = notices.context_notice(tokens, limits.warn, limits.hard)
+            self._queue_notice("context", text)
+        elif last_tokens >= limits.warn:
+            self.session.unmark("context")
 
-    async def _count(self, messages: Sequence[Facts]) -> None:
-        """Let the backend count what was never counted, as far as it can."""
-        new = self._tally.unknown(messages)
-        raw = {line.facts.digest: line.raw for line in self._lines}
-        for at in range(0, len(new), COUNTED_AT_ONCE):
-            # The first one alone: most backends cannot.
-            batch = new[at : at + COUNTED_AT_ONCE]
-            done = [await self._count_one(facts, raw) for facts in batch[: 1 if at == 0 else 0]]
-            rest = batch[len(done) :]
-            if all(done):
-                counting = [Deferred.fromCoroutine(self._count_one(one, raw)) for one in rest]
-                done += await gatherResults(counting, consumeErrors=True)
-            if not all(done):
-                return
+    def _queue_notice(self, kind: NoticeKind, text: str) -> None:
+        """Add a notice to this answer unless the session had it."""
+        if self.session.mark(kind):
+            self.feedback.pending_notices.append(kind)
+            self._notice_texts.append(text)
 
-    async def _count_one(self, facts: Facts, raw: dict[bytes, bytes]) -> bool:
-        """Say whether the backend has counted a message."""
-        is_message = facts.digest in raw
-        text = (
-            text_in(raw[facts.digest])
-            if is_message
-            else self._tools_text.decode("utf-8", "replace")
-        )
-        counted = await self._turns.tokenizer.count(text, self._asked.real_model)
-        if counted is not None:
-            self._tally.note(facts, counted)
-        return counted is not None
-
-    def _be_due(self, told: Told, kind: Kind, text: str) -> None:
-        """Let this answer say a notice that `told` was not given yet."""
-        if told.say(kind):
-            self.lesson.due[kind] = told
-            self._texts.append(text)
-
-    def _give_notices(self, tell: Callable[[str], bool]) -> None:
-        """Let this answer say what is due."""
-        settings, memory = self._turns.settings, self._turns.memory
-        if settings.model_name:
-            banner = notices.session_banner(settings.model_name)
-            self._be_due(self.session, "banner", banner)
-        tier = _TIERS.get(memory.tier)
-        if tier is not None:
-            self._be_due(self.session, tier, notices.memory_notice(tier, memory.percent))
-        if self.aside is not None:
-            closes = self.aside.place == "closes"
-            said = notices.closing(self._texts) if closes else notices.opening(self._texts)
-            self.aside.text = said
-        elif settings.notices == "header" and self._texts and tell(" ".join(self._texts)):
-            self.lesson.due.clear()
-
-
-class Lesson:
-    """
-    What is learnt from a turn's answer.
-
-    It is all that stays of the turn while the answer comes, which may take hours.
-
-    :param model: the backend's name for the one that is asked
-    :param thread: the history that is sent
-    :ivar sent: its messages and its tools, once they are sent
-    :ivar due: the notices that the answer gives, and who is told
-    :ivar refused: why its tools are in its prompt
-    """
-
-    __slots__ = ("_aside", "_model", "_thread", "_turns", "due", "refused", "sent")
-
-    def __init__(
-        self, turns: Turns, model: str | None, thread: Thread, aside: Aside | None
+    def _queue_notices(
+        self, memory_notice_kind: NoticeKind | None, memory_percent: float, *, may_add_header: bool
     ) -> None:
-        self._turns = turns
-        self._model = model
-        self._thread = thread
-        self._aside = aside
-        self.sent: list[Facts] = []
-        self.due: dict[Kind, Told] = {}
-        self.refused: ApiError | None = None
-
-    @property
-    def patience(self) -> float:
-        """Seconds that the backend may read before the client is told so; 0: it never is."""
-        return self._turns.settings.cold_start_notice
-
-    def cold_start(self, seconds: float) -> str:
-        """Return what is told of a backend that has read for so long."""
-        tally = self._turns.tokens.of(self._model)
-        tokens = sum(map(tally.guess, self.sent))
-        return notices.opening([notices.cold_start_notice(seconds, tokens)])
-
-    def learn(self, report: Report | None) -> None:
-        """Learn from the answer, which has ended or failed; None if there was none."""
-        if self._aside is None or not self._aside.said:
-            for kind, told in self.due.items():
-                told.unsay(kind)
-        answered = report is not None and report.chunks > 0 and report.error is None
-        if self.refused is not None and answered:
-            self._turns.refusals.learn(self._model, self.refused)
-        reported = tokens_in(report.usage, "prompt_tokens") if report is not None else 0
-        if reported and self.sent:
-            tokens = self._turns.tokens
-            tokens.learn(self._model, weight_of(self.sent), reported)
-            self._thread.learn(self.sent, tokens.of(self._model), reported)
+        options = self._conversations.options
+        if options.model_name:
+            self._queue_notice("banner", notices.session_banner(options.model_name))
+        if memory_notice_kind is not None:
+            text = notices.memory_notice(memory_notice_kind, memory_percent)
+            self._queue_notice(memory_notice_kind, text)
+        if self.notice is not None:
+            make = notices.trailing_block if self.notice.place == "after" else notices.leading_block
+            self.notice.text = make(self._notice_texts)
+        elif options.notices == "header" and self._notice_texts and may_add_header:
+            self.header_notice = " ".join(self._notice_texts)
+            self.feedback.pending_notices.clear()  # the header delivers them, whatever the answer

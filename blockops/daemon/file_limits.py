@@ -1,42 +1,43 @@
 """
-File descriptors: how many the process may have, and how many its settings can need.
+The limit of open file descriptors: how many the daemon may need, and raising the soft limit.
 
-When there are none left, Twisted accepts what waits and closes it at once, so the daemon lives; but
-clients see closed connections instead of a refusal, and nothing reaches the backend or the log.
+Without a free descriptor, Twisted accepts waiting connections and closes them at once. The daemon
+survives that, but clients see closed connections instead of an error response, and nothing reaches
+the backend or the log.
 """
 
 from __future__ import annotations
 
 import resource
 
-from blockops.server.limits import MAX_TURNED_AWAY
+from blockops.server.limits import MAX_LINGERING
 
-#: Those that are no connections: the reactor's, listening sockets, logs, libraries that are loaded.
-BESIDE = 64
-
-
-def needed(connections: int) -> int:
-    """Return how many descriptors it takes to serve so many connections at once."""
-    # Each of them may be relayed: GETs do not wait in the queue.
-    return 2 * connections + MAX_TURNED_AWAY + BESIDE
+#: Descriptors besides those of connections: the reactor, listening sockets, logs, loaded libraries.
+RESERVED = 64
 
 
-def provide(need: int) -> int:
+def required_descriptors(connections: int) -> int:
+    """Return the number of descriptors needed to serve so many client `connections` at once."""
+    # Each may have a backend connection besides: GETs are relayed without waiting for a slot.
+    return 2 * connections + MAX_LINGERING + RESERVED
+
+
+def raise_limit(needed: int) -> int:
     """
-    Let the process have `need` descriptors, as far as the system's hard limit allows.
+    Raise the soft limit to `needed`, or to the hard limit if that is lower.
 
-    Return how many it may have now.
+    :returns: the number of descriptors that may be used, at most `needed`
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if _covers(soft, need):
-        return need
-    wanted = need if _covers(hard, need) else hard
+    if _suffices(soft, needed):
+        return needed
+    limit = needed if _suffices(hard, needed) else hard
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     except (OSError, ValueError):  # a sandbox may forbid it
         return soft
-    return wanted
+    return limit
 
 
-def _covers(limit: int, need: int) -> bool:
-    return limit == resource.RLIM_INFINITY or limit >= need
+def _suffices(limit: int, needed: int) -> bool:
+    return limit == resource.RLIM_INFINITY or limit >= needed

@@ -1,8 +1,20 @@
 """
-Signals that the daemon takes itself, besides those with which Twisted stops the reactor.
+The signals that the daemon handles itself, besides those with which Twisted stops the reactor.
 
-SIGHUP lets it read again what may have changed. While it stops, a second SIGTERM or SIGINT is for
-those who do not want to wait; Twisted would try to stop the reactor once more and log a traceback.
+| state | set by | SIGHUP | SIGTERM, SIGINT |
+| --- | --- | --- | --- |
+| starting | `defer_hangup` | recorded by `PendingHangup` | not handled: the process ends |
+| running | `on_hangup` | reload; stop if the daemon's terminal was closed | Twisted: stop |
+| stopping | `on_repeated_stop` | as before | do not wait for running requests |
+| stopped | `restore` | as before the start | as before the start |
+
+Reasons:
+
+- starting: the daemon cannot reload for half a second, and by default a SIGHUP would end it.
+- running: a user who closes the terminal expects that the programs in it end. `twistd` without `-n`
+  has moved to a session of its own, without a terminal: there a SIGHUP always means a reload.
+- stopping: a second signal comes from a user who does not want to wait. Twisted would try to stop
+  the reactor once more and log a traceback.
 """
 
 from __future__ import annotations
@@ -13,96 +25,90 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-#: What a signal is answered with, as Python has it.
-_Taken = Callable[[int, FrameType | None], Any] | int | None
+#: A signal's handler, as `signal.signal` returns it; None if it was not installed from Python.
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+#: The signals that stop the daemon.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Held:
+class PendingHangup:
     """
-    Keeps in mind that a SIGHUP came, until `Signals.on_hangup` takes them.
+    Records a SIGHUP until `SignalHandlers.on_hangup` handles it.
 
-    :ivar came: whether one did
-    :ivar session: the one whose terminal can be closed; None if there was no terminal
+    :ivar is_received: a SIGHUP has arrived
+    :ivar session: this process's session if it has a terminal, which can be closed; or None
     """
 
     def __init__(self) -> None:
-        self.came = False
-        self.session = _session_at_terminal()
+        self.is_received = False
+        self.session = _terminal_session()
 
     def __call__(self, *_: object) -> None:
-        self.came = True
+        self.is_received = True
 
 
-def hold_hangup() -> None:
+def defer_hangup() -> None:
     """
-    Do not end for a SIGHUP from now on, though nobody can reload yet.
+    Record SIGHUP from now on; otherwise it would end the process, or be ignored (`nohup`).
 
-    Half a second passes from here until the daemon is put together. Where they were ignored
-    (`nohup`), they are not once it is. To be used in the main thread.
+    A handler that was installed from Python stays. Call this in the main thread.
     """
     if signal.getsignal(signal.SIGHUP) in {signal.SIG_DFL, signal.SIG_IGN}:
-        signal.signal(signal.SIGHUP, Held())
+        signal.signal(signal.SIGHUP, PendingHangup())
 
 
-class Signals:
+class SignalHandlers:
     """
-    Calls functions in the reactor's thread when signals come.
+    Calls functions in the reactor's thread when signals arrive.
 
-    To be used in the main thread, where Python takes signals.
+    Install handlers in the main thread: Python does so only there.
     """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._before: dict[signal.Signals, _Taken] = {}
-        self._session = _session_at_terminal()
+        self._previous: dict[signal.Signals, _Handler] = {}
+        self._session = _terminal_session()
 
     def on_hangup(self, reload: Callable[[], object]) -> None:
-        """
-        Call `reload` at each SIGHUP, and once for those that were held.
+        """Call `reload` for each SIGHUP, and once for those recorded by `defer_hangup`."""
+        pending = signal.getsignal(signal.SIGHUP)
+        session = pending.session if isinstance(pending, PendingHangup) else self._session
 
-        One that comes because the terminal was closed stops the reactor: whoever started the daemon
-        there is gone, and would not know that it is still running. A process that became a daemon
-        since it was started has a session of its own: no terminal's end is meant for that.
-        """
-        held = signal.getsignal(signal.SIGHUP)
-        session = held.session if isinstance(held, Held) else self._session
-
-        def hung_up() -> None:
-            if session == os.getsid(0) and not _holds_terminal():
+        def stop_or_reload() -> None:
+            if session == os.getsid(0) and not _has_terminal():
                 self._reactor.stop()
             else:
                 reload()
 
-        self._take(signal.SIGHUP, hung_up)
-        if isinstance(held, Held) and held.came:
-            held.came = False
-            self._reactor.callFromThread(hung_up)
+        self._install(signal.SIGHUP, stop_or_reload)
+        if isinstance(pending, PendingHangup) and pending.is_received:
+            pending.is_received = False
+            self._reactor.callFromThread(stop_or_reload)
 
-    def on_stop(self, hasten: Callable[[], object]) -> None:
-        """Call `hasten` at each further signal that asks the daemon to stop."""
-        for number in STOPPING:
-            self._take(number, hasten)
+    def on_repeated_stop(self, cancel: Callable[[], object]) -> None:
+        """Call `cancel` for each further stop signal."""
+        for number in STOP_SIGNALS:
+            self._install(number, cancel)
 
-    def _take(self, number: signal.Signals, call: Callable[[], object]) -> None:
-        before = signal.signal(number, lambda *_: self._reactor.callFromThread(call))
-        self._before.setdefault(number, before)
+    def _install(self, number: signal.Signals, call: Callable[[], object]) -> None:
+        previous = signal.signal(number, lambda *_: self._reactor.callFromThread(call))
+        self._previous.setdefault(number, previous)
 
     def restore(self) -> None:
-        """Let each signal do what it did before."""
-        for number, before in self._before.items():
-            signal.signal(number, signal.SIG_DFL if before is None else before)
-        self._before.clear()
+        """Restore the handlers that were installed before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
 
 
-def _session_at_terminal() -> int | None:
-    """Return this process' session, if it has a terminal that can be closed."""
-    return os.getsid(0) if _holds_terminal() else None
+def _terminal_session() -> int | None:
+    """Return the id of this process's session, or None if it has no terminal."""
+    return os.getsid(0) if _has_terminal() else None
 
 
-def _holds_terminal() -> bool:
-    """Say whether standard input is a terminal that somebody has open."""
+def _has_terminal() -> bool:
+    """Return True if standard input is a terminal that is still open."""
     try:
         os.tcgetpgrp(0)
     except OSError:

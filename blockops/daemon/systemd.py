@@ -1,8 +1,8 @@
 """
-Tells systemd how the daemon is, by the protocol of sd_notify(3).
+Notifies systemd of the daemon's state, by the protocol of sd_notify(3).
 
-Each message is one datagram to the Unix socket that `NOTIFY_SOCKET` names. Without that variable,
-that is outside of a unit with `Type=notify`, nothing is sent.
+Each message is one datagram to the Unix socket that `NOTIFY_SOCKET` names. Without that variable
+(which systemd sets for a unit with `Type=notify`) nothing is sent.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping, MutableMapping
 
 
-class Supervisor:
+class SystemdNotifier:
     """
-    systemd, as far as it listens; nothing here raises.
+    Sends notifications to systemd. No method raises.
 
-    :param address: the socket's path, or `@` and an abstract name; None: nobody listens
-    :param watchdog: seconds within which systemd wants a sign of life; None: it does not
+    :param address: the socket's path, or `@` and an abstract name; None to send nothing
+    :param watchdog: seconds within which systemd expects a ping; None without a watchdog
     """
 
     def __init__(self, address: str | None = None, watchdog: float | None = None) -> None:
@@ -28,56 +28,56 @@ class Supervisor:
     @classmethod
     def from_environment(
         cls, environ: MutableMapping[str, str] = os.environ, pid: int | None = None
-    ) -> Supervisor:
+    ) -> SystemdNotifier:
         """
-        Return the supervisor that `environ` names, and take its variables out of there.
+        Return the notifier that `environ` describes, and remove its variables from `environ`.
 
-        So no child takes itself for the daemon.
+        They are removed so that no child process sends notifications for the daemon.
 
-        :param pid: the process that is asked for, by default this one
+        :param pid: the id that `WATCHDOG_PID` must have; by default this process's
         """
         address = environ.pop("NOTIFY_SOCKET", None)
         microseconds = environ.pop("WATCHDOG_USEC", "")
-        wanted = environ.pop("WATCHDOG_PID", "")
-        ours = wanted in ("", str(os.getpid() if pid is None else pid))
-        if not ours or not microseconds.isdecimal() or int(microseconds) == 0:
+        target = environ.pop("WATCHDOG_PID", "")
+        is_target = target in ("", str(os.getpid() if pid is None else pid))
+        if not is_target or not microseconds.isdecimal() or int(microseconds) == 0:
             return cls(address)
         return cls(address, int(microseconds) / 1e6)
 
     def ready(self, status: str = "") -> None:
-        """Say that the daemon serves; `status` is shown by `systemctl status`."""
+        """
+        Report that the daemon is serving, after a start or a reload.
+
+        :param status: a line for `systemctl status`
+        """
         self._send({"READY": "1", "STATUS": status})
 
     def stopping(self, status: str = "") -> None:
-        """Say that the daemon has begun to stop."""
+        """Report that the daemon has begun to stop."""
         self._send({"STOPPING": "1", "STATUS": status})
 
     def reloading(self) -> None:
-        """Say that the daemon reads again what may have changed; `ready` says that it has."""
-        # systemd tells this from earlier ones by the clock: see sd_notify(3), MONOTONIC_USEC.
+        """Report that a reload has begun; `ready` reports its end."""
+        # systemd requires the time, to tell a new reload from an earlier one (sd_notify(3)).
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send({"RELOADING": "1", "MONOTONIC_USEC": str(microseconds)})
 
-    def status(self, status: str) -> None:
-        """Say how the daemon is, for people."""
-        self._send({"STATUS": status})
-
-    def alive(self) -> None:
-        """Say that the daemon is not stuck; call it at least twice in each `watchdog` seconds."""
+    def ping_watchdog(self) -> None:
+        """Report that the reactor runs. Call it at least twice in each `watchdog` seconds."""
         if self.watchdog is not None:
             self._send({"WATCHDOG": "1"})
 
-    def _send(self, told: Mapping[str, str]) -> None:
+    def _send(self, fields: Mapping[str, str]) -> None:
         if not self._address:
             return
         message = "\n".join(
-            f"{name}={' '.join(text.split())}" for name, text in told.items() if text
+            f"{name}={' '.join(text.split())}" for name, text in fields.items() if text
         )
-        # An abstract name begins with a zero byte on the wire, and with @ in the environment.
+        # An abstract name begins with @ in the environment, and with a null byte in the address.
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                # A supervisor that does not read must not stop its daemon.
+                # A full socket buffer must not block the daemon.
                 sender.settimeout(0)
                 sender.sendto(message.encode("utf-8", "replace"), address)
         except OSError:

@@ -1,10 +1,10 @@
-"""Which headers pass from one side to the other."""
+"""HTTP headers: which of them are forwarded, and the values of single ones."""
 
 from __future__ import annotations
 
 from twisted.web.http_headers import Headers
 
-#: They speak of one connection, not of the message (RFC 9110, section 7.6.1).
+#: Headers of one connection, not of the message (RFC 9110, section 7.6.1).
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -18,9 +18,9 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-#: Said anew by the client's side of blockops, or nobody's business behind it: a client's
-#: credentials are for blockops; the backend has a key of its own.
-NOT_TO_BACKEND = HOP_BY_HOP | {
+#: Request headers that are not forwarded to the backend: `blockops.upstream` sets its own, or they
+#: are for blockops only, such as a client's credentials: the backend has its own key.
+DROPPED_FROM_REQUESTS = HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"accept-encoding",
@@ -29,13 +29,15 @@ NOT_TO_BACKEND = HOP_BY_HOP | {
     b"x-api-key",
     b"api-key",
     b"cookie",
-    # Which pages may ask is decided here: a backend that has an opinion would ask for another page.
+    # blockops decides which web pages are allowed. A backend that also checks them would expect the
+    # origin of another page.
     b"origin",
     b"referer",
     b"access-control-request-headers",
     b"access-control-request-method",
     b"access-control-request-private-network",
-    # What a client says of its own address is believed by backends that take us for a gate.
+    # A backend that trusts its reverse proxy would take the address that a client claims here for
+    # the client's.
     b"forwarded",
     b"x-forwarded-for",
     b"x-forwarded-host",
@@ -46,8 +48,8 @@ NOT_TO_BACKEND = HOP_BY_HOP | {
     b"x-forwarded-server",
     b"x-real-ip",
 }
-#: Said anew by the server's side.
-NOT_TO_CLIENT = HOP_BY_HOP | {
+#: Response headers that are not forwarded to the client: `blockops.server` sets its own.
+DROPPED_FROM_RESPONSES = HOP_BY_HOP | {
     b"content-length",
     b"server",
     b"date",
@@ -61,62 +63,80 @@ NOT_TO_CLIENT = HOP_BY_HOP | {
     b"access-control-expose-headers",
     b"access-control-max-age",
 }
-#: What a client has to know of a refusal, besides its body.
-OF_REFUSALS = (b"Retry-After", b"WWW-Authenticate")
+#: The headers of a backend's error response that a client needs besides the body.
+ERROR_HEADERS = (b"Retry-After", b"WWW-Authenticate")
+#: Characters of a header's value that an error message quotes.
+MAX_EXCERPT = 100
 
 
-def to_backend(headers: Headers, *, besides: frozenset[bytes] = frozenset()) -> Headers:
+def forwarded_request_headers(
+    headers: Headers, *, allow: frozenset[bytes] = frozenset()
+) -> Headers:
     """
-    Return what of a client's request headers the backend is told.
+    Return the headers of a client's request that are forwarded to the backend.
 
-    :param besides: names, in small letters, of what is told although others keep it to themselves
+    :param allow: lower-case names that are forwarded although they are in `DROPPED_FROM_REQUESTS`
     """
-    held = NOT_TO_BACKEND - besides if besides else NOT_TO_BACKEND
-    passed = headers.copy()
-    for name in _staying(headers, held):
-        passed.removeHeader(name)
-    return passed
+    dropped = DROPPED_FROM_REQUESTS - allow if allow else DROPPED_FROM_REQUESTS
+    forwarded = headers.copy()
+    for name in _dropped(headers, dropped):
+        forwarded.removeHeader(name)
+    return forwarded
 
 
-def to_client(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Return what of a backend's response headers the client is told."""
-    # An encoding that was undone on the way leaves an empty header behind.
-    staying = _staying(headers, NOT_TO_CLIENT)
+def forwarded_response_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a backend's response that are forwarded to the client."""
+    dropped = _dropped(headers, DROPPED_FROM_RESPONSES)
     return [
         (name, value)
         for name, values in headers.getAllRawHeaders()
-        if name not in staying
+        if name not in dropped
         for value in values
+        # Empty where an encoding was decoded on the way.
         if value
     ]
 
 
-def of_refusal(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Return what of the headers of a backend's refusal the client is told."""
-    return [(name, value) for name in OF_REFUSALS for value in headers.getRawHeaders(name, [])]
+def forwarded_error_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a backend's error response that are forwarded to the client."""
+    return [(name, value) for name in ERROR_HEADERS for value in headers.getRawHeaders(name, [])]
+
+
+def header_value(headers: Headers, name: bytes) -> bytes:
+    """Return the values of a header, joined by commas, or b"" if there are none."""
+    return b",".join(headers.getRawHeaders(name, [])).strip()
+
+
+def header_excerpt(value: bytes) -> str:
+    """Return the start of a header's value, for an error message."""
+    return value.decode("latin-1")[:MAX_EXCERPT]
 
 
 def media_type(headers: Headers) -> str:
-    """Return the media type of a body, in lower case and without parameters; empty if unsaid."""
-    said: bytes = headers.getRawHeaders(b"Content-Type", [b""])[0]
-    return said.partition(b";")[0].strip().lower().decode("latin-1")
+    """Return the body's media type in lower case and without parameters, or "" without one."""
+    content_type: bytes = headers.getRawHeaders(b"Content-Type", [b""])[0]
+    return content_type.partition(b";")[0].strip().lower().decode("latin-1")
 
 
-def coding(headers: Headers) -> str:
-    """Return what a body was compressed with that nobody has undone; empty if it was not."""
-    said: bytes = headers.getRawHeaders(b"Content-Encoding", [b""])[0]
-    name = said.strip().lower().decode("latin-1")
-    return "" if name == "identity" else name
+def content_encoding(headers: Headers) -> str:
+    """Return the body's content coding in lower case, or "" if the body is not encoded."""
+    header: bytes = headers.getRawHeaders(b"Content-Encoding", [b""])[0]
+    coding = header.strip().lower().decode("latin-1")
+    return "" if coding == "identity" else coding
 
 
-def _staying(headers: Headers, held: frozenset[bytes]) -> list[bytes]:
-    """Return the names, as they are spelled in `headers`, of what does not pass."""
-    named = headers.getRawHeaders(b"Connection")
-    if named:
-        held |= {token.strip().lower() for value in named for token in value.split(b",")}
-    # Behind WSGI and CGI there is no telling an underscore from a dash.
+def _dropped(headers: Headers, names: frozenset[bytes]) -> list[bytes]:
+    """
+    Return the names in `headers`, as they are spelled there, that are not forwarded.
+
+    :param names: lower-case names that are not forwarded, besides those that `Connection` lists
+    """
+    connection = headers.getRawHeaders(b"Connection")
+    if connection:
+        names |= {token.strip().lower() for value in connection for token in value.split(b",")}
+    # WSGI and CGI servers cannot tell an underscore from a dash.
     return [
         name
         for name, _ in headers.getAllRawHeaders()
-        if (lowered := name.lower()) in held or lowered.replace(b"_", b"-") in held
+        if (lowered := name.lower()) in names or lowered.replace(b"_", b"-") in names
     ]

@@ -1,4 +1,4 @@
-"""What the system knows of the other end of a connection, and no transport tells."""
+"""The state of a connection that the system knows and Twisted's transports do not report."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from typing import cast
 from twisted.internet.interfaces import ISystemHandle
 from twisted.protocols.policies import ProtocolWrapper
 
-#: What poll(2) says of a connection whose other end has closed it, also where data is left to read.
-_HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
-#: macOS' option for the same as Linux' TIOCOUTQ: <sys/socket.h>.
+#: The events of poll(2) for a connection that the peer has closed. Unlike a read, they are reported
+#: also while unread data is left in the socket.
+_HANGUP_EVENTS = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+#: macOS' counterpart of Linux' TIOCOUTQ: <sys/socket.h>.
 _SO_NWRITE = 0x1024
 
 
-def departed(transport: object) -> bool:
-    """Say whether the other end of `transport` has closed it, as far as the system knows."""
-    handle = _handle(transport)
+def has_peer_closed(transport: object) -> bool:
+    """Return True if poll(2) reports that the peer of `transport` has closed the connection."""
+    handle = _socket_of(transport)
     if handle is None:
         return False
     poller = select.poll()
-    poller.register(handle, _HUNG_UP)
+    poller.register(handle, _HANGUP_EVENTS)
     return bool(poller.poll(0))
 
 
-def unread(transport: object) -> int | None:
+def unsent_bytes(transport: object) -> int | None:
     """
-    Return how many bytes the system has taken that the other end of `transport` has not.
+    Return how many bytes the system still holds for the peer of `transport`, or None if unknown.
 
-    A client that reads slowly shows by this, long before there is room for more: the system holds
-    megabytes for it. None where the system does not tell.
+    A change shows that a slow client reads. The transport notices that only much later, because
+    the system buffers megabytes for a connection.
     """
-    handle = _handle(transport)
+    handle = _socket_of(transport)
     try:
         if handle is None:
             return None
@@ -47,8 +48,8 @@ def unread(transport: object) -> int | None:
         return None
 
 
-def _handle(transport: object) -> socket | None:
-    """Return the socket of `transport`, below TLS."""
+def _socket_of(transport: object) -> socket | None:
+    """Return the socket of `transport`, below TLS and other wrappers, or None."""
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
     handle = transport.getHandle() if ISystemHandle.providedBy(transport) else None

@@ -1,9 +1,9 @@
 """
-The way out of a connection: what is written is sent at once where nothing waits before it.
+Writers that send data to a connection at once, unless earlier data is still queued.
 
-`transport.write` only queues: it asks the reactor when the socket takes more, goes round the loop,
-sends, and asks no more. For one chunk of a stream that is two system calls and a turn of the loop
-too many: 9 of 43 microseconds.
+`transport.write` only queues the data: it adds the transport to the reactor's writers, returns to
+the event loop, sends when the socket is writable, and removes the transport again. For one chunk of
+a stream that costs two extra system calls and one turn of the loop: 9 of 43 microseconds.
 """
 
 from __future__ import annotations
@@ -16,42 +16,43 @@ from twisted.internet.interfaces import IPullProducer, IPushProducer, ISSLTransp
 from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import implementer
 
-#: Bytes that wait for the socket when the source is asked to pause: as for Twisted's transports.
-ROOM = 64 * 1024
+#: The high-water mark: the source is paused when more bytes than this are queued for the socket. It
+#: is the buffer size of Twisted's transports.
+HIGH_WATER = 64 * 1024
 
 
-class Outlet(Protocol):
+class Writer(Protocol):
     """
-    Sends bytes in order, and tells its source when to pause and when to go on.
+    Sends bytes in order, and applies backpressure to its source, a push producer.
 
-    The source is paused when more than `ROOM` waits for the other side, and goes on when nothing
-    does; it is stopped when the connection is lost.
+    The source is paused when more than `HIGH_WATER` bytes are queued, and resumed when none are. It
+    is stopped when the connection is lost.
     """
 
     def write(self, data: bytes) -> None:
-        """Send `data` behind all that was written before."""
+        """Send `data` after everything that was written before."""
 
     def close(self) -> None:
-        """Close the connection behind what was written; the source hears no more."""
+        """Close the connection once all data is sent. The source is not called any more."""
 
-    def part(self) -> None:
+    def half_close(self) -> None:
         """
-        The same, but read on until the other side closes too.
+        Do the same as `close`, but keep reading until the peer closes too.
 
-        Who closes a connection without having read all that came resets it, and what was written
-        may be lost on its way.
+        A socket that is closed with unread input sends a reset, which may destroy data that is
+        still on its way to the peer.
         """
 
     def abort(self) -> None:
-        """Close the connection at once; nothing more is sent."""
+        """Close the connection immediately, and discard queued data."""
 
 
-class QueuingOutlet:
-    """Leaves all to the transport."""
+class TransportWriter:
+    """Writes to the transport, which queues data and applies backpressure itself."""
 
     def __init__(self, transport: Any, source: IPushProducer) -> None:
         self._transport = transport
-        transport.registerProducer(source, True)  # noqa: FBT003 - Twisted's way to say streaming
+        transport.registerProducer(source, True)  # noqa: FBT003 - Twisted's name for it: streaming
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -60,10 +61,10 @@ class QueuingOutlet:
         self._transport.unregisterProducer()
         self._transport.loseConnection()
 
-    def part(self) -> None:
+    def half_close(self) -> None:
         self._transport.unregisterProducer()
         if _is_wrapped(self._transport):
-            # It waits for the other side's farewell by itself, and reads until then.
+            # TLS waits for the peer's close alert itself, and reads until then.
             self._transport.loseConnection()
         else:
             self._transport.loseWriteConnection()
@@ -72,33 +73,34 @@ class QueuingOutlet:
         self._transport.abortConnection()
 
 
-class Nowhere:
-    """The way out of a connection that is lost."""
+class ClosedWriter:
+    """The writer of a lost connection: discards all data."""
 
     def write(self, data: bytes) -> None: ...
     def close(self) -> None: ...
-    def part(self) -> None: ...
+    def half_close(self) -> None: ...
     def abort(self) -> None: ...
 
 
 @implementer(IPullProducer)
-class EagerOutlet:
+class SocketWriter:
     """
-    Sends by itself, and leaves to the transport what the socket does not take.
+    Sends on the socket itself, and passes to the transport only the bytes that do not fit.
 
-    To the transport it is a pull producer: those are asked for more whenever nothing is queued,
-    which is how it knows. What a push producer is told follows from what it counts.
+    It is registered as a pull producer, because the transport resumes those whenever its queue is
+    empty. It counts the queued bytes itself to pause and resume its source, which is a push
+    producer.
     """
 
-    __slots__ = ("_full", "_queued", "_send", "_source", "_transport")
+    __slots__ = ("_is_paused", "_queued", "_send", "_source", "_transport")
 
     def __init__(self, transport: Any, source: IPushProducer) -> None:
         self._transport = transport
         self._source = source
         self._send = transport.getHandle().send
-        # Bytes that were left to the transport since it had none.
+        # Bytes passed to the transport since its queue was last empty.
         self._queued = 0
-        self._full = False
+        self._is_paused = False
         transport.registerProducer(self, False)  # noqa: FBT003
 
     def write(self, data: bytes) -> None:
@@ -106,71 +108,73 @@ class EagerOutlet:
             try:
                 sent = self._send(data)
             except OSError:
-                # It is full, or the connection is lost: the transport finds out which.
+                # The socket is full or the connection is lost. The transport's write handles both.
                 sent = 0
             if sent == len(data):
                 return
             data = data[sent:]
         self._queued += len(data)
         self._transport.write(data)
-        if self._queued > ROOM and not self._full:
-            self._full = True
+        if self._queued > HIGH_WATER and not self._is_paused:
+            self._is_paused = True
             self._source.pauseProducing()
 
     def close(self) -> None:
         self._transport.unregisterProducer()
         self._transport.loseConnection()
 
-    def part(self) -> None:
+    def half_close(self) -> None:
         self._transport.unregisterProducer()
         self._transport.loseWriteConnection()
 
     def abort(self) -> None:
-        # What the transport is given from now on, it drops.
+        # So later writes go to the transport, which discards them.
         self._queued += 1
         self._transport.abortConnection()
 
     def resumeProducing(self) -> None:
         self._queued = 0
-        if self._full:
-            self._full = False
+        if self._is_paused:
+            self._is_paused = False
             self._source.resumeProducing()
 
     def stopProducing(self) -> None:
         self._source.stopProducing()
 
 
-def outlet(transport: object, source: IPushProducer) -> Outlet:
+def make_writer(transport: object, source: IPushProducer) -> Writer:
     """
-    Return the way out of `transport`, to which nothing was written yet.
+    Return a writer for `transport`, to which nothing was written yet.
 
-    :param source: who writes, or answers for those who do
+    :param source: is paused, resumed and stopped as the connection requires
     """
-    return (
-        EagerOutlet(transport, source) if is_bare(transport) else QueuingOutlet(transport, source)
-    )
+    if is_plain_socket(transport):
+        return SocketWriter(transport, source)
+    return TransportWriter(transport, source)
 
 
-def send_first(transport: Any, data: bytes) -> None:
-    """Send `data` on `transport`, to which nothing was written yet, and which stays its own."""
+def send_now(transport: Any, data: bytes) -> None:
+    """
+    Send `data` at once on `transport`, to which nothing was written yet.
+
+    Later data is written to the transport as usual.
+    """
     sent = 0
-    if is_bare(transport):
-        with suppress(OSError):  # the transport finds out what is the matter
+    if is_plain_socket(transport):
+        with suppress(OSError):  # the transport's write handles a full socket and a lost connection
             sent = transport.getHandle().send(data)
     if sent < len(data):
         transport.write(data[sent:])
 
 
-def is_bare(transport: object) -> bool:
-    """Say whether what is sent on `transport` is what is written to it: no TLS, no throttle."""
-    if _is_wrapped(transport):
-        return False
-    if not ISystemHandle.providedBy(transport):
+def is_plain_socket(transport: object) -> bool:
+    """Return True if `transport` writes data to its socket unmodified: no TLS, no throttling."""
+    if _is_wrapped(transport) or not ISystemHandle.providedBy(transport):
         return False
     handle = transport.getHandle()
     return isinstance(handle, socket) and not handle.getblocking()
 
 
 def _is_wrapped(transport: object) -> bool:
-    """Say whether something stands between `transport` and its socket: TLS, a throttle."""
+    """Return True if TLS or a throttle is between `transport` and its socket."""
     return isinstance(transport, ProtocolWrapper) or ISSLTransport.providedBy(transport)

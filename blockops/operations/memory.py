@@ -1,4 +1,4 @@
-"""How much memory the machine has left, in tiers."""
+"""The machine's available memory in tiers, and the gate that rejects requests at the lowest one."""
 
 from __future__ import annotations
 
@@ -13,89 +13,100 @@ from blockops.errors import ApiError
 
 
 class Tier(IntEnum):
-    """How tight memory is; each begins below a share of the whole that is still available."""
+    """How low the available memory is: a higher tier means less; see `THRESHOLDS`."""
 
-    FINE = 0
+    NORMAL = 0
     NOTICE = 1
     WARNING = 2
     HIGH = 3
     CRITICAL = 4
 
 
-#: Shares of the machine's memory, in per cent: below the first a tier begins.
+#: Upper bounds of the tiers, ascending: available memory in per cent of the machine's.
 THRESHOLDS = {Tier.CRITICAL: 5.0, Tier.HIGH: 10.0, Tier.WARNING: 15.0, Tier.NOTICE: 20.0}
 
 
 def available_percent() -> float:
-    """Return the share of the machine's memory that programs can still have, in per cent."""
+    """Return the memory that is available to programs, in per cent of the machine's."""
     memory = psutil.virtual_memory()
     return float(100.0 * memory.available / memory.total)
 
 
 def tier_of(percent: float) -> Tier:
-    """Return the tier that `percent` of available memory is in."""
+    """Return the tier for `percent` of available memory."""
     for tier, threshold in THRESHOLDS.items():
         if percent < threshold:
             return tier
-    return Tier.FINE
+    return Tier.NORMAL
 
 
-class MemoryGauge:
-    """The last reading of the machine's memory. Changes of its tier go to the daemon's log."""
+class MemoryMonitor:
+    """
+    Reads the available memory, and logs changes of its tier.
+
+    :param read: returns the available memory in per cent
+    :ivar percent: the last reading
+    :ivar tier: the tier of `percent`
+    """
 
     _log = Logger()
 
     def __init__(self, read: Callable[[], float] = available_percent) -> None:
         self._read = read
         self.percent = 100.0
-        self.tier = Tier.FINE
-        self._readable = True
+        self.tier = Tier.NORMAL
+        self._is_readable = True
 
     def poll(self) -> None:
-        """Read anew, if the system lets us."""
+        """Read the memory. If the system does not provide it, the last reading stays."""
         try:
             self.percent = self._read()
         except OSError as error:
-            if self._readable:
-                self._readable = False
-                self._log.warn("The machine's memory cannot be read: {error}", error=error)
+            if self._is_readable:
+                self._is_readable = False
+                self._log.warn(
+                    "The available memory cannot be read ({error}). Until it can, the last reading"
+                    " ({percent:.1f} %) is used.",
+                    error=error,
+                    percent=self.percent,
+                )
             return
-        self._readable = True
+        self._is_readable = True
         before, self.tier = self.tier, tier_of(self.percent)
         if self.tier > before:
             self._log.warn(
-                "Memory is getting tight ({tier}): {percent:.1f} % of it is available",
+                "Memory is low ({tier}): {percent:.1f} % is available",
                 tier=self.tier.name.lower(),
                 percent=self.percent,
             )
         elif self.tier < before:
-            self._log.info("{percent:.1f} % of memory is available again", percent=self.percent)
+            self._log.info("Memory recovers: {percent:.1f} % is available", percent=self.percent)
 
 
 class MemoryGate:
     """
-    Turns new requests away while memory is critical, if it is asked to.
+    Rejects new requests while memory is critical.
 
-    :param closes: whether it does
-    :param retry_after: seconds after which a client may ask again
+    :param is_enabled: False if all requests pass
+    :param retry_after: seconds after which a client should retry
     """
 
-    def __init__(self, gauge: MemoryGauge, *, closes: bool, retry_after: float) -> None:
-        self._gauge = gauge
-        self._closes = closes
+    def __init__(self, monitor: MemoryMonitor, *, is_enabled: bool, retry_after: float) -> None:
+        self._monitor = monitor
+        self._is_enabled = is_enabled
         self._retry_after = retry_after
 
     def check(self) -> None:
         """
-        Let a request in.
+        Reject a new request if memory is critical.
 
         :raises ApiError: 503, memory is critical
         """
-        if self._closes and self._gauge.tier is Tier.CRITICAL:
+        if self._is_enabled and self._monitor.tier is Tier.CRITICAL:
             raise ApiError(
                 503,
-                f"The machine is nearly out of memory: {self._gauge.percent:.1f} % is available. "
-                "Ask again later, or end other programs on it.",
+                f"The machine is nearly out of memory: {self._monitor.percent:.1f} % is available."
+                " Retry later, or end other programs on the machine.",
                 type="server_error",
                 code="memory_critical",
                 retry_after=max(1, math.ceil(self._retry_after)),

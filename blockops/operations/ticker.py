@@ -1,8 +1,8 @@
 """
-The one clock that ticks: heartbeats, deadlines, memory.
+`Ticker`: one timer for all heartbeats, deadlines and memory polls.
 
-One sweep over all that is alive costs 0.2 microseconds for each of them; a timer for each would
-have to be moved at every chunk.
+A tick costs 0.2 microseconds for each member. A timer for each member would have to be rescheduled
+at every chunk.
 """
 
 from __future__ import annotations
@@ -15,51 +15,51 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 
-class Beating(Protocol):
-    """What is looked at in each sweep."""
+class Tickable(Protocol):
+    """A member of a `Ticker`."""
 
-    def beat(self, now: float) -> None:
-        """Do what is due at `now`, in seconds of the reactor's clock."""
+    def tick(self, now: float) -> None:
+        """Do the work that is due at `now`, in seconds of the reactor's clock."""
 
 
-class Every:
-    """Calls something whenever so many seconds have passed, as well as the sweeps allow."""
+class PeriodicCall:
+    """Calls `call` at the first tick, then every `seconds`, rounded up to the next tick."""
 
     def __init__(self, seconds: float, call: Callable[[], object]) -> None:
         self._seconds = seconds
         self._call = call
         self._due = 0.0
 
-    def beat(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         if now >= self._due:
             self._due = now + self._seconds
             self._call()
 
 
-class Pulse:
+class Ticker:
     """
-    Sweeps over what beats, at a steady pace.
+    Calls `tick` of all members at a fixed interval.
 
-    :param interval: seconds from sweep to sweep: how late a heartbeat or a deadline may be
+    :param interval: in seconds; a heartbeat, or the end of a deadline, may be late by as much
     """
 
     _log = Logger()
 
     def __init__(self, clock: IReactorTime, interval: float) -> None:
         self._interval = interval
-        self._beating: dict[Beating, None] = {}
+        self._members: dict[Tickable, None] = {}
         self._clock = clock
-        self._loop = LoopingCall(self._sweep)
+        self._loop = LoopingCall(self._tick_all)
         self._loop.clock = clock
 
     def __len__(self) -> int:
-        return len(self._beating)
+        return len(self._members)
 
-    def add(self, beating: Beating) -> None:
-        self._beating[beating] = None
+    def add(self, member: Tickable) -> None:
+        self._members[member] = None
 
-    def discard(self, beating: Beating) -> None:
-        self._beating.pop(beating, None)
+    def discard(self, member: Tickable) -> None:
+        self._members.pop(member, None)
 
     def start(self) -> None:
         self._loop.start(self._interval, now=False)
@@ -68,10 +68,10 @@ class Pulse:
         if self._loop.running:
             self._loop.stop()
 
-    def _sweep(self) -> None:
+    def _tick_all(self) -> None:
         now = self._clock.seconds()
-        for beating in list(self._beating):
+        for member in list(self._members):
             try:
-                beating.beat(now)
+                member.tick(now)
             except Exception:  # noqa: BLE001 - an exception would stop the LoopingCall for good
-                self._log.failure("A beat failed")
+                self._log.failure("A periodic check failed; the next tick tries again")

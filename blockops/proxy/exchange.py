@@ -1,4 +1,30 @@
-"""One request and its answer: its deadlines, its end, and what is known of it for the log."""
+"""
+One request of a client with its response, from the start of its handler to the last byte.
+
+The stages of an exchange, for a handler that sends a request to the backend:
+
+| stage | begins with | heartbeats | deadlines |
+| --- | --- | --- | --- |
+| waiting | `run` | yes | of what it waits for: a slot, the tokenizer, a cache purge |
+| sent | `sent_at` is set: `forward` sends the request | yes | first byte (upload: idle), duration |
+| responding | `capture.first_byte_at` is set | yes | idle, duration |
+| sending | `client_response.is_closed`: it is finished | no | of a client that does not read |
+| done | `client_response.is_done` | no | none |
+
+The notice about a long prefill is possible in `sent` and `responding`, until the answer has
+content. While the client does not read (`client_response.stalled_since`), its own deadline replaces
+heartbeats and the backend's deadlines in each stage, except for the duration. Three events cancel
+the handler in any stage: the client disconnects, a deadline passes, or the daemon stops. Before a
+retry, `reset_for_retry` leads back to `waiting`.
+
+How a failure reaches the client depends on its response alone:
+
+| response | effect of a failure |
+| --- | --- |
+| not begun | an error response |
+| begun | the failure of its mode: an error event, a document with the error, or an abort |
+| closed, but not done | an abort; internal errors are logged |
+"""
 
 # twisted.web.http has no annotations yet:
 # mypy: disallow-untyped-calls=False
@@ -14,203 +40,201 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import IResponse
+from twisted.web.iweb import IBodyProducer, IResponse
 
-from blockops.api.report import Report
+from blockops.api.report import AnswerReport
+from blockops.conversation.feedback import AnswerFeedback
 from blockops.errors import ApiError
-from blockops.operations.traffic_log.records import RequestRecord, ResponseRecord
-from blockops.proxy.response_modes import Form, Untouched
-from blockops.server.request import IncomingRequest
-from blockops.server.response import Downstream
+from blockops.operations.traffic_log.records import Record, RequestRecord, ResponseRecord
+from blockops.proxy.deadlines import BackendDeadlines, duration_error, stalled_client_error
+from blockops.proxy.relay import BackendCapture
+from blockops.proxy.response_modes import PassthroughMode, ResponseMode
+from blockops.server.request import ClientRequest
+from blockops.server.response import ClientResponse
 from blockops.settings.table import Settings
+from blockops.upstream.backend import Backend
 
 
-class Heard:
-    """
-    What the backend said, as far as it is kept.
+class TrafficSink(Protocol):
+    """Writes records to the traffic log."""
 
-    :param keep: bytes that are kept for the log
-    :ivar first: when the first byte of its body came, in seconds of the reactor's clock
-    :ivar last: when the last one did
-    """
-
-    __slots__ = ("_clock", "_kept", "_room", "first", "last", "size")
-
-    def __init__(self, clock: IReactorTime, keep: int) -> None:
-        self._clock = clock
-        self._room = keep
-        self._kept = bytearray()
-        self.size = 0
-        self.first: float | None = None
-        self.last = 0.0
-
-    def __call__(self, data: bytes) -> None:
-        self.last = self._clock.seconds()
-        if self.first is None:
-            self.first = self.last
-        self.size += len(data)
-        if self._room > 0:
-            self._kept += data[: self._room]
-            self._room -= len(data)
-
-    def body(self) -> bytes:
-        """Return the beginning of what it said."""
-        return bytes(self._kept)
+    def write(self, record: Record) -> None: ...
 
 
-class Lesson(Protocol):
-    """What is to be learnt from an answer."""
+class LogState(Enum):
+    """Whether the traffic log contains a request. A response is logged if its request was."""
 
-    def learn(self, report: Report | None) -> None:
-        """Learn from an answer that has ended or failed; None if there was none."""
-
-
-class Logged(Enum):
-    """Whether a request stands in the traffic log."""
-
-    NOT_YET = auto()
-    YES = auto()
-    #: It only asks how blockops is, or what a page may ask.
-    NEVER = auto()
+    #: `InFlightRequests` logs the request at its end, if it is to be logged at all.
+    PENDING = auto()
+    #: The record of the request was made.
+    LOGGED = auto()
+    #: Health checks, metrics and CORS preflights are not logged.
+    EXCLUDED = auto()
 
 
 class Exchange:
     """
-    One request of a client on its way to an answer.
+    One request of a client and its response.
 
-    :ivar id: by which the two records of the traffic log belong together; the client is told it
-    :ivar client: where the answer goes
-    :ivar target: path and query that the backend is asked for; None for those of the request
-    :ivar form: how the answer shows life and failure; whoever works at it sets it
-    :ivar heard: takes what the backend says
-    :ivar lesson: what is to be learnt from the answer
-    :ivar asked: when the backend was asked, in seconds of the reactor's clock; None while queued
-    :ivar response: what the backend answered, until its body streams on
-    :ivar error: how it failed, if it did
-    :ivar heartbeats: how often the client was shown that the answer is on its way
-    :ivar logged: whether its request is in the traffic log
+    :ivar id: the id of both records in the traffic log, and the header `X-Request-Id`
+    :ivar client_response: the response to the client
+    :ivar target: path and query for the backend; None for those of the request
+    :ivar mode: how the response sends heartbeats and failures; set by the endpoint
+    :ivar capture: receives the backend's body
+    :ivar report: the contents of the answer, or None
+    :ivar feedback: learns from the answer; None if nothing is to be learnt
+    :ivar log_state: whether the traffic log contains the request
+    :ivar received_at: seconds of the reactor's clock
+    :ivar sent_at: when the request was sent to the backend, by the same clock; None before
+    :ivar backend_response: the backend's response; None before, and again once its body streams
+    :ivar error: the error that the request failed with; None if it did not fail
+    :ivar heartbeats: the number of heartbeats that were sent
     """
 
     _log = Logger()
 
-    def __init__(self, request: IncomingRequest, clock: IReactorTime, settings: Settings) -> None:
+    def __init__(self, request: ClientRequest, clock: IReactorTime, settings: Settings) -> None:
         self.id = secrets.token_hex(8)
         self.request = request
-        self.client = Downstream(request, clock)
+        self.client_response = ClientResponse(request, clock)
         self.target: str | None = None
-        self.form: Form = Untouched()
-        self.heard = Heard(clock, settings.log_body)
-        self.report: Report | None = None
-        self.lesson: Lesson | None = None
-        self.logged = Logged.NOT_YET
-        self.began = clock.seconds()
-        self.asked: float | None = None
+        self.mode: ResponseMode = PassthroughMode()
+        self.capture = BackendCapture(clock, settings.log_body)
+        self.report: AnswerReport | None = None
+        self.feedback: AnswerFeedback | None = None
+        self.log_state = LogState.PENDING
+        self.received_at = clock.seconds()
+        self.sent_at: float | None = None
         self.error: ApiError | None = None
-        self.response: IResponse | None = None
+        self.backend_response: IResponse | None = None
         self.heartbeats = 0
         self._clock = clock
         self._settings = settings
-        self._verdict: ApiError | None = None
-        self._uploaded = 0
-        self._moved = 0.0
-        self._work: Deferred[None] = Deferred()
-        # What is put off; None once nothing may be.
-        self._later: list[Callable[[], object]] | None = []
+        self._deadlines = BackendDeadlines(settings)
+        self._cancel_reason: ApiError | None = None
+        self._handler_deferred: Deferred[None] = Deferred()
+        # The calls of `run_after_first_wait`; None once they were made.
+        self._postponed_calls: list[Callable[[], object]] | None = []
 
-    def run(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+    def run(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
         """
-        Do `work`, and see to it that the client gets an answer, whatever comes.
+        Run the coroutine of a handler, and make sure that the client gets a response.
 
-        Fires when all is done; never fails. A client that leaves ends the work where it stands.
+        Fires when the response is done; never fails. A client that disconnects cancels the handler.
+        Call it once.
         """
-        self.request.when_lost = self._left
+        self.request.on_disconnect = self._on_disconnect
         if self.request.upload is not None:
-            self.request.upload.on_failure = self.end
-            self.request.upload.remember(self._settings.log_body)
-        self._work = Deferred.fromCoroutine(self._deliver(work))
-        self._catch_up()
-        return self._work
+            self.request.upload.on_failure = self.cancel_with
+            self.request.upload.capture(self._settings.log_body)
+        self._handler_deferred = Deferred.fromCoroutine(self._run(coroutine))
+        self._run_postponed()
+        return self._handler_deferred
 
-    async def _deliver(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
+    async def _run(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> None:
         try:
             try:
-                await work
+                await coroutine
             finally:
-                if self.lesson is not None:
-                    self.lesson.learn(self.report)
-            self._check_answered()
-            if not self.client.settled:
-                await self.client.delivered()
-        except Exception:  # noqa: BLE001 - the client is told of any
-            await self._told(Failure())
+                if self.feedback is not None:
+                    self.feedback.learn(self.report)
+            if not self.client_response.is_closed:
+                raise RuntimeError(  # noqa: TRY301 - reported below, like any failure
+                    f"the handler of {self.request!r} did not respond"
+                )
+            if not self.client_response.is_done:
+                await self.client_response.when_done()
+        except Exception:  # noqa: BLE001 - each failure is reported to the client
+            await self._handle_failure(Failure())
 
-    def _check_answered(self) -> None:
-        if not self.client.over:
-            raise RuntimeError(f"{self.request!r} was left without an answer")
-
-    async def _told(self, failure: Failure) -> None:
+    async def _handle_failure(self, failure: Failure) -> None:
         try:
-            await self._failed(failure)
-        except Exception:  # noqa: BLE001 - there is no way left to tell the client anything
-            self._given_up(Failure())
+            await self._send_failure(failure)
+        except Exception as error:  # noqa: BLE001 - not even the failure could be sent
+            if not isinstance(error, CancelledError):
+                self._log.failure("A failure could not be sent to the client", Failure())
+            self.client_response.abort()
 
-    def streams_on(self) -> None:
-        """Keep nothing of what was asked, nor of the answer's head: the rest may take hours."""
-        self.request.let_go()
-        self.response = None
-
-    def put_off(self, work: Callable[[], object]) -> None:
+    async def forward(self, backend: Backend, body: bytes | IBodyProducer | None) -> IResponse:
         """
-        Do `work` when this request waits for somebody for the first time, or has ended.
+        Forward the request to `backend`; return the response if its status is below 400.
 
-        That is mostly the backend, which then has the request and reads it: so nothing that only
-        the log or the answer needs holds back the first token.
+        :raises BackendError: the status is 400 or above
+        :raises ApiError: 502, 503 or 504, there is no valid response
         """
-        if self._later is None:
+        self.sent_at = self._clock.seconds()
+        request = self.request
+        response = self.backend_response = await backend.request(
+            request.method.decode("ascii"),
+            self.target or request.uri.decode("ascii"),
+            request.requestHeaders,
+            body,
+        )
+        await backend.check_status(response, self.capture)
+        return response
+
+    def release_request(self) -> None:
+        """
+        Release the request and the backend's response, once its body streams.
+
+        They are no longer needed, and the stream may stay open for hours.
+        """
+        self.request.release()
+        self.backend_response = None
+
+    def run_after_first_wait(self, work: Callable[[], object]) -> None:
+        """
+        Call `work` once the handler waits for the first time, or has ended; at once after that.
+
+        The first wait is usually for the backend, which has the request by then. So work for the
+        log or for the response does not delay the first token.
+        """
+        if self._postponed_calls is None:
             work()
         else:
-            self._later.append(work)
+            self._postponed_calls.append(work)
 
-    def _catch_up(self) -> None:
-        """Do what was put off."""
-        later, self._later = self._later, None
+    def _run_postponed(self) -> None:
+        postponed, self._postponed_calls = self._postponed_calls, None
         try:
-            for work in later or ():
+            for work in postponed or ():
                 work()
-        except Exception:  # noqa: BLE001 - as of all that is done for the request
-            self.end(self._mistake(Failure()))
+        except Exception:  # noqa: BLE001 - it fails the request, as in the handler
+            self.cancel_with(self._internal_error(Failure()))
 
-    def ask_again(self) -> None:
-        """Forget what the backend said: it is going to be asked another way."""
-        self.asked = None
-        self.heard = Heard(self._clock, self._settings.log_body)
+    def reset_for_retry(self) -> None:
+        """Forget the backend's response, because the request is sent again in another way."""
+        self.sent_at = None
+        self.capture = BackendCapture(self._clock, self._settings.log_body)
 
-    def end(self, error: ApiError) -> None:
-        """Stop the work, wherever it is, and tell the client `error`."""
-        if self._verdict is None:
-            self._verdict = error
-            self._work.cancel()
+    def cancel_with(self, error: ApiError) -> None:
+        """Cancel the handler, and send `error` to the client; further calls have no effect."""
+        if self._cancel_reason is None:
+            self._cancel_reason = error
+            self._handler_deferred.cancel()
 
     @property
     def address(self) -> str | None:
-        """Return where the client is; None behind a Unix socket."""
+        """The client's address; None for a Unix socket."""
         return getattr(self.request.getClientAddress(), "host", None)
 
-    def came(self, body: bytes = b"", **known: Any) -> RequestRecord:
+    def request_record(self, body: bytes = b"", **fields: Any) -> RequestRecord:
         """
-        Return what the traffic log says of the request.
+        Return the record of the request for the traffic log, and mark the request as logged.
 
-        :param known: what was understood of it, by the record's names
+        :param body: the request's body; for one that is forwarded as it arrives, its captured
+            beginning is used instead
+        :param fields: further fields of the record, from the parsed body
         """
-        self.logged = Logged.YES
+        self.log_state = LogState.LOGGED
         request = self.request
         upload = request.upload
         if upload is not None:
-            body = upload.beginning()
+            body = upload.captured_bytes()
         return RequestRecord(
             id=self.id,
             client=self.address,
-            key=request.caller or None,
+            key=request.api_key_owner or None,
             method=request.method.decode("latin-1"),
             path=request.uri.decode("latin-1"),
             headers={
@@ -219,147 +243,101 @@ class Exchange:
             },
             size=len(body) if upload is None else upload.size,
             body=body,
-            **known,
+            **fields,
         )
 
-    def tell(self, notice: str) -> bool:
-        """Put a notice into a header of the answer; False if the answer has begun."""
-        if self.client.begun:
-            return False
-        self.request.setHeader("X-Blockops-Notice", notice.encode("ascii", "replace"))
-        return True
-
-    def outcome(self) -> ResponseRecord:
-        """Return what the traffic log says of the answer, which has ended."""
-        report = self.report or Report()
+    def response_record(self) -> ResponseRecord:
+        """Return the record of the response for the traffic log; call it once it has ended."""
+        client, report = self.client_response, self.report or AnswerReport()
         error = report.error if self.error is None else self.error.message
         return ResponseRecord(
             id=self.id,
-            status=self.client.status or None,
-            outcome="failed" if error else "client left" if self.client.gone else "done",
-            queued_ms=self._since_began(self.asked),
-            first_byte_ms=self._since_began(self.heard.first),
-            last_byte_ms=self._since_began(self._clock.seconds()),
-            bytes_in=self.heard.size,
-            bytes_out=self.client.bytes_sent,
+            status=client.status or None,
+            outcome="failed" if error else "client left" if client.has_client_left else "done",
+            queued_ms=self._milliseconds_until(self.sent_at),
+            first_byte_ms=self._milliseconds_until(self.capture.first_byte_at),
+            last_byte_ms=self._milliseconds_until(self._clock.seconds()),
+            bytes_in=self.capture.size,
+            bytes_out=client.bytes_sent,
             usage=report.usage,
-            calls=report.names,
-            formats=report.formats,
+            calls=report.tool_names,
+            formats=report.calls_by_dialect,
             finish_reasons=list(report.finish_reasons.values()),
-            tally=report.tally,
+            tally=report.counters,
             error=error,
-            body=self.heard.body(),
+            body=self.capture.body(),
         )
 
-    def _since_began(self, moment: float | None) -> float | None:
-        """Return the milliseconds from the request's beginning to `moment`."""
-        return None if moment is None else round(1000 * (moment - self.began), 3)
+    def _milliseconds_until(self, moment: float | None) -> float | None:
+        """Return the milliseconds from the receipt of the request to `moment`."""
+        return None if moment is None else round(1000 * (moment - self.received_at), 3)
 
-    def beat(self, now: float) -> None:
-        """Show the client that its answer is on its way; end what takes too long."""
-        if self.asked is not None and now - self.asked >= self._settings.max_duration:
-            self._lasts_too_long()
-        if self.client.stalled_since is not None:
-            # Nothing is read from the backend meanwhile: that it is silent says nothing of it.
-            self.heard.last = now
-            idle = self.client.unmoved(now)
-            if idle >= self._settings.client_timeout and not self.client.gone:
-                self.error = _unread(self._settings.client_timeout)
-                self.client.cut()
+    def set_notice_header(self, text: str) -> None:
+        """Set the header `X-Blockops-Notice` of a response that has not begun."""
+        self.request.setHeader("X-Blockops-Notice", text.encode("ascii", "replace"))
+
+    def tick(self, now: float) -> None:
+        """Send a heartbeat if one is due, and enforce the deadlines."""
+        settings, client = self._settings, self.client_response
+        if (
+            self.sent_at is not None
+            and now - self.sent_at >= settings.max_duration
+            and not client.is_closed
+        ):
+            self.cancel_with(duration_error(settings.max_duration))
+        if client.stalled_since is not None:
+            # The backend is paused meanwhile, so its silence is no reason for a timeout.
+            self.capture.last_byte_at = now
+            stalled = client.seconds_stalled(now)
+            if stalled >= settings.client_timeout and not client.has_client_left:
+                self.error = stalled_client_error(settings.client_timeout)
+                client.abort()
             return
-        if self.client.over:
+        if client.is_closed:
             return
-        late = self._late(now)
-        if late is not None:
-            self.end(late)
-            return
-        if self.asked is not None:
-            self.form.waiting(self.client, now - self.asked)
-        if now - self.client.last_write >= self._settings.heartbeat:
-            self.form.heartbeat(self.client)
-            self.heartbeats += self.client.last_write == now
+        if self.sent_at is not None:
+            missed = self._deadlines.check(now, self.sent_at, self.capture, self.request.upload)
+            if missed is not None:
+                self.cancel_with(missed)
+                return
+            self.mode.send_prefill_notice(client, now - self.sent_at)
+        if now - client.last_write >= settings.heartbeat:
+            self.mode.send_heartbeat(client)
+            if client.last_write == now:
+                self.heartbeats += 1
 
-    def _lasts_too_long(self) -> None:
-        """End an answer at which the backend has been for long enough."""
-        if not self.client.over:
-            self.end(_endless(self._settings.max_duration))
+    def _on_disconnect(self) -> None:
+        self.client_response.mark_disconnected()
+        self._handler_deferred.cancel()
 
-    def _late(self, now: float) -> ApiError | None:
-        if self.asked is None:
-            return None
-        upload = self.request.upload
-        if upload is not None and not upload.complete and self.heard.first is None:
-            # The client has deadlines of its own for what it sends. This is for who takes it.
-            if upload.size != self._uploaded:
-                self._uploaded, self._moved = upload.size, now
-            since = max(self.asked, self._moved)
-            return self._silent(now - since, "idle", self._settings.idle_timeout)
-        if self.heard.first is None:
-            return self._silent(now - self.asked, "first-byte", self._settings.first_byte_timeout)
-        return self._silent(now - self.heard.last, "idle", self._settings.idle_timeout)
-
-    def _silent(self, seconds: float, which: str, patience: float) -> ApiError | None:
-        if seconds < patience:
-            return None
-        return ApiError(
-            504,
-            f"The backend sent nothing for {patience:g} seconds. Is it overloaded? "
-            f"--{which}-timeout says how long blockops waits.",
-            type="server_error",
-            code="backend_timeout",
-        )
-
-    def _left(self) -> None:
-        self.client.lost()
-        self._work.cancel()
-
-    def _failed(self, failure: Failure) -> Deferred[None]:
+    def _send_failure(self, failure: Failure) -> Deferred[None]:
         """
-        Tell the client of a failure.
+        End the response with a failure. Fires when the response is done.
 
-        What a cancelled request to the backend fails with depends on how far it was: why it was
-        cancelled is known here alone.
+        A cancelled request to the backend fails in different ways, depending on its progress, so
+        the reason for the cancellation takes precedence over `failure`.
         """
-        if self.client.over:
-            if not self.client.gone and failure.check(CancelledError, ApiError) is None:
-                self._mistake(failure)  # all is said to the client: the log alone can be told
-            self.client.cut()
-            return self.client.delivered()
-        if self._verdict is not None:
-            self.error = self._verdict
+        client = self.client_response
+        if client.is_closed:
+            if not client.has_client_left and failure.check(CancelledError, ApiError) is None:
+                self._internal_error(failure)  # the client cannot get it: its response is complete
+            client.abort()
+            return client.when_done()
+        if self._cancel_reason is not None:
+            self.error = self._cancel_reason
         elif isinstance(failure.value, ApiError):
             self.error = failure.value
         else:
-            self.error = self._mistake(failure)
-        self.form.fail(self.client, self.error)
-        return self.client.delivered()
+            self.error = self._internal_error(failure)
+        self.mode.fail(client, self.error)
+        return client.when_done()
 
-    def _mistake(self, failure: Failure) -> ApiError:
-        """Write down a failure that is ours, and return what the client is told of it."""
+    def _internal_error(self, failure: Failure) -> ApiError:
+        """Log an internal error, and return the 500 for the client."""
         self._log.failure("A request to {path} failed", failure, path=self.request.path)
         return ApiError(
             500,
-            "blockops failed at this request; its log says why. Please report it.",
+            "blockops failed to process this request; its log shows the reason. Please report it.",
             type="server_error",
             code="internal_error",
         )
-
-    def _given_up(self, failure: Failure) -> None:
-        """Break the connection."""
-        if failure.check(CancelledError) is None:
-            self._log.failure("A failure could not be told", failure)
-        self.client.cut()
-
-
-def _endless(seconds: float) -> ApiError:
-    return ApiError(
-        504,
-        f"The backend has been at this answer for {seconds:g} seconds. --max-duration says how long"
-        " blockops lets it.",
-        type="server_error",
-        code="backend_timeout",
-    )
-
-
-def _unread(seconds: float) -> ApiError:
-    return ApiError(408, f"The client read nothing for {seconds:g} seconds.")

@@ -1,4 +1,10 @@
-"""All requests that are under way: begun, watched over, written down, and ended when it is time."""
+"""
+All requests in flight: each is started, ticked, logged and counted here.
+
+The end of a request has one order, in `InFlightRequests._on_done`: a backend's connection that is
+still open is closed, a request that no endpoint has logged is logged, and then its response is
+counted and logged.
+"""
 
 # twisted.web.http has no annotations yet:
 # mypy: disallow-untyped-calls=False
@@ -13,34 +19,34 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from blockops.api.report import Report
+from blockops.api.report import AnswerReport
 from blockops.errors import ApiError
 from blockops.operations.metrics import Metrics
-from blockops.operations.ticker import Pulse
+from blockops.operations.ticker import Ticker
 from blockops.operations.traffic_log.records import RequestRecord, ResponseRecord
-from blockops.proxy.chat import Traffic
-from blockops.proxy.exchange import Exchange, Logged
-from blockops.proxy.relay import drop
-from blockops.server.access.rejection_log import Strangers
-from blockops.server.connection import Channel
-from blockops.server.request import IncomingRequest
+from blockops.proxy.exchange import Exchange, LogState, TrafficSink
+from blockops.server.access.cors import PreflightResponse
+from blockops.server.access.rejection_log import RejectionLog
+from blockops.server.connection import ClientConnection
+from blockops.server.request import ClientRequest
 from blockops.settings.table import Settings
+from blockops.upstream.body import discard
 
-#: What is worth a line in the daemon's log, by the parser's word for it.
-REMARKS = {
+#: The counters of an answer that are logged, and the message for each.
+FINDINGS = {
     "unknown_name": "The model called a tool that the request does not offer",
-    "malformed": "The model wrote a call whose arguments are no valid JSON",
+    "malformed": "The model wrote a call whose arguments are not valid JSON",
 }
 
-Work = Callable[[Exchange], Coroutine[Deferred[Any], Any, None]]
+Handler = Callable[[Exchange], Coroutine[Deferred[Any], Any, None]]
 
 
-class Gateway:
+class InFlightRequests:
     """
-    Serves requests, and knows all that are under way.
+    Starts requests, and holds them until they are done.
 
-    :param strangers: counts those who come without a key; None where nobody needs one
-    :ivar draining: no new ones are taken
+    :param rejection_log: limits the log entries of rejected requests; None if clients need no key
+    :ivar is_draining: new requests are rejected
     """
 
     _log = Logger()
@@ -49,133 +55,152 @@ class Gateway:
         self,
         clock: IReactorTime,
         settings: Settings,
-        pulse: Pulse,
-        traffic: Traffic,
+        ticker: Ticker,
+        traffic_log: TrafficSink,
         metrics: Metrics,
         *,
-        strangers: Strangers | None = None,
+        rejection_log: RejectionLog | None = None,
     ) -> None:
         self._clock = clock
         self._settings = settings
-        self._pulse = pulse
-        self._traffic = traffic
+        self._ticker = ticker
+        self._traffic_log = traffic_log
         self._metrics = metrics
-        self._strangers = strangers
-        self._live: dict[Exchange, Deferred[None]] = {}
-        self._hinted = False
-        self.draining = False
+        self._rejection_log = rejection_log
+        # Each exchange, with the Deferred that fires when its response is done.
+        self._exchanges: dict[Exchange, Deferred[None]] = {}
+        self._is_translate_hint_logged = False
+        self.is_draining = False
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self._exchanges)
 
-    def serve(self, request: IncomingRequest, work: Work, route: str = "none") -> None:
+    def start(self, request: ClientRequest, handler: Handler, route: str = "none") -> None:
         """
-        Begin `work` for `request`. Everything else is its own affair.
+        Start `handler` for `request`.
 
-        :param route: what the request is counted under
+        :param handler: takes the exchange, and returns the coroutine that responds
+        :param route: the request's label in the metrics; "none" if no route serves it
         """
         exchange = Exchange(request, self._clock, self._settings)
         request.setHeader("X-Request-Id", exchange.id)
-        if self.draining:
-            work = refusal(_stopping())
-        self._pulse.add(exchange)
-        done = self._live[exchange] = exchange.run(work(exchange))
-        done.addBoth(self._forget, exchange, route)
+        if self.is_draining:
+            handler = error_response_handler(_shutdown_error())
+        self._ticker.add(exchange)
+        done = self._exchanges[exchange] = exchange.run(handler(exchange))
+        done.addBoth(self._on_done, exchange, route)
 
-    def abandon(self) -> None:
-        """Break the connections of the clients that do not even read that."""
-        for exchange in list(self._live):
-            exchange.client.cut()
+    def reject(self, request: ClientRequest, error: ApiError) -> None:
+        """Respond to `request` with `error`."""
+        self.start(request, error_response_handler(error))
 
-    def refuse(self, request: IncomingRequest, error: ApiError) -> None:
-        """Answer `request` with `error`."""
-        self.serve(request, refusal(error))
-
-    def note(self, channel: Channel, error: ApiError) -> None:
-        """Write down that `channel` refused with `error` what never became a request."""
-        self._metrics.refused(error.status)
-        if not self._is_written(channel.caller, getattr(channel.getPeer(), "host", None)):
+    def log_rejected(self, connection: ClientConnection, error: ApiError) -> None:
+        """Log and count a request that `connection` rejected before it was complete."""
+        self._metrics.request_rejected(error.status)
+        address = getattr(connection.getPeer(), "host", None)
+        if not self._should_log(connection.api_key_owner, address):
             return
-        number = secrets.token_hex(8)
-        method, target = channel.asked()
-        self._traffic.write(
+        record_id = secrets.token_hex(8)
+        method, target = connection.request_line()
+        self._traffic_log.write(
             RequestRecord(
-                id=number,
-                client=getattr(channel.getPeer(), "host", None),
+                id=record_id,
+                client=address,
                 method=method.decode("latin-1"),
                 path=target.decode("latin-1"),
             )
         )
-        self._traffic.write(
-            ResponseRecord(id=number, status=error.status, outcome="failed", error=error.message)
+        self._traffic_log.write(
+            ResponseRecord(id=record_id, status=error.status, outcome="failed", error=error.message)
         )
 
-    def _forget(self, _: object, exchange: Exchange, route: str) -> None:
-        self._pulse.discard(exchange)
-        self._live.pop(exchange, None)
-        if exchange.response is not None and exchange.heard.first is None:
-            drop(exchange.response)
-        if exchange.logged is Logged.NOT_YET and self._is_written(
-            exchange.request.caller, exchange.address
-        ):
-            self._traffic.write(exchange.came())
-        outcome = exchange.outcome()
-        self._metrics.ended(route, exchange, outcome)
-        if exchange.logged is Logged.YES:
-            self._traffic.write(outcome)
-        if exchange.report is not None:
-            self._remark(exchange.report)
-
-    def _is_written(self, caller: str, client: str | None) -> bool:
-        """
-        Say whether what was refused stands in the traffic log.
-
-        :param caller: the name of the key that it came with; empty if it came without
-        """
-        return bool(caller) or self._strangers is None or self._strangers.sample(client)
-
     def drain(self) -> Deferred[None]:
-        """Take no more requests. Fires when those under way have ended."""
-        self.draining = True
-        ended = [self._ended(exchange) for exchange in self._live]
-        return DeferredList(ended).addCallback(lambda _: None)
+        """Reject new requests from now on. Fires when the requests in flight are done."""
+        self.is_draining = True
+        return DeferredList(list(self._exchanges.values())).addCallback(lambda _: None)
 
-    def _ended(self, exchange: Exchange) -> Deferred[None]:
-        ended: Deferred[None] = Deferred()
-        self._live[exchange].addBoth(lambda _: ended.callback(None))
-        return ended
+    def cancel_all(self) -> None:
+        """Cancel all requests in flight, and send the clients a 503."""
+        for exchange in list(self._exchanges):
+            exchange.cancel_with(_shutdown_error())
 
-    def hasten(self) -> None:
-        """End all that is under way, and tell the clients why."""
-        for exchange in list(self._live):
-            exchange.end(_stopping())
+    def abort_all(self) -> None:
+        """Abort the connections of all requests in flight: their clients do not read."""
+        for exchange in list(self._exchanges):
+            exchange.client_response.abort()
 
-    def _remark(self, report: Report) -> None:
-        """Say in the daemon's log what its owner should know of an answer."""
-        if report.tally["untranslated"] and not self._hinted:
-            self._hinted = True
+    def _on_done(self, _: object, exchange: Exchange, route: str) -> None:
+        self._ticker.discard(exchange)
+        self._exchanges.pop(exchange, None)
+        if exchange.backend_response is not None and exchange.capture.first_byte_at is None:
+            discard(exchange.backend_response)
+        if exchange.log_state is LogState.PENDING and self._should_log(
+            exchange.request.api_key_owner, exchange.address
+        ):
+            self._traffic_log.write(exchange.request_record())
+        record = exchange.response_record()
+        self._metrics.request_finished(
+            route,
+            record,
+            heartbeats=exchange.heartbeats,
+            api_key_owner=exchange.request.api_key_owner,
+            report=exchange.report,
+        )
+        if exchange.log_state is LogState.LOGGED:
+            self._traffic_log.write(record)
+        if exchange.report is not None:
+            self._log_findings(exchange.report)
+
+    def _should_log(self, api_key_owner: str, address: str | None) -> bool:
+        """
+        Return True if a rejected request is to be logged.
+
+        :param api_key_owner: the name of its API key; empty without one
+        """
+        if api_key_owner or self._rejection_log is None:
+            return True
+        return self._rejection_log.should_log(address)
+
+    def _log_findings(self, report: AnswerReport) -> None:
+        """Log tool calls that were not translated or are invalid, in the daemon's own log."""
+        if report.counters["untranslated"] and not self._is_translate_hint_logged:
+            self._is_translate_hint_logged = True
             self._log.info(
                 "The model wrote tool calls in an answer to a request that offers no tools. They "
-                "were left as text; --translate=always makes them calls, if your clients want that."
+                "were sent as text. If your clients want calls, set --translate=always."
             )
-        for kind, what in REMARKS.items():
-            if report.tally[kind]:
-                self._log.info("{what} ({names})", what=what, names=", ".join(report.names))
+        for counter, finding in FINDINGS.items():
+            if report.counters[counter]:
+                names = ", ".join(report.tool_names)
+                self._log.info("{finding} ({names})", finding=finding, names=names)
 
 
-def refusal(error: ApiError) -> Work:
-    """Return the work that consists in raising `error`."""
+def early_response_handler(response: ApiError | PreflightResponse) -> Handler:
+    """Return a handler that sends `response`, the result of the access check."""
+    if isinstance(response, ApiError):
+        return error_response_handler(response)
 
-    async def refuse(_: Exchange) -> None:
+    async def send_preflight(exchange: Exchange) -> None:
+        exchange.log_state = LogState.EXCLUDED
+        exchange.client_response.begin(204, response.headers)
+        exchange.client_response.finish()
+
+    return send_preflight
+
+
+def error_response_handler(error: ApiError) -> Handler:
+    """Return a handler that raises `error`."""
+
+    async def raise_error(_: Exchange) -> None:
         raise error
 
-    return refuse
+    return raise_error
 
 
-def _stopping() -> ApiError:
+def _shutdown_error() -> ApiError:
     return ApiError(
         503,
-        "blockops is being stopped or restarted. Ask again in a moment.",
+        "blockops is being stopped or restarted. Try again in a moment.",
         type="server_error",
         code="shutting_down",
         retry_after=5,

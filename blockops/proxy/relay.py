@@ -1,154 +1,112 @@
-"""One answer of the backend, on its way into one answer to a client."""
+"""The body of a backend's response: relayed to the client, and captured for the log."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, ITransport
-from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
-from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IResponse
 
-from blockops.server.response import Downstream
+from blockops.server.response import ClientResponse
+from blockops.upstream.body import OnData, ResponseBody
 
 
-class Transcoder(Protocol):
-    """What stands between the two: see `blockops.translation.stream`."""
+class BackendCapture:
+    """
+    The beginning, the size and the times of a backend's body.
+
+    :param max_body: the number of bytes that are kept for the traffic log
+    :ivar first_byte_at: seconds of the reactor's clock; None before the first byte of the body
+    :ivar last_byte_at: seconds of the reactor's clock
+    """
+
+    __slots__ = ("_body", "_clock", "_remaining", "first_byte_at", "last_byte_at", "size")
+
+    def __init__(self, clock: IReactorTime, max_body: int) -> None:
+        self._clock = clock
+        self._remaining = max_body
+        self._body = bytearray()
+        self.size = 0
+        self.first_byte_at: float | None = None
+        self.last_byte_at = 0.0
+
+    def __call__(self, data: bytes) -> None:
+        self.last_byte_at = self._clock.seconds()
+        if self.first_byte_at is None:
+            self.first_byte_at = self.last_byte_at
+        self.size += len(data)
+        if self._remaining > 0:
+            self._body += data[: self._remaining]
+            self._remaining -= len(data)
+
+    def body(self) -> bytes:
+        """Return the beginning of the body."""
+        return bytes(self._body)
+
+
+class Translator(Protocol):
+    """
+    Turns the backend's bytes into the client's; see `blockops.translation.stream`.
+
+    :ivar has_ended: nothing may follow the bytes that were returned last
+    """
 
     @property
-    def ended(self) -> bool: ...
+    def has_ended(self) -> bool: ...
     def receive_data(self, data: bytes) -> bytes: ...
 
 
-class TooLarge(Exception):
-    """A body outgrew its bound."""
+class _StreamRelay(ResponseBody):
+    """Sends the body on as it arrives; the client's backpressure pauses the backend."""
 
-
-class _Body(TwistedProtocol):
-    """
-    Receives the body of one response, and tells how it ended.
-
-    :ivar ended: fires with True if the body may be whole, and with False if the connection broke
-        before its announced end. Cancelling it drops the connection.
-    """
-
-    def __init__(self) -> None:
-        self.ended: Deferred[bool] = Deferred(self._unwanted)
-
-    def _unwanted(self, _: object) -> None:
-        self.drop()
-
-    def drop(self) -> None:
-        """Close the connection to the backend. Nothing more is received."""
-        cast("ITransport", self.transport).loseConnection()
-
-    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
-        if not self.ended.called:
-            # PotentialDataLoss: the body ends where the connection does (HTTP/1.0, as mlx-lm
-            # speaks it). Whether it is whole only its text can tell.
-            self.ended.callback(reason.check(ResponseDone, PotentialDataLoss) is not None)
-
-
-class _Piping(_Body):
-    """Writes what the backend says to the client, piece by piece."""
-
-    def __init__(self, client: Downstream, transcoder: Transcoder, heard: Heard) -> None:
+    def __init__(self, client: ClientResponse, translator: Translator, on_data: OnData) -> None:
         super().__init__()
         self._client = client
-        self._transcoder = transcoder
-        self._heard = heard
+        self._translator = translator
+        self._on_data = on_data
 
     def connectionMade(self) -> None:
-        self._client.feed_from(cast("IPushProducer", self.transport))
+        self._client.set_source(cast("IPushProducer", self.transport))
 
     def dataReceived(self, data: bytes) -> None:
         if self.ended.called:
             return
-        self._heard(data)
+        self._on_data(data)
         try:
-            out = self._transcoder.receive_data(data)
-        except Exception:  # noqa: BLE001 - Twisted would take it for the backend's end
+            out = self._translator.receive_data(data)
+        except Exception:  # noqa: BLE001 - Twisted would report it as a lost connection
             self.ended.errback(Failure())
-            self.drop()
+            self.close()
             return
         self._client.write(out)
         if self._client.stalled_since is not None:
-            # Again: a pause from before the body's first byte is undone by deliverBody
+            # Pause again: deliverBody undoes a pause from before the first byte of the body
             # (twisted#9623).
             cast("IPushProducer", self.transport).pauseProducing()
-        if self._transcoder.ended and not self.ended.called:
-            # Some servers keep the connection open behind `[DONE]`: nothing of it is wanted.
-            self.ended.callback(True)  # noqa: FBT003 - it is what the Deferred says
-            self.drop()
+        if self._translator.has_ended and not self.ended.called:
+            # Some servers keep the connection open after `[DONE]`: ignore the rest.
+            self.ended.callback(True)  # noqa: FBT003 - the result of the Deferred
+            self.close()
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
-        self._client.feed_from(None)
+        self._client.set_source(None)
         super().connectionLost(reason)
 
 
-class _Collecting(_Body):
-    """Keeps what the backend says, up to a bound."""
-
-    def __init__(self, limit: int, heard: Heard) -> None:
-        super().__init__()
-        self._left = limit
-        self._heard = heard
-        self.pieces: list[bytes] = []
-
-    def dataReceived(self, data: bytes) -> None:
-        if self.ended.called:
-            return
-        self._heard(data)
-        self._left -= len(data)
-        if self._left < 0:
-            self.ended.errback(TooLarge())
-            self.drop()
-        else:
-            self.pieces.append(data)
-
-
-class _Unwanted(_Body):
-    def connectionMade(self) -> None:
-        self.drop()
-
-
-#: Is told of each piece of the backend's body as it comes.
-Heard = Callable[[bytes], None]
-
-
 def relay(
-    response: IResponse, client: Downstream, transcoder: Transcoder, heard: Heard
+    response: IResponse, client: ClientResponse, translator: Translator, on_data: OnData
 ) -> Deferred[bool]:
     """
-    Send the body of `response` to `client` by way of `transcoder`, at the client's speed.
+    Send the body of `response` through `translator` to `client`, with backpressure.
 
-    Fires once the backend has said its last word: with False if it broke off. Cancel it to drop
-    the backend's connection.
+    Fires at the end of the body: with True if it may be complete, with False if the connection was
+    closed too early. Cancelling closes the backend's connection.
+
+    :param on_data: called with each piece of the backend's body
     """
-    body = _Piping(client, transcoder, heard)
+    body = _StreamRelay(client, translator, on_data)
     response.deliverBody(body)
     return body.ended
-
-
-async def collect(response: IResponse, limit: int, heard: Heard) -> tuple[bytes, bool]:
-    """
-    Return the body of `response`, and whether it may be whole.
-
-    :raises TooLarge: it has more than `limit` bytes
-    """
-    body = _Collecting(limit, heard)
-    response.deliverBody(body)
-    whole = await body.ended
-    return b"".join(body.pieces), whole
-
-
-def drop(response: IResponse) -> None:
-    """Close the connection of a response whose body nobody has taken, if nobody has."""
-    with suppress(RuntimeError):  # somebody has
-        response.deliverBody(_Unwanted())

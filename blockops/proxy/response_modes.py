@@ -1,8 +1,15 @@
 """
-The forms that an answer can take, and how each shows a sign of life and a failure.
+How a response sends heartbeats and failures.
 
-An event stream has comments and error events; a whole JSON answer has the white space before it;
-what is relayed untouched has neither, and can only break off.
+| mode | heartbeat | failure after the response has begun |
+| --- | --- | --- |
+| `StreamMode` | a comment, or an empty chunk | an error event |
+| `JsonMode` | a newline before the document, if enabled | the error as the document |
+| `PassthroughMode` | impossible | the connection is aborted |
+
+Before the response has begun, each mode sends a failure as an error response with its own status.
+After that the status can no longer change: it is 200, or the backend's for a response that is
+passed through.
 """
 
 from __future__ import annotations
@@ -10,164 +17,159 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, cast
 
+from blockops.api.passthrough import PassThrough
+from blockops.conversation.feedback import PrefillNotice
 from blockops.errors import ApiError
-from blockops.server.response import JSON_HEADERS, STREAM_HEADERS, Downstream
-from blockops.translation.stream import PassThrough, StreamTranscoder
+from blockops.server.response import JSON_HEADERS, STREAM_HEADERS, ClientResponse
+from blockops.translation.stream import StreamTranslator
 
 
-class Form(Protocol):
-    """How one answer lives and dies."""
+class ResponseMode(Protocol):
+    """The heartbeats and the failure of one response."""
 
-    def heartbeat(self, client: Downstream) -> None:
-        """Show `client` that its answer is still on its way, if there is a way to."""
+    def send_heartbeat(self, client: ClientResponse) -> None:
+        """Send a heartbeat, if this mode has one."""
 
-    def waiting(self, client: Downstream, seconds: float) -> None:
-        """Tell `client` for how long the backend has had its prompt, if there is a way to."""
+    def send_prefill_notice(self, client: ClientResponse, seconds: float) -> None:
+        """
+        Send a notice about a long prefill, if this mode has one and it is due.
 
-    def fail(self, client: Downstream, error: ApiError) -> None:
-        """End the answer with `error`: with its status, as long as none has left."""
+        :param seconds: the time since the request was sent to the backend
+        """
+
+    def fail(self, client: ClientResponse, error: ApiError) -> None:
+        """End the response with `error`; its status is sent only if the response has not begun."""
 
 
-class ColdStart(Protocol):
+TranslatorT = TypeVar("TranslatorT", StreamTranslator, PassThrough)
+
+
+class StreamMode(Generic[TranslatorT]):
     """
-    What a client is told once of a backend that reads for long.
+    A response of the type `text/event-stream`.
 
-    :ivar patience: seconds of reading after which it is told
+    :param make_translator: is called once, when the translator is first needed, and then released
     """
+
+    __slots__ = ("_make_translator", "_translator")
+
+    def __init__(self, make_translator: Callable[[], TranslatorT]) -> None:
+        self._make_translator: Callable[[], TranslatorT] | None = make_translator
+        self._translator: TranslatorT | None = None
 
     @property
-    def patience(self) -> float: ...
+    def translator(self) -> TranslatorT:
+        """The translator of the backend's stream; the first access makes it."""
+        if self._make_translator is not None:
+            self._translator, self._make_translator = self._make_translator(), None
+        return cast("TranslatorT", self._translator)
 
-    def cold_start(self, seconds: float) -> str:
-        """Return the line that tells for how long it has read."""
-
-
-T = TypeVar("T", StreamTranscoder, PassThrough)
-
-
-class EventStream(Generic[T]):
-    """
-    `text/event-stream`, by way of a transcoder.
-
-    :param make: makes the transcoder; called when it is needed for the first time, and kept no
-        longer
-    """
-
-    __slots__ = ("_made", "_make")
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make: Callable[[], T] | None = make
-        self._made: T | None = None
-
-    @property
-    def transcoder(self) -> T:
-        """What makes the client's stream of the backend's."""
-        if self._make is not None:
-            self._made, self._make = self._make(), None
-        return cast("T", self._made)
-
-    def begin(self, client: Downstream) -> None:
-        """Send status and headers, unless a heartbeat has."""
-        if not client.begun:
+    def begin(self, client: ClientResponse) -> None:
+        """Send status and headers, unless a heartbeat has sent them."""
+        if not client.has_begun:
             client.begin(200, STREAM_HEADERS)
 
-    def heartbeat(self, client: Downstream) -> None:
-        beat = self.transcoder.heartbeat()
-        if beat:
+    def send_heartbeat(self, client: ClientResponse) -> None:
+        data = self.translator.heartbeat()
+        if data:
             self.begin(client)
-            client.write(beat)
+            client.write(data)
 
-    def end(self, client: Downstream, *, whole: bool) -> None:
+    def end(self, client: ClientResponse, *, is_truncated: bool) -> None:
         """
-        Send the end, the backend having closed.
+        Send the end of the stream after the backend has closed.
 
-        :param whole: nothing is missing, as far as the transport knows
+        :param is_truncated: the transport reports that bytes are missing
         """
-        client.finish(self.transcoder.end(cut=not whole))
+        client.finish(self.translator.end(is_truncated=is_truncated))
 
-    def waiting(self, client: Downstream, seconds: float) -> None:
-        """Say nothing: the signs of life are enough."""
+    def send_prefill_notice(self, client: ClientResponse, seconds: float) -> None:
+        """Send nothing: heartbeats are enough."""
 
-    def fail(self, client: Downstream, error: ApiError) -> None:
-        if client.begun:
-            client.finish(self.transcoder.fail(error))
+    def fail(self, client: ClientResponse, error: ApiError) -> None:
+        if client.has_begun:
+            client.finish(self.translator.fail(error))
         else:
-            client.refuse(error)
+            client.send_error(error)
 
 
-class ChatStream(EventStream[StreamTranscoder]):
+class ChatStreamMode(StreamMode[StreamTranslator]):
     """
-    A chat's stream, in which a line tells of a long wait.
+    The stream of a chat, in which a notice reports a long prefill.
 
-    :param cold_start: what is told of it, and when; None for nothing
+    :param prefill_notice: sent once; None for none
     """
 
-    __slots__ = ("_cold_start",)
+    __slots__ = ("_prefill_notice",)
 
-    def __init__(self, make: Callable[[], StreamTranscoder], cold_start: ColdStart | None) -> None:
-        super().__init__(make)
-        self._cold_start = cold_start
+    def __init__(
+        self,
+        make_translator: Callable[[], StreamTranslator],
+        prefill_notice: PrefillNotice | None,
+    ) -> None:
+        super().__init__(make_translator)
+        self._prefill_notice = prefill_notice
 
-    def waiting(self, client: Downstream, seconds: float) -> None:
-        if self._cold_start is None or seconds < self._cold_start.patience:
+    def send_prefill_notice(self, client: ClientResponse, seconds: float) -> None:
+        if self._prefill_notice is None or seconds < self._prefill_notice.after:
             return
-        line = self.transcoder.remark(self._cold_start.cold_start(seconds))
-        self._cold_start = None
-        if line:
+        data = self.translator.prefill_notice(self._prefill_notice.text(seconds))
+        self._prefill_notice = None
+        if data:
             self.begin(client)
-            client.write(line)
+            client.write(data)
 
 
-class WholeJson:
+class JsonMode:
     """
-    One JSON document.
+    A response that is one JSON document.
 
-    :param white_space: whether it may be kept alive by white space before it; its status is then
-        200, whatever comes
+    :param has_heartbeats: send newlines before the document; the status is then 200 even if the
+        request fails later
     """
 
-    def __init__(self, *, white_space: bool) -> None:
-        self._white_space = white_space
+    def __init__(self, *, has_heartbeats: bool) -> None:
+        self._has_heartbeats = has_heartbeats
 
-    def heartbeat(self, client: Downstream) -> None:
-        if self._white_space:
-            if not client.begun:
+    def send_heartbeat(self, client: ClientResponse) -> None:
+        if self._has_heartbeats:
+            if not client.has_begun:
                 client.begin(200, JSON_HEADERS)
             client.write(b"\n")
 
-    def waiting(self, client: Downstream, seconds: float) -> None:
-        """There is no room for a line."""
+    def send_prefill_notice(self, client: ClientResponse, seconds: float) -> None:
+        """Send nothing: a document has no room for a notice."""
 
-    def end(self, client: Downstream, body: bytes) -> None:
+    def end(self, client: ClientResponse, body: bytes) -> None:
         """Send the document."""
-        if client.begun:
+        if client.has_begun:
             client.finish(body)
         else:
-            client.answer(200, body)
+            client.send(200, body)
 
-    def fail(self, client: Downstream, error: ApiError) -> None:
-        if client.begun:
+    def fail(self, client: ClientResponse, error: ApiError) -> None:
+        if client.has_begun:
             client.finish(error.body())
         else:
-            client.refuse(error)
+            client.send_error(error)
 
 
-class Untouched:
-    """Any body, as the backend wrote it."""
+class PassthroughMode:
+    """Any body, unchanged. It is its own translator."""
 
-    ended = False
+    has_ended = False
 
-    def heartbeat(self, client: Downstream) -> None:
-        """There is no room for one."""
+    def send_heartbeat(self, client: ClientResponse) -> None:
+        """Send nothing: the body's format is unknown."""
 
-    def waiting(self, client: Downstream, seconds: float) -> None:
-        """There is no room for a line."""
+    def send_prefill_notice(self, client: ClientResponse, seconds: float) -> None:
+        """Send nothing: the body's format is unknown."""
 
-    def fail(self, client: Downstream, error: ApiError) -> None:
-        if client.begun:
-            client.cut()
+    def fail(self, client: ClientResponse, error: ApiError) -> None:
+        if client.has_begun:
+            client.abort()
         else:
-            client.refuse(error)
+            client.send_error(error)
 
     def receive_data(self, data: bytes) -> bytes:
         return data

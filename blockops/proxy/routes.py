@@ -1,29 +1,54 @@
-"""The tree of resources: which request goes where."""
+"""
+The routes: path and method of a request, and the endpoint that handles it.
+
+| path | methods | endpoint |
+| --- | --- | --- |
+| `/v1/chat/completions` | POST | `chat` |
+| `/v1/completions` | POST | `completions` |
+| `/v1/models` | GET, HEAD | `models.list` |
+| `/v1/models/NAME` | GET, HEAD | `models.retrieve` |
+| any other path under `/v1/`, and other methods of `/v1/models` | `ALL_METHODS` | `passthrough` |
+| `/health`, `/ready`, `/metrics` | GET, HEAD | `health` |
+
+The site of `--admin-listen` has the last row only; `/metrics` is then missing on the other one. Any
+other path gets a 404, any other method a 405. A target without a leading slash, such as `*`, is no
+path of the table.
+"""
 
 # twisted.web.resource has no annotations yet:
 # mypy: disallow-untyped-calls=False
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import ClassVar, cast
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, cast
 from urllib.parse import unquote_to_bytes
 
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from blockops.errors import ApiError
-from blockops.proxy.chat import Answering
-from blockops.proxy.in_flight import Gateway, Work
-from blockops.server.request import IncomingRequest
+from blockops.proxy.endpoints.chat import ChatEndpoint
+from blockops.proxy.endpoints.completions import CompletionsEndpoint
+from blockops.proxy.endpoints.health import HealthEndpoints
+from blockops.proxy.endpoints.models import ModelsEndpoint
+from blockops.proxy.endpoints.passthrough import PassthroughEndpoint
+from blockops.proxy.in_flight import Handler, InFlightRequests, early_response_handler
+from blockops.server.request import ClientRequest
 
-BELOW = b"/v1/"
+API_PREFIX = b"/v1/"
 CHAT = b"/v1/chat/completions"
 COMPLETIONS = b"/v1/completions"
-MODELS = b"/v1/models/"
+MODELS = b"/v1/models"
+MODEL_PREFIX = b"/v1/models/"
 
-#: Other routes whose bodies are JSON that names a model: read where models have short names.
-NAMING = frozenset(
+READ_METHODS = ("GET", "HEAD")
+ALL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+#: Further routes whose JSON bodies name a model. They are read if models have aliases.
+MODEL_ROUTES = frozenset(
     b"/v1/" + name
     for name in (
         b"embeddings",
@@ -40,193 +65,145 @@ NAMING = frozenset(
 )
 
 
-def streams_up(target: bytes, read: Collection[bytes] = ()) -> bool:
+def streams_upload(target: bytes, buffered_paths: Collection[bytes] = ()) -> bool:
     """
-    Say whether nothing here waits for a body sent to `target`.
+    Return True if the body of a request for `target` is not buffered.
 
-    It goes to the backend as it comes, or to nobody: where there is nothing that reads it, such as
-    `/health`, which needs no key, it must not take the room of those who have one.
+    Such a body is forwarded as it arrives, or discarded. A route that reads no body, such as
+    `/health`, which needs no API key, must not use up the body budget of clients with a key.
 
-    :param read: paths of which the bodies are read, besides those of chats and completions
+    :param buffered_paths: paths whose bodies are buffered, besides those of chats and completions
     """
-    path = target.partition(b"?")[0]
-    whole = unquote_to_bytes(path)
-    return not path.startswith(BELOW) or (whole not in {CHAT, COMPLETIONS} and whole not in read)
+    raw_path = target.partition(b"?")[0]
+    path = unquote_to_bytes(raw_path)
+    is_buffered = path in {CHAT, COMPLETIONS} or path in buffered_paths
+    return not (raw_path.startswith(API_PREFIX) and is_buffered)
 
 
-class Route(Resource):
+@dataclass(frozen=True)
+class Endpoints:
+    """The objects that serve the table of routes."""
+
+    chat: ChatEndpoint
+    completions: CompletionsEndpoint
+    models: ModelsEndpoint
+    passthrough: PassthroughEndpoint
+    health: HealthEndpoints
+
+
+class Route(NamedTuple):
     """
-    A resource whose refusals have OpenAI's shape, and are written down as all traffic is.
+    An entry of the table.
 
-    :cvar methods: those that there is a `render_` for
+    :param methods: those that are allowed
+    :param label: the route's name in the metrics
+    """
+
+    handler: Handler
+    methods: tuple[str, ...]
+    label: str
+
+
+class StatusResource(Resource):
+    """
+    The resource for all paths of `--admin-listen`.
+
+    Error responses have the shape of the OpenAI API, and are logged like all traffic.
+
+    :param has_metrics: `/metrics` is served here
     """
 
     isLeaf = True
-    methods: ClassVar[tuple[str, ...]] = ()
+    not_found_hint = "This port has /metrics, /health and /ready. The API is on another one."
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(
+        self, in_flight: InFlightRequests, endpoints: Endpoints, *, has_metrics: bool = True
+    ) -> None:
         super().__init__()
-        self._gateway = gateway
+        self._in_flight = in_flight
+        health = endpoints.health
+        self._routes = {
+            b"/health": Route(health.health, READ_METHODS, "health"),
+            b"/ready": Route(health.ready, READ_METHODS, "ready"),
+        }
+        if has_metrics:
+            self._routes[b"/metrics"] = Route(health.metrics, READ_METHODS, "metrics")
 
-    def getChild(self, path: bytes, request: Request) -> Route:
-        return Nowhere(self._gateway)
+    def find_route(self, raw_path: bytes, method: bytes) -> Route | None:
+        """Return the route for a path that is still percent-encoded, or None."""
+        return self._routes.get(unquote_to_bytes(raw_path)) if raw_path.startswith(b"/") else None
 
     def render(self, request: Request) -> int:
-        incoming = cast("IncomingRequest", request)
-        if incoming.instead is not None:
-            self._gateway.serve(incoming, incoming.instead)
+        proxy_request = cast("ClientRequest", request)
+        early_response = proxy_request.early_response
+        if early_response is not None:
+            self._in_flight.start(proxy_request, early_response_handler(early_response))
             return NOT_DONE_YET
+        route = self.find_route(request.path, request.method)
         method = request.method.decode("latin-1")
-        if method in self.methods:
-            render: Callable[[Request], int] = getattr(self, f"render_{method}")
-            return render(request)
-        self._gateway.refuse(incoming, self.refusal(request, method))
-        return NOT_DONE_YET
-
-    def refusal(self, request: Request, method: str) -> ApiError:
-        """Return what is said to a method that is not among `methods`."""
-        allowed = ", ".join(self.methods)
-        request.setHeader("Allow", allowed)
         path = request.path.decode("latin-1")
-        return ApiError(405, f"{path} does not take {method}: send {allowed}.", code="method_not_allowed")
-
-
-class Nowhere(Route):
-    """A path that leads to nothing."""
-
-    def refusal(self, request: Request, method: str) -> ApiError:
-        return ApiError(
-            404,
-            f"There is nothing at {request.path.decode('latin-1')}. The API is below /v1/, as in "
-            "/v1/chat/completions; /health and /ready tell how blockops is.",
-            code="unknown_route",
-        )
-
-
-class Served(Route):
-    """
-    A route whose requests are worked at.
-
-    :param name: what `/metrics` calls it
-    """
-
-    def __init__(self, gateway: Gateway, work: Work, name: str) -> None:
-        super().__init__(gateway)
-        self._work = work
-        self._name = name
-
-    def render_POST(self, request: Request) -> int:
-        self._gateway.serve(cast("IncomingRequest", request), self._work, self._name)
+        if route is None:
+            error = ApiError(
+                404, f"There is nothing at {path}. {self.not_found_hint}", code="unknown_route"
+            )
+            self._in_flight.reject(proxy_request, error)
+        elif method not in route.methods:
+            allowed = ", ".join(route.methods)
+            request.setHeader("Allow", allowed)
+            error = ApiError(
+                405,
+                f"{path} does not support {method}. Send {allowed}.",
+                code="method_not_allowed",
+            )
+            self._in_flight.reject(proxy_request, error)
+        else:
+            self._in_flight.start(proxy_request, route.handler, route.label)
         return NOT_DONE_YET
 
 
-class Posted(Served):
-    """A route for POST alone."""
-
-    methods = ("POST",)
-
-
-class Asked(Served):
-    """A route for GET alone, with nothing below it."""
-
-    isLeaf = False
-    methods = ("GET", "HEAD")
-
-    render_GET = render_HEAD = Served.render_POST
-
-
-class Relayed(Served):
-    """A route that takes whatever the backend takes."""
-
-    methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-
-    render_GET = render_HEAD = render_PUT = Served.render_POST
-    render_PATCH = render_DELETE = render_OPTIONS = Served.render_POST
-
-
-class Api(Nowhere):
-    """All that is under `/v1`."""
-
-    isLeaf = False
-
-    def __init__(self, gateway: Gateway, answering: Answering) -> None:
-        super().__init__(gateway)
-        self._answering = answering
-        self._chat = Posted(gateway, answering.chat, "chat")
-        self._completion = Posted(gateway, answering.completion, "completions")
-        self._models = Relayed(gateway, answering.models.all, "models")
-        self._relayed = Relayed(gateway, answering.pass_on, "relayed")
-
-    def getChild(self, path: bytes, request: Request) -> Route:
-        whole = unquote_to_bytes(request.path)
-        if not request.path.startswith(BELOW) or (whole != CHAT and _climbs(whole)):
-            return Nowhere(self._gateway)
-        if whole == CHAT:
-            return self._chat
-        if whole == COMPLETIONS:
-            return self._completion
-        if request.method in {b"GET", b"HEAD"} and whole.startswith(MODELS) and whole != MODELS:
-            name = whole[len(MODELS) :].decode("utf-8", "replace")
-            models = self._answering.models
-            return Relayed(self._gateway, lambda exchange: models.one(exchange, name), "model")
-        if request.method in {b"GET", b"HEAD"} and whole == MODELS[:-1]:
-            return self._models
-        return self._relayed
-
-
-class Root(Nowhere):
-    """`/`, and whatever has no child of its own."""
-
-    isLeaf = False
-
-
-class Status(Root):
-    """The root of the port that tells how blockops is, and nothing else."""
-
-    def getChild(self, path: bytes, request: Request) -> Route:
-        return self
-
-    def refusal(self, request: Request, method: str) -> ApiError:
-        return ApiError(
-            404,
-            f"There is nothing at {request.path.decode('latin-1')}. This port has /metrics, /health"
-            " and /ready; the API is on another one.",
-            code="unknown_route",
-        )
-
-
-def make_root(gateway: Gateway, answering: Answering, metrics: Work | None) -> Resource:
+class ApiResource(StatusResource):
     """
-    Return the root of the tree.
+    The resource for all paths of the API's address: the API, and the state of blockops.
 
-    :param metrics: answers `/metrics`; None if that is somewhere else
+    :param has_metrics: `/metrics` is served here
     """
-    root = Root(gateway)
-    root.putChild(b"v1", Api(gateway, answering))
-    _tell(root, gateway, answering)
-    if metrics is not None:
-        root.putChild(b"metrics", Asked(gateway, metrics, "metrics"))
-    return root
+
+    not_found_hint = (
+        "The API is under /v1/, for example /v1/chat/completions; /health and /ready report the "
+        "state of blockops."
+    )
+
+    def __init__(
+        self, in_flight: InFlightRequests, endpoints: Endpoints, *, has_metrics: bool = True
+    ) -> None:
+        super().__init__(in_flight, endpoints, has_metrics=has_metrics)
+        self._routes[CHAT] = Route(endpoints.chat.handle, ("POST",), "chat")
+        self._routes[COMPLETIONS] = Route(endpoints.completions.handle, ("POST",), "completions")
+        self._models = endpoints.models
+        self._list_models = Route(endpoints.models.list, READ_METHODS, "models")
+        self._passthrough = Route(endpoints.passthrough.handle, ALL_METHODS, "relayed")
+
+    def find_route(self, raw_path: bytes, method: bytes) -> Route | None:
+        path = unquote_to_bytes(raw_path)
+        if path.startswith(API_PREFIX) and not raw_path.startswith(API_PREFIX):
+            return None  # the backend might read an encoded prefix in another way
+        route = super().find_route(raw_path, method)
+        if route is not None or not path.startswith(API_PREFIX) or _escapes_prefix(path):
+            return route
+        if method.decode("latin-1") in READ_METHODS:
+            if path == MODELS:
+                return self._list_models
+            if path.startswith(MODEL_PREFIX) and path != MODEL_PREFIX:
+                name = path.removeprefix(MODEL_PREFIX).decode("utf-8", "replace")
+                return Route(partial(self._models.retrieve, name=name), READ_METHODS, "model")
+        return self._passthrough
 
 
-def make_status_root(gateway: Gateway, answering: Answering, metrics: Work) -> Resource:
-    """Return the root of the tree of `--admin-listen`."""
-    root = Status(gateway)
-    _tell(root, gateway, answering)
-    root.putChild(b"metrics", Asked(gateway, metrics, "metrics"))
-    return root
-
-
-def _tell(root: Resource, gateway: Gateway, answering: Answering) -> None:
-    root.putChild(b"health", Asked(gateway, answering.health, "health"))
-    root.putChild(b"ready", Asked(gateway, answering.ready, "ready"))
-
-
-def _climbs(path: bytes) -> bool:
+def _escapes_prefix(path: bytes) -> bool:
     """
-    Say whether a backend could take `path`, decoded, for one that is not under `/v1`.
+    Return True if a backend might read `path`, which is decoded, as one outside of `/v1`.
 
-    Some decode twice, and some take what follows a semicolon for no part of a name.
+    Some backends decode twice, and some ignore the part of a name after a semicolon.
     """
-    steps = (path + b"/" + unquote_to_bytes(path)).replace(b"\\", b"/").split(b"/")
-    return any(step.partition(b";")[0].strip(b" \0") in {b".", b".."} for step in steps)
+    names = (path + b"/" + unquote_to_bytes(path)).replace(b"\\", b"/").split(b"/")
+    return any(name.partition(b";")[0].strip(b" \0") in {b".", b".."} for name in names)

@@ -1,48 +1,49 @@
 """
-Room for bodies: how many bytes of requests may be in memory at once.
+The upper bound for the bytes of all request bodies in memory.
 
-A queue that is bounded in number is not bounded in bytes: 64 requests of 64 MiB each would take
-4 GiB. What is counted is what has come, not what was announced, so nobody takes room by a promise.
+A queue that is bounded in requests is not bounded in bytes: 64 requests of 64 MiB each would take
+4 GiB. The budget counts received bytes and not announced ones, so that a large Content-Length alone
+reserves nothing.
 """
 
 from __future__ import annotations
 
 from blockops.errors import ApiError
-from blockops.server.limits import FULL_FOR
+from blockops.server.limits import RETRY_AFTER
 
 
-class Room:
+class BodyBudget:
     """
-    Counts the bytes of bodies that are kept.
+    Counts the bytes of buffered request bodies.
 
-    :param size: so many there may be
-    :ivar taken: so many there are
-    :ivar refused: how many requests were turned away for want of room
+    :param limit: the most bytes at the same time
+    :ivar reserved: the bytes at present
+    :ivar rejections: requests that were rejected because the budget was used up
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.taken = 0
-        self.refused = 0
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.reserved_size = 0
+        self.rejections = 0
 
-    def vitals(self) -> dict[str, object]:
-        """Return what `/health` tells."""
-        return {"body_bytes": self.taken, "bodies_refused": self.refused}
+    def status(self) -> dict[str, object]:
+        """Return the fields for `/health`."""
+        return {"body_bytes": self.reserved_size, "bodies_refused": self.rejections}
 
-    def take(self, size: int) -> ApiError | None:
-        """Take room for `size` bytes more; if there is none, return what the client is told."""
-        if self.taken + size <= self.size:
-            self.taken += size
+    def reserve(self, size: int) -> ApiError | None:
+        """Reserve `size` more bytes and return None, or return the 503 if they do not fit."""
+        if self.reserved_size + size <= self.limit:
+            self.reserved_size += size
             return None
-        self.refused += 1
+        self.rejections += 1
         return ApiError(
             503,
-            f"blockops is full: the requests that it works at have {self.taken} bytes, and there"
-            f" may be {self.size} (--max-queued-bytes). Ask again later.",
+            f"The memory for request bodies is used up: {self.reserved_size} bytes are in use, and"
+            f" --max-queued-bytes allows {self.limit}. Retry later.",
             type="server_error",
             code="body_budget_exceeded",
-            retry_after=FULL_FOR,
+            retry_after=RETRY_AFTER,
         )
 
-    def give_back(self, size: int) -> None:
-        self.taken -= size
+    def release(self, size: int) -> None:
+        self.reserved_size -= size

@@ -1,10 +1,52 @@
-"""One client's connection: what it may send, and how long it may take."""
+"""
+One client's connection: its requests, one after the other, and their deadlines.
+
+The connection is always in one of these states:
+
+========== ============================ ========================= ==================================
+state      entered when                 input                     when the deadline has passed
+========== ============================ ========================= ==================================
+IDLE       connected, or a response     the first byte: HEAD      `header_timeout` after connecting,
+           has ended                                              `KEEP_ALIVE` between requests:
+                                                                  close
+HEAD       the first byte has arrived   a complete head: BODY;    `header_timeout`: 408, close
+                                        an invalid one: 400,
+                                        lingering close
+BODY       the head is complete         the body, to the request; the body deadline: 408, lingering
+                                        its end: RESPONDING;      close; abort if the response has
+                                        invalid: 400, lingering   begun; after the end of an early
+                                        close; abort if the       response, `LINGER`: abort
+                                        response has begun
+RESPONDING the request is complete      kept for the next         none: `blockops.proxy` has the
+                                        request                   deadlines of responses
+REJECTED   `reject` has sent an error   the body, discarded;      `LINGER`: abort
+           response                     its end: close; invalid:
+                                        abort
+CLOSING    a close has begun            discarded                 `LINGER`: abort; `LINGER` again if
+                                                                  the client has read data meanwhile
+========== ============================ ========================= ==================================
+
+A response that begins before the request is complete (an early response, a streamed upload) is sent
+in BODY. `requestDone` ends RESPONDING: the next state is IDLE if the connection is persistent, else
+CLOSING. `loseConnection`, `lingering_close` and the loss of the connection lead to CLOSING from
+every state.
+
+Input is paused (`_update_reading`):
+
+- in RESPONDING, and while other connections have their turn, if more than `MAX_PIPELINED` bytes
+  are pending. Up to that, reading continues, because only reading shows a disconnect.
+- in IDLE and HEAD while the client does not read responses: otherwise they would pile up.
+- while the consumer of an upload is paused. The body deadline does not run then.
+
+Lingering close (RFC 9112, section 9.6): a socket that is closed with unread input sends a reset,
+which may destroy the response on its way. So if the client may still be sending, blockops only
+half-closes, and discards input until the client closes too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, auto
-from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 from twisted.internet.error import ConnectionDone
@@ -21,398 +63,403 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
-from blockops import __version__
 from blockops.errors import ApiError
-from blockops.net.socket_state import unread
-from blockops.net.writer import Nowhere, Outlet, outlet
-from blockops.server.body_budget import Room
-from blockops.server.http1.body import Body, Chunked, Sized
-from blockops.server.http1.head import Head, body_length, end_of_head, read_head, request_line
-from blockops.server.limits import KEEP_ALIVE, LINGER, MAX_HELD, MAX_IN_A_ROW, SLOWEST_BODY
+from blockops.net.socket_state import unsent_bytes
+from blockops.net.writer import ClosedWriter, Writer, make_writer
+from blockops.server.body_budget import BodyBudget
+from blockops.server.http1.body import Body, ChunkedBody, FixedLengthBody
+from blockops.server.http1.head import (
+    RequestHead,
+    body_length,
+    expects_continue,
+    find_head_end,
+    find_request_line,
+    parse_head,
+    wants_keep_alive,
+)
+from blockops.server.http1.serialize import error_response
+from blockops.server.limits import (
+    KEEP_ALIVE,
+    LINGER,
+    MAX_PIPELINED,
+    MAX_REQUESTS_PER_TURN,
+    MIN_UPLOAD_RATE,
+)
 
-#: What answers say they come from.
-SERVER = f"blockops/{__version__}".encode()
 
+class _State(Enum):
+    """See the table at the head of this module."""
 
-class _Stage(Enum):
-    """How far a channel is with its client."""
-
-    #: Nothing of a request has come.
     IDLE = auto()
-    #: Something has.
     HEAD = auto()
-    #: The head is here, the body is not.
     BODY = auto()
-    #: All of a request is here. What comes now is of the next one, and waits.
-    ANSWERING = auto()
-    #: The client was told that its request is none. What there is of a body goes into the void.
-    REFUSED = auto()
-    #: The connection closes when what was written is sent. What comes now is of no interest.
-    LEAVING = auto()
+    RESPONDING = auto()
+    REJECTED = auto()
+    CLOSING = auto()
 
 
-class House(Protocol):
+class ConnectionOwner(Protocol):
     """
-    Where channels belong: `blockops.server.site.Site`.
+    The part of `blockops.server.site.Site` that connections use.
 
-    :ivar unread: those of them that nothing is read from, because nobody takes what comes
-    :ivar closing: each connection closes behind the answer that is under way on it
+    :ivar paused_connections: those whose input is paused while no response is unread
+    :ivar closing: each connection closes after its current response
     """
 
     reactor: Any
     max_body: int
-    room: Room
+    body_budget: BodyBudget
     header_timeout: float
-    closing: bool
-    unread: set[Channel]
+    is_closing: bool
+    paused_connections: set[ClientConnection]
 
-    def screen(self, request: Any, /) -> Any:
-        """Return what answers `request`, whose headers are here, in place of its route, or None."""
+    def check_access(self, request: Any, /) -> Any:
+        """Return the response to send in place of the route's, or None if access is allowed."""
 
-    def streams_up(self, target: bytes, /) -> bool:
-        """Say whether to render a request for `target` before its body is here."""
+    def streams_upload(self, target: bytes, /) -> bool:
+        """Return True if a request for `target` is rendered before its body is complete."""
 
-    def refused(self, channel: Channel, error: ApiError, /) -> object:
-        """Take note that `channel` refused what never became a request."""
+    def on_rejected(self, connection: ClientConnection, error: ApiError, /) -> object:
+        """Log that `connection` sent `error` for an incomplete or invalid request."""
 
-    def opened(self, channel: Channel) -> None: ...
-    def closed(self, channel: Channel) -> None: ...
+    def on_opened(self, connection: ClientConnection) -> None: ...
+    def on_closed(self, connection: ClientConnection) -> None: ...
 
 
-class Asked(Protocol):
-    """What a channel makes of a head: `blockops.server.request.IncomingRequest`."""
+class ConnectionRequest(Protocol):
+    """The part of `blockops.server.request.ClientRequest` that a connection uses."""
 
     method: bytes
     uri: bytes
     clientproto: bytes
     startedWriting: int
     responseHeaders: Headers
-    caller: str
+    api_key_owner: str
 
     def gotLength(self, length: int | None, /) -> None:
-        """Take note of the length of the body; None: it comes in chunks."""
+        """Start the request, whose body has `length` bytes; None if it is chunked."""
 
     def handleContentChunk(self, data: bytes, /) -> None:
-        """Take the next piece of the body."""
+        """Process the next piece of the body."""
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes, /) -> None:
-        """Take note that all of the request is here."""
+        """Process the end of the request."""
 
     def connectionLost(self, reason: Failure, /) -> None:
-        """Take note that there is nobody to answer any more."""
+        """Stop the request: its response cannot be sent any more."""
 
 
 @implementer(IPushProducer)
-class Channel(TwistedProtocol):
+class ClientConnection(TwistedProtocol):
     """
-    One client's connection: its requests one after the other, and the answers to them.
+    One client's connection: its requests one after the other, and their responses.
 
-    To its `twisted.web.server.Request` it is what `twisted.web.http.HTTPChannel` is.
+    It takes the place of `twisted.web.http.HTTPChannel` for its `twisted.web.server.Request`.
 
-    :ivar request: the one that is under way; None between two of them
-    :ivar due: until when the client has to do what is next, in seconds of the reactor's clock; None
-        while it has all the time it wants
-    :ivar persistent: the connection stays when the answer that is under way has ended
+    :ivar request: the current request; None between two requests
+    :ivar deadline: when `on_deadline` is to be called, in seconds of the reactor's clock, or None
+    :ivar persistent: the connection stays open after the current response
     """
 
     __slots__ = (
         "_body",
-        "_body_due",
-        "_full",
+        "_body_deadline",
+        "_body_paused_at",
         "_host",
-        "_left",
-        "_make",
-        "_out",
-        "_paused_since",
+        "_is_processing",
+        "_is_reading",
+        "_is_write_paused",
+        "_make_request",
+        "_next_turn",
         "_peer",
         "_pending",
         "_producer",
-        "_reading",
-        "_resting",
-        "_searched",
-        "_stage",
-        "_taking",
-        "due",
-        "persistent",
+        "_searched_size",
+        "_state",
+        "_unsent",
+        "_writer",
+        "deadline",
+        "is_persistent",
         "request",
         "site",
     )
 
-    def __init__(self, site: House, make: Callable[[Channel, Head], Asked]) -> None:
+    def __init__(
+        self,
+        site: ConnectionOwner,
+        make_request: Callable[[ClientConnection, RequestHead], ConnectionRequest],
+    ) -> None:
         self.site = site
-        self.request: Asked | None = None
-        self.due: float | None = None
-        self.persistent = True
-        self._make = make
+        self.request: ConnectionRequest | None = None
+        self.deadline: float | None = None
+        self.is_persistent = True
+        self._make_request = make_request
         self._peer: IAddress | None = None
         self._host: IAddress | None = None
-        self._stage = _Stage.IDLE
-        # What has come and was not taken yet.
+        self._state = _State.IDLE
+        # Input that is not processed yet, and how much of it was searched for the end of a head.
         self._pending = b""
-        # Of that, what was searched for the end of a head.
-        self._searched = 0
-        self._taking = False
-        # Until it goes on with what has come; None while it is not others' turn.
-        self._resting: IDelayedCall | None = None
+        self._searched_size = 0
+        self._is_processing = False
+        # The call that continues to process input, while other connections have their turn.
+        self._next_turn: IDelayedCall | None = None
         self._body: Body | None = None
-        # Until when a body has to be whole; None while there is none on its way.
-        self._body_due: float | None = None
-        self._paused_since: float | None = None
-        self._reading = True
-        # More waits for the client than it should.
-        self._full = False
+        # For the whole body; None while no body is expected.
+        self._body_deadline: float | None = None
+        self._body_paused_at: float | None = None
+        self._is_reading = True
+        self._is_write_paused = False
         self._producer: IPushProducer | None = None
-        # Bytes that a client that leaves had still to take when it was last late.
-        self._left: int | None = None
+        # Bytes that the system held for the client when the deadline in CLOSING last passed.
+        self._unsent: int | None = None
 
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
-        self._out: Outlet = outlet(self.transport, self)
-        self.site.opened(self)
-        self.wait(self.site.header_timeout)
+        self._writer: Writer = make_writer(self.transport, self)
+        self.site.on_opened(self)
+        self.set_deadline(self.site.header_timeout)
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
-        self.due = self._body_due = None
-        self._stage = _Stage.LEAVING
-        self._out = Nowhere()
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
-        self.site.closed(self)
-        self._forsake(reason)
+        self.deadline = self._body_deadline = None
+        self._state = _State.CLOSING
+        self._writer = ClosedWriter()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
+        self.site.on_closed(self)
+        self._abandon_request(reason)
 
-    def _forsake(self, reason: Failure) -> None:
-        """Let the request that is under way, if there is one, come to nothing."""
+    def _abandon_request(self, reason: Failure) -> None:
         request, self.request = self.request, None
         if request is not None:
             request.connectionLost(reason)
 
-    # What comes from the client.
+    # Input.
 
     def dataReceived(self, data: bytes) -> None:
         self._pending = self._pending + data if self._pending else data
-        self._take_on()
+        self._process()
 
-    def _take_on(self) -> None:
-        """Take of what has come as much as there is a use for now, and let others have a turn."""
-        if self._taking or self._resting is not None:
+    def _process(self) -> None:
+        """Process the pending input, at most `MAX_REQUESTS_PER_TURN` requests at once."""
+        if self._is_processing or self._next_turn is not None:
             return
-        self._taking = True
+        self._is_processing = True
         try:
-            for _ in range(MAX_IN_A_ROW):
-                if not self._pending or not self._take():
+            # After a response that is sent at once, the loop continues with the next request.
+            for _ in range(MAX_REQUESTS_PER_TURN):
+                if not self._pending or not self._process_next():
                     break
-                # An answer that is given at once makes room for the next request.
             else:
-                self._resting = self.site.reactor.callLater(0, self._rested)
+                self._next_turn = self.site.reactor.callLater(0, self._take_turn)
         finally:
-            self._taking = False
-        self._regulate()
+            self._is_processing = False
+        self._update_reading()
 
-    def _rested(self) -> None:
-        self._resting = None
-        self._take_on()
+    def _take_turn(self) -> None:
+        self._next_turn = None
+        self._process()
 
-    def _take(self) -> bool:
-        """Take what is next; return False if it is not whole, or not wanted yet."""
-        match self._stage:
-            case _Stage.IDLE | _Stage.HEAD:
-                # Who does not read an answer is not read either, or answers would pile up.
-                return not self._full and self._take_head()
-            case _Stage.BODY | _Stage.REFUSED:
-                return self._take_body()
-            case _Stage.LEAVING:
+    def _process_next(self) -> bool:
+        """Process the next head or body. Return False if it is incomplete or has to wait."""
+        match self._state:
+            case _State.IDLE | _State.HEAD:
+                # A client that does not read responses gets no new ones, or they would pile up.
+                return not self._is_write_paused and self._read_head()
+            case _State.BODY | _State.REJECTED:
+                return self._read_body()
+            case _State.CLOSING:
                 self._pending = b""
         return False
 
-    def _take_head(self) -> bool:
-        if self._stage is _Stage.IDLE:
-            self._stage = _Stage.HEAD
-            self._searched = 0
-            self.wait(self.site.header_timeout)
+    def _read_head(self) -> bool:
+        if self._state is _State.IDLE:
+            self._state = _State.HEAD
+            self._searched_size = 0
+            self.set_deadline(self.site.header_timeout)
         try:
-            end = end_of_head(self._pending, self._searched)
+            end = find_head_end(self._pending, self._searched_size)
             if not end:
-                self._searched = len(self._pending)
+                self._searched_size = len(self._pending)
                 return False
-            head = read_head(self._pending[:end])
+            head = parse_head(self._pending[:end])
             length = body_length(head, self.site.max_body)
         except ApiError as error:
-            self.refuse(error)
-            self.part()
+            self.reject(error)
+            self.lingering_close()
             return False
         self._pending = self._pending[end:]
-        self._begin(head, length)
+        self._start_request(head, length)
         return True
 
-    def _begin(self, head: Head, length: int | None) -> None:
-        self._stage = _Stage.BODY
-        self.request = request = self._make(self, head)
-        self.persistent = not self.site.closing and stays_open(head)
+    def _start_request(self, head: RequestHead, length: int | None) -> None:
+        self._state = _State.BODY
+        self.request = request = self._make_request(self, head)
+        self.is_persistent = not self.site.is_closing and wants_keep_alive(head)
         request.gotLength(length)
         if length == 0:
-            self._received(request)
+            self._request_complete(request)
             return
-        take = request.handleContentChunk
-        self._body = Chunked(take) if length is None else Sized(length, take)
-        if head.version == b"HTTP/1.1" and expects_leave(head.headers):
-            self._out.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        on_data = request.handleContentChunk
+        self._body = ChunkedBody(on_data) if length is None else FixedLengthBody(length, on_data)
+        if head.version == b"HTTP/1.1" and expects_continue(head.headers):
+            self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _take_body(self) -> bool:
+    def _read_body(self) -> bool:
         data, self._pending = self._pending, b""
         try:
             rest = cast("Body", self._body).receive(data)
         except ApiError as error:
-            self._broken(error)
+            # The end of the body is unknown, so the connection cannot be used any further.
+            if self._state is not _State.BODY or self._response_has_begun():
+                self.abort()
+            else:
+                self.reject(error)
+                self.lingering_close()
             return False
         if rest is None:
             return False
         self._pending = rest
-        self._received(cast("Asked", self.request))
+        self._request_complete(cast("ConnectionRequest", self.request))
         return True
 
-    def _received(self, request: Asked) -> None:
+    def _request_complete(self, request: ConnectionRequest) -> None:
         self._body = None
-        if self._stage is _Stage.BODY:
-            self._stage = _Stage.ANSWERING
+        if self._state is _State.BODY:
+            self._state = _State.RESPONDING
         request.requestReceived(request.method, request.uri, request.clientproto)
 
-    def _broken(self, error: ApiError) -> None:
-        """Refuse a body of which nobody knows where it ends."""
-        if self._stage is not _Stage.BODY or self._answering():
-            self.abort()
-        else:
-            self.refuse(error)
-            self.part()
-
-    def asked(self) -> tuple[bytes, bytes]:
-        """Return method and target of what the client asks, as far as they are known."""
+    def request_line(self) -> tuple[bytes, bytes]:
+        """Return method and target of the current request, or two empty strings if unknown."""
         if self.request is not None:
             return self.request.method, self.request.uri
-        return request_line(self._pending)
+        return find_request_line(self._pending)
 
     @property
-    def caller(self) -> str:
-        """The name of the API key that the request under way came with; empty without one."""
-        return self.request.caller if self.request is not None else ""
+    def api_key_owner(self) -> str:
+        """The owner of the current request's API key; empty without a key."""
+        return self.request.api_key_owner if self.request is not None else ""
 
-    def _answering(self) -> bool:
+    def _response_has_begun(self) -> bool:
         return self.request is not None and bool(self.request.startedWriting)
 
-    # Bodies.
+    # Request bodies.
 
-    def expect_body(self, size: int) -> None:
-        """Give a body of `size` bytes the time that it may take."""
+    def start_body_deadline(self, size: int) -> None:
+        """Start the deadlines for a body of `size` bytes: for its next piece and for all of it."""
         now = self.site.reactor.seconds()
-        self._body_due = now + self.site.header_timeout + size / SLOWEST_BODY
-        self.body_came()
+        self._body_deadline = now + self.site.header_timeout + size / MIN_UPLOAD_RATE
+        self.extend_body_deadline()
 
-    def body_came(self) -> None:
-        """Wait for the next piece of the body."""
-        if self._body_due is not None and self._paused_since is None:
-            self.wait(self.site.header_timeout)
-            self.due = min(cast("float", self.due), self._body_due)
+    def extend_body_deadline(self) -> None:
+        """Restart the deadline for the next piece of the body, up to the one for all of it."""
+        if self._body_deadline is not None and self._body_paused_at is None:
+            self.set_deadline(self.site.header_timeout)
+            self.deadline = min(cast("float", self.deadline), self._body_deadline)
 
-    def body_ended(self) -> None:
-        """Wait for nothing more."""
-        self._body_due = self._paused_since = None
-        self._regulate()
-        self.wait(None)
+    def clear_body_deadline(self) -> None:
+        """Remove the deadlines: the body is complete."""
+        self._body_deadline = self._body_paused_at = None
+        self._update_reading()
+        self.set_deadline(None)
 
     def pause_body(self) -> None:
-        """Read nothing, and let the time that passes not count."""
-        if self._paused_since is None:
-            self._paused_since = self.site.reactor.seconds()
-            self.wait(None)
-            self._regulate()
+        """Pause the input and the body's deadlines."""
+        if self._body_paused_at is None:
+            self._body_paused_at = self.site.reactor.seconds()
+            self.set_deadline(None)
+            self._update_reading()
 
     def resume_body(self) -> None:
-        """Read on."""
-        if self._paused_since is not None and self._body_due is not None:
-            self._body_due += self.site.reactor.seconds() - self._paused_since
-            self._paused_since = None
-            self.body_came()
-            self._regulate()
+        """Resume the input and the body's deadlines: the time of the pause does not count."""
+        if self._body_paused_at is not None and self._body_deadline is not None:
+            self._body_deadline += self.site.reactor.seconds() - self._body_paused_at
+            self._body_paused_at = None
+            self.extend_body_deadline()
+            self._update_reading()
 
     @property
-    def reading(self) -> IPushProducer:
-        """The client, as what sends a body: while it is paused, its deadlines are too."""
-        return _Reading(self)
+    def body_producer(self) -> IPushProducer:
+        """The client as the producer of the request body."""
+        return _BodyProducer(self)
 
-    def _regulate(self) -> None:
-        """Read from the client if there is a use for what it sends."""
-        if self._stage is _Stage.LEAVING:
+    def _update_reading(self) -> None:
+        """Pause or resume the input; the reasons are at the head of this module."""
+        if self._state is _State.CLOSING:
             return
-        waits = self._stage is _Stage.ANSWERING or self._resting is not None
-        held = waits and len(self._pending) > MAX_HELD
-        behind = self._full and self._stage in {_Stage.IDLE, _Stage.HEAD}
-        paused = self._paused_since is not None
-        if self._reading is (held or behind or paused):
-            self._reading = not self._reading
-            transport = cast("IPushProducer", self.transport)
-            if self._reading:
-                self.site.unread.discard(self)
-                transport.resumeProducing()
-            else:
-                if not behind:
-                    self.site.unread.add(self)
-                transport.pauseProducing()
+        waits = self._state is _State.RESPONDING or self._next_turn is not None
+        has_pipelined_enough = waits and len(self._pending) > MAX_PIPELINED
+        has_unread_responses = self._is_write_paused and self._state in {_State.IDLE, _State.HEAD}
+        is_body_paused = self._body_paused_at is not None
+        may_read = not (has_pipelined_enough or has_unread_responses or is_body_paused)
+        if may_read and not self._is_reading:
+            self._resume_reading()
+        elif self._is_reading and not may_read:
+            self._is_reading = False
+            # With unread responses the transport has data to send, and notices a disconnect by it.
+            if not has_unread_responses:
+                self.site.paused_connections.add(self)
+            cast("IPushProducer", self.transport).pauseProducing()
 
-    # What goes to the client.
+    def _resume_reading(self) -> None:
+        self._is_reading = True
+        self.site.paused_connections.discard(self)
+        cast("IPushProducer", self.transport).resumeProducing()
+
+    # Output.
 
     def write(self, data: bytes) -> None:
-        if self._stage is not _Stage.LEAVING:
-            self._out.write(data)
+        if self._state is not _State.CLOSING:
+            self._writer.write(data)
 
-    def way_out(self) -> Callable[[bytes], object]:
-        """Return what `write` comes to, as long as an answer is open: a chunk is written often."""
-        return self._out.write
+    def raw_write(self) -> Callable[[bytes], object]:
+        """Return the function that `write` calls while a response is open, to save a call."""
+        return self._writer.write
 
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:  # noqa: FBT001
-        """Let `producer`, which pushes, pause while too much waits for the client."""
+        """Pause `producer`, a push producer, while more than the high-water mark is unsent."""
         if self._producer is not None or not streaming:
-            raise RuntimeError(f"{producer!r} pulls, or {self._producer!r} is still there")
+            raise RuntimeError(f"{producer!r} is a pull producer, or {self._producer!r} is active")
         self._producer = producer
-        if self._full:
+        if self._is_write_paused:
             producer.pauseProducing()
 
     def unregisterProducer(self) -> None:
         self._producer = None
 
     def pauseProducing(self) -> None:
-        self._full = True
+        self._is_write_paused = True
         if self._producer is not None:
             self._producer.pauseProducing()
-        self._regulate()
+        self._update_reading()
 
     def resumeProducing(self) -> None:
-        self._full = False
+        self._is_write_paused = False
         if self._producer is not None:
             self._producer.resumeProducing()
-        self._take_on()
+        self._process()
 
     def stopProducing(self) -> None:
         if self._producer is not None:
             self._producer.stopProducing()
 
     def requestDone(self, request: object) -> None:
-        """Go on to the next request, if there may be one."""
+        """Continue with the next request, or close the connection if it is not persistent."""
         self.request = None
-        if self._stage is _Stage.LEAVING:
+        if self._state is _State.CLOSING:
             return
-        self._stage = _Stage.IDLE
-        if self.persistent:
-            self.wait(KEEP_ALIVE)
-            self._take_on()
+        self._state = _State.IDLE
+        if self.is_persistent:
+            self.set_deadline(KEEP_ALIVE)
+            self._process()
         elif self._pending:
-            self.part()
+            self.lingering_close()
         else:
             self.loseConnection()
 
-    # What requests want to know.
-
-    # A transport asks the system, each time.
+    # Methods of `HTTPChannel` that requests call. The addresses are kept, because a transport makes
+    # a system call for each.
 
     def getPeer(self) -> IAddress:
         if self._peer is None:
@@ -427,127 +474,95 @@ class Channel(TwistedProtocol):
     def isSecure(self) -> bool:
         return ISSLTransport.providedBy(self.transport)
 
-    # Ends.
+    # The end of the connection.
 
     def close_when_idle(self) -> None:
-        """Close now, or when the request that has begun has its answer."""
-        self.persistent = False
-        if self._stage is _Stage.IDLE:
+        """Close now, or after the response to the current request."""
+        self.is_persistent = False
+        if self._state is _State.IDLE:
             self.loseConnection()
 
     def loseConnection(self) -> None:
-        if self._stage is not _Stage.LEAVING:
-            self._stage = _Stage.LEAVING
-            # A client that does not read, or does not take its leave of TLS, would stay for ever.
-            self.wait(LINGER)
-            self._out.close()
+        if self._state is not _State.CLOSING:
+            self._state = _State.CLOSING
+            # A client that does not read, or sends no close alert of TLS, would stay connected for
+            # ever.
+            self.set_deadline(LINGER)
+            self._writer.close()
 
-    def part(self) -> None:
-        """
-        Close the connection of a client that may still be sending.
-
-        What it sends is read, and forgotten: else it would be reset before it has read its answer.
-        """
-        if self._stage is not _Stage.LEAVING:
-            self._stage = _Stage.LEAVING
+    def lingering_close(self) -> None:
+        """Half-close, and discard input until the client closes or `LINGER` has passed."""
+        if self._state is not _State.CLOSING:
+            self._state = _State.CLOSING
             self._pending = b""
-            self._body_due = None
-            self.wait(LINGER)
-            self._out.part()
-            self._forsake(Failure(ConnectionDone()))
-            if not self._reading:
-                self._reading = True
-                self.site.unread.discard(self)
-                cast("IPushProducer", self.transport).resumeProducing()
+            self._body_deadline = None
+            self.set_deadline(LINGER)
+            self._writer.half_close()
+            self._abandon_request(Failure(ConnectionDone()))
+            if not self._is_reading:
+                self._resume_reading()
 
     def abort(self) -> None:
-        """Break the connection."""
-        self._out.abort()
+        """Close the connection immediately."""
+        self._writer.abort()
 
-    def wait(self, seconds: float | None) -> None:
-        """Give the client `seconds` for what it has to do now; None: all the time it wants."""
-        self.due = None if seconds is None else self.site.reactor.seconds() + seconds
+    def set_deadline(self, seconds: float | None) -> None:
+        """Set the deadline to `seconds` from now, or remove it if `seconds` is None."""
+        self.deadline = None if seconds is None else self.site.reactor.seconds() + seconds
 
-    def too_late(self) -> None:
-        """Do what is to be done when what is `due` has not come."""
-        self.due = None
-        if self._stage is _Stage.IDLE:
+    def on_deadline(self) -> None:
+        """Reject the request, or close the connection: the client has missed its deadline."""
+        self.deadline = None
+        if self._state is _State.IDLE:
             self.loseConnection()
-        elif self._stage in {_Stage.HEAD, _Stage.BODY} and not self._answering():
-            ends = self.part if self._stage is _Stage.BODY else self.loseConnection
-            self.refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
-            ends()
-        elif self._stage is _Stage.LEAVING and self._reads_on():
-            self.wait(LINGER)
+        elif self._state in {_State.HEAD, _State.BODY} and not self._response_has_begun():
+            close = self.lingering_close if self._state is _State.BODY else self.loseConnection
+            self.reject(
+                ApiError(
+                    408,
+                    "The request did not arrive in time. Send it again, or start blockops with a"
+                    " longer --header-timeout.",
+                    code="request_timeout",
+                )
+            )
+            close()
+        elif self._state is _State.CLOSING and self._has_client_read():
+            self.set_deadline(LINGER)
         else:
             self.abort()
 
-    def _reads_on(self) -> bool:
-        """Say whether the client has read of what is left for it, since this was last asked."""
-        before, self._left = self._left, unread(self.transport)
-        return bool(self._left) and self._left != before
+    def _has_client_read(self) -> bool:
+        """
+        Return True if the client has read some of the unsent data since the last call.
 
-    def refuse(self, error: ApiError) -> None:
-        """Answer with `error` what never became a request, and give the client time to read it."""
-        # What pages may read was said when the headers were here.
-        known = self.request.responseHeaders if self.request is not None else Headers()
-        self._stage = _Stage.REFUSED
-        self._body_due = None
-        self._out.write(parting(error, known))
-        self.site.refused(self, error)
-        self.wait(LINGER)
+        The first call returns True if any data is unsent.
+        """
+        before, self._unsent = self._unsent, unsent_bytes(self.transport)
+        return bool(self._unsent) and self._unsent != before
 
-
-def parting(error: ApiError, more: Headers) -> bytes:
-    """
-    Return the whole answer that tells `error`, behind which the connection closes.
-
-    :param more: headers that it has besides
-    """
-    body = error.body()
-    lines = header_lines(more) + b"".join(b"%s: %s\r\n" % header for header in error.headers())
-    return (
-        b"HTTP/1.1 %d %s\r\nServer: %s\r\nContent-Type: application/json\r\n"
-        b"%sContent-Length: %d\r\nConnection: close\r\n\r\n%s"
-    ) % (error.status, HTTPStatus(error.status).phrase.encode(), SERVER, lines, len(body), body)
-
-
-def header_lines(headers: Headers) -> bytes:
-    """Return `headers` as they are sent."""
-    return b"".join(
-        [
-            b"%s: %s\r\n" % (name, value)
-            for name, values in headers.getAllRawHeaders()
-            for value in values
-        ]
-    )
-
-
-def stays_open(head: Head) -> bool:
-    """Say whether a client expects to ask more on the connection that `head` came on."""
-    said = head.headers.getRawHeaders(b"Connection", ())
-    tokens = b",".join(said).lower().replace(b",", b" ").split()
-    return head.version == b"HTTP/1.1" and b"close" not in tokens
-
-
-def expects_leave(headers: Headers) -> bool:
-    """Say whether a client waits for leave to send its body."""
-    said = headers.getRawHeaders(b"Expect", ())
-    return bool(said) and said[0].lower() == b"100-continue"
+    def reject(self, error: ApiError) -> None:
+        """Send `error` as the response to an incomplete or invalid request; discard its body."""
+        # The CORS headers were set when the request's headers were complete.
+        headers = self.request.responseHeaders if self.request is not None else Headers()
+        self._state = _State.REJECTED
+        self._body_deadline = None
+        self._writer.write(error_response(error, headers))
+        self.site.on_rejected(self, error)
+        self.set_deadline(LINGER)
 
 
 @implementer(IPushProducer)
-class _Reading:
-    """A channel's client, as what sends a body: while it is paused, its deadlines are too."""
+class _BodyProducer:
+    """The client as the producer of a request body: a pause also stops the body's deadlines."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
 
     def pauseProducing(self) -> None:
-        self._channel.pause_body()
+        self._connection.pause_body()
 
     def resumeProducing(self) -> None:
-        self._channel.resume_body()
+        self._connection.resume_body()
 
     def stopProducing(self) -> None:
-        """Never asked for: the client stops when it has sent all, or goes."""
+        """Never called: the client stops when the body is complete, or disconnects."""

@@ -1,8 +1,8 @@
 """
-How many connections are served: in all, and from one address.
+Upper bounds for the number of connections: in all, and from one address.
 
-Who comes when it is full is told so and sent away at once, which costs next to nothing: no request
-is read, and nothing is kept of the connection but a moment to read the refusal.
+Connections over the limit get a 503 at once and are closed. That costs next to nothing: no request
+is read, and the connection is only kept open for a moment so that the client can read the response.
 """
 
 from __future__ import annotations
@@ -24,133 +24,133 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
 from blockops.errors import ApiError
-from blockops.server.connection import parting
-from blockops.server.limits import FULL_FOR, MAX_TURNED_AWAY, NOTED_EVERY, PARTING
-from blockops.server.listener import is_local
+from blockops.net.addresses import is_local
+from blockops.server.http1.serialize import error_response
+from blockops.server.limits import LOG_INTERVAL, MAX_LINGERING, REJECTION_LINGER, RETRY_AFTER
 
 
-class Crowd:
+class ConnectionLimiter:
     """
-    Counts connections, and says who is one too many.
+    Counts connections and decides which are over the limit.
 
-    :param most: connections in all
-    :param most_per_client: from one address; 0: as many as there may be in all. Loopback addresses
-        and Unix sockets are not counted by address: behind a proxy on this machine all come from
-        there.
-    :ivar refused: how many were turned away
+    :param limit: connections in all
+    :param limit_per_client: connections from one address; 0 for no such limit. It does not apply to
+        loopback addresses and Unix sockets: all clients of a reverse proxy on this machine have
+        one of these
+    :ivar count: open connections
+    :ivar rejections: connections that were rejected
     """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, *, most: int, most_per_client: int) -> None:
+    def __init__(self, clock: IReactorTime, *, limit: int, limit_per_client: int) -> None:
         self._clock = clock
-        self._most = most
-        self._most_per_client = most_per_client or most
-        self._by_client: Counter[str] = Counter()
-        self._noted: float | None = None
-        self._noted_at = 0
-        # Those that read their refusal, and until when.
-        self._parting: dict[TurnedAway, IDelayedCall] = {}
-        self.size = 0
-        self.refused = 0
+        self._limit = limit
+        self._limit_per_client = limit_per_client or limit
+        self._by_host: Counter[str] = Counter()
+        self._logged_at: float | None = None
+        # The value of `rejections` in the last log line.
+        self._logged_rejections = 0
+        # Rejected connections that are still open, and the calls that abort them.
+        self._abort_calls: dict[RejectedConnection, IDelayedCall] = {}
+        self.count = 0
+        self.rejections = 0
 
-    def vitals(self) -> dict[str, object]:
-        """Return what `/health` tells."""
-        return {"connections": self.size, "connections_refused": self.refused}
+    def status(self) -> dict[str, object]:
+        """Return the fields for `/health`."""
+        return {"connections": self.count, "connections_refused": self.rejections}
 
-    def full(self, address: IAddress | None) -> ApiError | None:
-        """Return what is told to one more from `address`; None if there is room."""
-        if self.size >= self._most:
-            why = f"{self.size} connections are open, as many as --max-connections allows"
-        elif self._by_client[_name(address)] >= self._most_per_client and not is_local(address):
-            why = (
-                f"{self._most_per_client} connections from {_name(address)} are open, as many as"
+    def check(self, address: IAddress | None) -> ApiError | None:
+        """Return the 503 for one more connection from `address`, or None if it is accepted."""
+        host = _host(address)
+        if self.count >= self._limit:
+            reason = f"{self.count} connections are open, the most that --max-connections allows"
+        elif self._by_host[host] >= self._limit_per_client and not is_local(address):
+            reason = (
+                f"{self._limit_per_client} connections from {host} are open, the most that"
                 " --max-connections-per-client allows"
             )
         else:
             return None
-        self.refused += 1
-        self._note(why)
+        self.rejections += 1
+        self._log_rejections(reason)
         return ApiError(
             503,
-            f"blockops is full: {why}. Ask again later, on a connection that is open already if"
-            " there is one.",
+            f"blockops has too many connections: {reason}. Retry later, or use a connection that"
+            " is already open.",
             type="server_error",
             code="too_many_connections",
-            retry_after=FULL_FOR,
+            retry_after=RETRY_AFTER,
         )
 
-    def enter(self, address: IAddress | None) -> None:
-        self.size += 1
-        self._by_client[_name(address)] += 1
+    def add(self, address: IAddress | None) -> None:
+        self.count += 1
+        self._by_host[_host(address)] += 1
 
-    def leave(self, address: IAddress | None) -> None:
-        name = _name(address)
-        self.size -= 1
-        self._by_client[name] -= 1
-        if not self._by_client[name]:
-            del self._by_client[name]
+    def remove(self, address: IAddress | None) -> None:
+        host = _host(address)
+        self.count -= 1
+        self._by_host[host] -= 1
+        if not self._by_host[host]:
+            del self._by_host[host]
 
-    def turned_away(self, error: ApiError) -> TurnedAway:
-        """Return the protocol of a connection that is told `error` and nothing else."""
-        return TurnedAway(self, error)
-
-    def linger(self, leaving: TurnedAway) -> bool:
-        """Say whether `leaving` may stay for a moment."""
-        if len(self._parting) >= MAX_TURNED_AWAY:
+    def start_linger(self, connection: RejectedConnection) -> bool:
+        """Return True if `connection` may stay open for `REJECTION_LINGER`, else False."""
+        if len(self._abort_calls) >= MAX_LINGERING:
             return False
-        self._parting[leaving] = self._clock.callLater(PARTING, leaving.abort)
+        self._abort_calls[connection] = self._clock.callLater(REJECTION_LINGER, connection.abort)
         return True
 
-    def gone(self, leaving: TurnedAway) -> None:
-        bound = self._parting.pop(leaving, None)
-        if bound is not None and bound.active():
-            bound.cancel()
+    def end_linger(self, connection: RejectedConnection) -> None:
+        abort = self._abort_calls.pop(connection, None)
+        if abort is not None and abort.active():
+            abort.cancel()
 
-    def _note(self, why: str) -> None:
+    def _log_rejections(self, reason: str) -> None:
         now = self._clock.seconds()
-        if self._noted is not None and now - self._noted < NOTED_EVERY:
+        if self._logged_at is not None and now - self._logged_at < LOG_INTERVAL:
             return
         self._log.warn(
-            "Connections are refused: {why} ({count} since this was last said)",
-            why=why,
-            count=self.refused - self._noted_at,
+            "Rejected {count} connections since the last such message: {reason}",
+            reason=reason,
+            count=self.rejections - self._logged_rejections,
         )
-        self._noted, self._noted_at = now, self.refused
+        self._logged_at, self._logged_rejections = now, self.rejections
 
 
-class TurnedAway(Protocol):
-    """A connection that is one too many."""
+class RejectedConnection(Protocol):
+    """A connection over the limit: sends `error`, parses no request, and closes."""
 
-    def __init__(self, crowd: Crowd, error: ApiError) -> None:
-        self._crowd = crowd
+    def __init__(self, limiter: ConnectionLimiter, error: ApiError) -> None:
+        self._limiter = limiter
         self._error = error
 
     def connectionMade(self) -> None:
         transport = cast("ITCPTransport", self.transport)
         secure = ISSLTransport.providedBy(transport)
-        lingers = self._crowd.linger(self)
+        lingers = self._limiter.start_linger(self)
         if secure and not lingers:
-            # Nothing can be told before it has shaken hands, and nobody bounds how long that takes.
+            # Nothing can be sent before the TLS handshake, and no timeout bounds the handshake.
             transport.abortConnection()
             return
-        transport.write(parting(self._error, Headers()))
-        # Who closes a connection without having read all that came resets it, and the refusal may
-        # be lost. So what comes is read, for a moment.
+        transport.write(error_response(self._error, Headers()))
+        # A socket that is closed with unread input sends a reset, which may destroy the response on
+        # its way. So half-close, and discard input for `REJECTION_LINGER`.
         if secure or not lingers:
             transport.loseConnection()
         else:
             transport.loseWriteConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        """Read, and forget."""
+        """Ignore `data`."""
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
-        self._crowd.gone(self)
+        self._limiter.end_linger(self)
 
     def abort(self) -> None:
         cast("ITCPTransport", self.transport).abortConnection()
 
 
-def _name(address: IAddress | None) -> str:
+def _host(address: IAddress | None) -> str:
+    """Return the host of `address`, or "" for a Unix socket."""
     return str(getattr(address, "host", ""))

@@ -1,9 +1,9 @@
 """
-Where the daemon listens, and on which addresses it does not without being told to.
+Listening sockets, and the refusal to listen on a public address without API keys.
 
-Who listens on an address that others can reach serves everybody there. An endpoint says where only
-when it listens (a socket of systemd's brings its address along), so that is when it is looked at;
-nothing was accepted by then.
+Without keys, everybody who can reach the address can use the backend. The address is known only
+after `listen()`, because a systemd socket brings its own. So it is checked there, before the first
+connection is accepted.
 """
 
 # twisted.application.service has no annotations yet:
@@ -12,70 +12,45 @@ nothing was accepted by then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.address import IPv4Address, UNIXAddress
-from twisted.internet.address import IPv6Address as TwistedIPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
-
-class TooOpen(ValueError):
-    """An address that others can reach would be served without keys; the message is one line."""
+from blockops.net.addresses import format_address, is_local
 
 
-def is_local(address: IAddress | None) -> bool:
-    """Say whether only this machine reaches `address`: a loopback address or a Unix socket."""
-    return isinstance(address, UNIXAddress) or is_loopback(address)
+class PublicAddressError(ValueError):
+    """An address that other machines can reach would be served without keys; a one-line message."""
 
 
-def is_loopback(address: IAddress | None) -> bool:
-    """Say whether `address` is one of the machine's loopback addresses."""
-    if not isinstance(address, IPv4Address | TwistedIPv6Address):
-        return False
-    try:
-        ip = ip_address(address.host)
-    except ValueError:
-        return False
-    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
-    return (mapped or ip).is_loopback
-
-
-def only_local(address: IAddress) -> None:
+def require_local(address: IAddress) -> None:
     """
-    Accept `address` if only this machine reaches it.
+    Accept `address` if only this machine can reach it.
 
-    :raises TooOpen: others reach it too
+    :raises PublicAddressError: other machines can reach it too
     """
     if not is_local(address):
-        raise TooOpen(
-            f"{shown(address)} can be reached from other machines, and nobody is asked for a key:"
-            " give --api-keys-file, or --insecure-public if all who reach it may ask"
+        raise PublicAddressError(
+            f"{format_address(address)} can be reached from other machines, and no API keys are"
+            " set: give --api-keys-file, or --insecure-public to serve all clients without a key"
         )
 
 
-def wherever(address: IAddress) -> None:
+def allow_any(address: IAddress) -> None:
     """Accept `address`."""
 
 
-def shown(address: IAddress) -> str:
-    """Return `address` as people write it."""
-    host, port = getattr(address, "host", None), getattr(address, "port", None)
-    if host is None:
-        return repr(address)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class Listening(Service):
+class Listener(Service):
     """
     Listens on an endpoint while it runs.
 
     :param description: the endpoint, as Twisted's endpoint string
-    :param accept: is asked about the address that it turned out to be; raises `TooOpen`
+    :param check_address: is called with the address of the socket; raises `PublicAddressError` to
+        close it again
     """
 
     _log = Logger()
@@ -85,47 +60,43 @@ class Listening(Service):
         reactor: Any,
         description: str,
         factory: IProtocolFactory,
-        accept: Callable[[IAddress], object],
+        check_address: Callable[[IAddress], object],
     ) -> None:
         self._description = description
         self._endpoint = serverFromString(reactor, description)
         self._factory = factory
-        self._accept = accept
+        self._check_address = check_address
         self._port: Deferred[IListeningPort | None] | None = None
-        self._problem: Exception | None = None
+        self._error: Exception | None = None
         self._closed: Deferred[object] = succeed(None)
 
     def privilegedStartService(self) -> None:
         """
         Listen.
 
-        :raises Exception: that cannot be, as far as it is known at once; what becomes known later
-            is in the log
+        :raises Exception: the endpoint failed at once; a later failure is logged
         """
         super().privilegedStartService()
         self._port = Deferred.fromCoroutine(self._listen())
-        if self._problem is not None:
+        if self._error is not None:
             self._port = None
-            raise self._problem
+            raise self._error
 
     async def _listen(self) -> IListeningPort | None:
-        """Return the open port; None where there is none, for the reason in `_problem`."""
+        """Return the open port, or None after a failure, which is then in `_error`."""
         try:
             port: IListeningPort = await self._endpoint.listen(self._factory)
-            self._look_at(port)
-        except Exception as problem:  # noqa: BLE001 - each type of endpoint has its own
-            self._problem = problem
+            try:
+                self._check_address(port.getHost())
+            except PublicAddressError:
+                self._closed = maybeDeferred(port.stopListening)
+                raise
+        except Exception as error:  # noqa: BLE001 - each type of endpoint has its own
+            self._error = error
             if self.running:
-                self._log.failure("Cannot listen on {what}", what=self._description)
+                self._log.failure("Cannot listen on {endpoint}", endpoint=self._description)
             return None
         return port
-
-    def _look_at(self, port: IListeningPort) -> None:
-        try:
-            self._accept(port.getHost())
-        except TooOpen:
-            self._closed = maybeDeferred(port.stopListening)
-            raise
 
     def startService(self) -> None:
         if self._port is None:
@@ -137,10 +108,10 @@ class Listening(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        listening, self._port = self._port, None
-        if listening is not None:
-            listening.cancel()
-            port = await listening
+        port_ready, self._port = self._port, None
+        if port_ready is not None:
+            port_ready.cancel()
+            port = await port_ready
             if port is not None:
                 await maybeDeferred(port.stopListening)
         await self._closed

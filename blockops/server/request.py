@@ -1,4 +1,4 @@
-"""A client's request: bounded, and rendered before its body is here where nobody needs it whole."""
+"""A client's request with a bounded body, which may be rendered before the body is complete."""
 
 # twisted.web.http has no annotations yet:
 # mypy: disallow-untyped-calls=False
@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 from urllib.parse import unquote_to_bytes as unquote
 
 from twisted.python.failure import Failure
@@ -16,53 +16,53 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import Request, Site
 
 from blockops.errors import ApiError
-from blockops.net.socket_state import unread
-from blockops.server.connection import SERVER, Channel, header_lines
-from blockops.server.http1.head import Head
-from blockops.server.limits import LINGER, too_large
-from blockops.server.upload import Upload, discard
+from blockops.net.socket_state import unsent_bytes
+from blockops.server.access.cors import PreflightResponse
+from blockops.server.connection import ClientConnection
+from blockops.server.http1.head import RequestHead
+from blockops.server.http1.serialize import SERVER, header_lines
+from blockops.server.limits import LINGER, body_too_large
+from blockops.server.upload import StreamingUpload, ignore_data
 
-#: What answers a request in place of its route: given the exchange that the request has become.
-Instead = Callable[[Any], Coroutine[Any, Any, None]]
-
-
-#: Those of a request of which they were let go.
+#: Replaces the headers of a request and its response once they are released.
 _NO_HEADERS = Headers()
 
 
-def _nobody_asks() -> None:
-    """Tell nobody."""
+def _noop() -> None: ...
 
 
-class IncomingRequest(Request):
+class ClientRequest(Request):
     """
-    A request whose body is bounded, and may still be on its way when the request is rendered.
+    A request whose body is bounded, and may still be arriving when the request is rendered.
 
-    :ivar upload: the body of a request that `Site.streams_up`, or that is turned away; None for
-        others, whose body `take_body` returns
-    :ivar caller: the name of the API key that it came with; empty if it came without
-    :ivar instead: what answers it without a byte of its body being read, as `Site.screen` decided
-        when its headers were here; None for the usual route
-    :ivar when_lost: is called when the client leaves before it has its answer; `notifyFinish` says
-        so too, but takes half a kilobyte as long as nobody does
+    :ivar upload: the body, if the request is rendered before the body is complete: because of
+        `Site.streams_upload` or an early response. None for other requests, whose body `pop_body`
+        returns
+    :ivar api_key_owner: the owner of the request's API key; empty without a key
+    :ivar early_response: the result of `Site.check_access`, the response to send in place of the
+        route's. The body is ignored then. None if access is allowed
+    :ivar on_disconnect: is called if the client disconnects before the response is sent. It is
+        cheaper than `notifyFinish`, which costs 0.5 KB a request
     """
 
-    # What would not fit into a dictionary that shares its keys, or comes too late to get in.
+    # CPython's key-sharing dicts hold 30 attributes, and only those that are set first. The others
+    # are slots, to keep idle streams small.
     __slots__ = (
-        "_bodiless",
-        "_pieces",
-        "_size",
-        "_take",
-        "_when_received",
-        "caller",
+        "_body_pieces",
+        "_has_no_body",
+        "_on_data",
+        "_on_received",
+        "_received_size",
+        "api_key_owner",
         "chunked",
         "client",
         "clientproto",
         "code",
         "code_message",
+        "early_response",
         "host",
-        "instead",
         "method",
+        "on_disconnect",
         "producer",
         "queued",
         "requestHeaders",
@@ -73,97 +73,101 @@ class IncomingRequest(Request):
         "transport",
         "upload",
         "uri",
-        "when_lost",
     )
 
-    channel: Channel  # type: ignore[assignment]  # as good as an HTTPChannel to it
+    channel: ClientConnection  # type: ignore[assignment]  # has an HTTPChannel's methods
     defaultContentType = None
 
-    def __init__(self, channel: Channel, head: Head) -> None:
+    def __init__(self, channel: ClientConnection, head: RequestHead) -> None:
         super().__init__(cast("HTTPChannel", channel), parsePOSTFormSubmission=False)
         self.method, self.uri, self.clientproto, self.requestHeaders = head
         self.setResponseCode(OK)
         self.startedWriting = self.chunked = self.sentLength = 0
         self.producer = None
-        self._bodiless = False
-        self.upload: Upload | None = None
-        self.caller = ""
-        self.instead: Instead | None = None
-        self._pieces: list[bytes] = []
-        self._size = 0
-        # Bytes of the site's room that are taken.
-        self._room = 0
-        self._take: Callable[[bytes], object] = discard
-        self._when_received: Callable[[], None] | None = None
-        self.when_lost: Callable[[], object] = _nobody_asks
+        self._has_no_body = False
+        self.upload: StreamingUpload | None = None
+        self.api_key_owner = ""
+        self.early_response: ApiError | PreflightResponse | None = None
+        self._body_pieces: list[bytes] = []
+        self._received_size = 0
+        # Bytes of the site's body budget.
+        self._reserved_size = 0
+        # Receives each piece of the body.
+        self._on_data: Callable[[bytes], object] = ignore_data
+        # Is called when the body is complete, in place of the usual action; None for that.
+        self._on_received: Callable[[], None] | None = None
+        self.on_disconnect: Callable[[], object] = _noop
 
-    def take_body(self) -> bytes:
-        """Return the body, and keep it no longer."""
-        body = b"".join(self._pieces)
-        self._pieces.clear()
+    def pop_body(self) -> bytes:
+        """Return the body and release it."""
+        body = b"".join(self._body_pieces)
+        self._body_pieces.clear()
         return body
 
     def gotLength(self, length: int | None) -> None:
         site = self.channel.site
-        self.instead = site.screen(self)
+        self.early_response = site.check_access(self)
         if length == 0:
             return
-        if self.instead is not None:
-            self._turn_away(length)
+        if self.early_response is not None:
+            # Respond now, and discard the body. Without `Expect`, no `100 Continue` is sent.
+            self.requestHeaders.removeHeader(b"Expect")
+            self.upload = StreamingUpload(length, self.channel.body_producer)
+            self._render()
             return
         if length is not None and length > site.max_body:
-            self._refuse(too_large(site.max_body))
+            self._reject(body_too_large(site.max_body))
             return
-        self.channel.expect_body(site.max_body if length is None else length)
-        if site.streams_up(origin_form(self.uri)):
-            self.upload = Upload(length, self.channel.reading)
-            self._take = self.upload.received
+        self.channel.start_body_deadline(site.max_body if length is None else length)
+        if site.streams_upload(origin_form(self.uri)):
+            self.upload = StreamingUpload(length, self.channel.body_producer)
+            self._on_data = self.upload.data_received
             self._render()
         else:
-            self._take = self._keep
+            self._on_data = self._buffer
 
     def handleContentChunk(self, data: bytes) -> None:
-        self._size += len(data)
+        self._received_size += len(data)
         limit = self.channel.site.max_body
-        self.channel.body_came()
-        if self._size <= limit or self._take is discard:
-            self._take(data)
+        self.channel.extend_body_deadline()
+        if self._received_size <= limit or self._on_data is ignore_data:
+            self._on_data(data)
         elif self.upload is None:
-            self._refuse(too_large(limit))
+            self._reject(body_too_large(limit))
         else:
-            self._take = discard
-            self.upload.failed(too_large(limit))
+            self._on_data = ignore_data
+            self.upload.fail(body_too_large(limit))
 
-    def _keep(self, data: bytes) -> None:
-        full = self.channel.site.room.take(len(data))
-        if full is not None:
-            self._refuse(full)
+    def _buffer(self, data: bytes) -> None:
+        error = self.channel.site.body_budget.reserve(len(data))
+        if error is not None:
+            self._reject(error)
             return
-        self._room += len(data)
-        self._pieces.append(data)
+        self._reserved_size += len(data)
+        self._body_pieces.append(data)
 
-    def _give_room_back(self) -> None:
-        if self._room:
-            self.channel.site.room.give_back(self._room)
-            self._room = 0
+    def _release_budget(self) -> None:
+        if self._reserved_size:
+            self.channel.site.body_budget.release(self._reserved_size)
+            self._reserved_size = 0
 
     def connectionLost(self, reason: Failure) -> None:
-        self._give_room_back()
-        when_lost, self.when_lost = self.when_lost, _nobody_asks
+        self._release_budget()
+        on_disconnect, self.on_disconnect = self.on_disconnect, _noop
         super().connectionLost(reason)
-        when_lost()
+        on_disconnect()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        self.channel.body_ended()
-        # A reference to itself would keep it until the garbage is collected.
-        self._take = discard
-        received, self._when_received = self._when_received, None
-        if received is not None:
-            received()
+        self.channel.clear_body_deadline()
+        # A bound method would keep the request alive until the next garbage collection.
+        self._on_data = ignore_data
+        on_received, self._on_received = self._on_received, None
+        if on_received is not None:
+            on_received()
         elif self.upload is None:
             self._render()
         else:
-            self.upload.completed()
+            self.upload.finish()
 
     def _render(self) -> None:
         self.uri = origin_form(self.uri)
@@ -178,125 +182,120 @@ class IncomingRequest(Request):
         self.postpath = [unquote(part) for part in self.path[1:].split(b"/")]
         try:
             resource = site.getResourceFor(self)
-            # On the way there they were of use.
+            # Only `getResourceFor` needs them.
             self.prepath = self.postpath = None
             self.render(resource)
-        except Exception:  # noqa: BLE001 - whatever a resource makes of it
+        except Exception:  # noqa: BLE001 - a resource may raise anything
             self.processingFailed(Failure())
 
     def write(self, data: bytes) -> None:
         if self.channel is None:
             return
-        head = b"" if self.startedWriting else self._opening()
-        if self._bodiless or not data:
+        head = b"" if self.startedWriting else self._response_head()
+        if self._has_no_body or not data:
             data = b""
         elif self.chunked:
             data = b"%x\r\n%s\r\n" % (len(data), data)
         if head or data:
             self.channel.write(head + data)
 
-    def way_out(self) -> Callable[[bytes], object] | None:
+    def raw_write(self) -> Callable[[bytes], object] | None:
         """
-        Return what takes the chunks of the body, framed, as long as the answer is open.
+        Return a function that sends data of the body that already has its chunk framing.
 
-        None where the head is not sent yet, or promises no chunks.
+        It is valid while the response is open. None if the head is not sent yet, or if the response
+        is not chunked.
         """
-        return self.channel.way_out() if self.chunked else None
+        return self.channel.raw_write() if self.chunked else None
 
-    def _opening(self) -> bytes:
-        """Return the answer's head, which is said now, and kept no longer."""
+    def _response_head(self) -> bytes:
+        """Return the bytes of the response's head, and release its headers."""
         self.startedWriting = 1
-        early = self.upload is not None and not self.upload.complete
-        if early or self.channel.site.closing:
-            self.channel.persistent = False
+        is_early = self.upload is not None and not self.upload.is_complete
+        if is_early or self.channel.site.is_closing:
+            self.channel.is_persistent = False
         headers, self.responseHeaders = self.responseHeaders, Headers()
         for cookie in self.cookies:
             headers.addRawHeader(b"Set-Cookie", cookie)
-        framing = b"" if self.channel.persistent else b"Connection: close\r\n"
-        self._bodiless = self.method == b"HEAD" or self.code in NO_BODY_CODES
-        unsized = not self._bodiless and not headers.hasHeader(b"Content-Length")
-        if unsized and self.clientproto == b"HTTP/1.1":
+        framing = b"" if self.channel.is_persistent else b"Connection: close\r\n"
+        self._has_no_body = self.method == b"HEAD" or self.code in NO_BODY_CODES
+        has_length = self._has_no_body or headers.hasHeader(b"Content-Length")
+        if not has_length and self.clientproto == b"HTTP/1.1":
             self.chunked = 1
             framing += b"Transfer-Encoding: chunked\r\n"
         return b"%s %d %s\r\n%s%s%s\r\n" % (
             self.clientproto,
             self.code,
             self.code_message,
-            usual_lines(),
+            common_headers(),
             header_lines(headers),
             framing,
         )
 
     def finish(self) -> None:
-        # What is answered is not forgotten at once, but nobody waits for that any more.
-        self._give_room_back()
-        if self.upload is None or self.upload.complete:
+        # The exchange may refer to the body for a little longer; the budget need not wait for that.
+        self._release_budget()
+        if self.upload is None or self.upload.is_complete:
             self._finish()
             return
-        # The answer is there before the request is. Some clients read it when they have sent all.
+        # The response is complete before the request is. Some clients read it only when they have
+        # sent the whole body, so read and discard the rest.
         self.requestHeaders.removeHeader(b"Expect")
-        self.upload.drop()
-        self._when_received = self._finish
-        self.channel.wait(LINGER)
+        self.upload.discard()
+        self._on_received = self._finish
+        self.channel.set_deadline(LINGER)
 
     def _finish(self) -> None:
-        self.when_lost = _nobody_asks
+        self.on_disconnect = _noop
         super().finish()
 
-    def let_go(self) -> None:
-        """Keep nothing of what was asked but its first line, nor of the answer's head."""
+    def release(self) -> None:
+        """Release the headers of the request and the response; the request line stays."""
         self.requestHeaders = self.responseHeaders = _NO_HEADERS
 
-    def _turn_away(self, length: int | None) -> None:
-        """Answer now, and let the client send its body into the void."""
-        self._take = discard
-        # Whoever waits for leave to send a body does not get it.
-        self.requestHeaders.removeHeader(b"Expect")
-        self.upload = Upload(length, self.channel.reading)
-        self._render()
+    def unsent_bytes(self) -> int | None:
+        """Return how many bytes the system holds for the client, or None if unknown."""
+        return None if self.channel is None else unsent_bytes(self.channel.transport)
 
-    def unread(self) -> int | None:
-        """Return the bytes of answers that the client has not taken from the system, if known."""
-        return None if self.channel is None else unread(self.channel.transport)
-
-    def cut(self) -> None:
-        """Break the connection."""
+    def abort(self) -> None:
+        """Close the connection immediately."""
         self.channel.abort()
 
-    def _refuse(self, error: ApiError) -> None:
-        """Say at once why the body is not taken; then let the client send it into the void."""
-        self._take = discard
-        self._pieces.clear()
-        self._give_room_back()
-        self._when_received = self.channel.loseConnection
-        # Whoever waits for leave to send such a body does not get it.
+    def _reject(self, error: ApiError) -> None:
+        """Send `error` now, discard the rest of the body, and then close the connection."""
+        self._on_data = ignore_data
+        self._body_pieces.clear()
+        self._release_budget()
+        self._on_received = self.channel.loseConnection
+        # No `100 Continue` is sent for a body that is not wanted.
         self.requestHeaders.removeHeader(b"Expect")
-        self.channel.refuse(error)
+        self.channel.reject(error)
 
 
-class _UsualLines:
-    """The headers that all answers have: made once a second, for the date's sake."""
+class CommonHeaders:
+    """The headers that all routes' responses have. They contain the date: made once a second."""
 
     def __init__(self) -> None:
         self._second = 0
-        self._said = b""
+        self._lines = b""
 
     def __call__(self) -> bytes:
+        """Return the headers as bytes, each with its line end."""
         second = int(time.time())
         if second != self._second:
             self._second = second
-            self._said = b"Server: %s\r\nDate: %s\r\n" % (SERVER, datetimeToString(second))
-        return self._said
+            self._lines = b"Server: %s\r\nDate: %s\r\n" % (SERVER, datetimeToString(second))
+        return self._lines
 
 
-usual_lines = _UsualLines()
+common_headers = CommonHeaders()
 
 
 def origin_form(target: bytes) -> bytes:
     """
     Return a request's target without scheme and host.
 
-    A server has to accept them (RFC 9112, section 3.2.2); here they lead nowhere else.
+    A server has to accept the absolute form (RFC 9112, section 3.2.2).
     """
     scheme, separator, rest = target.partition(b"://")
     if not separator or scheme.lower() not in {b"http", b"https"}:

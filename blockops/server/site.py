@@ -1,23 +1,24 @@
 """
-The HTTP server: bounded, with deadlines, with errors in OpenAI's shape.
+The HTTP server: bounded, with deadlines, and with errors in OpenAI's format.
 
-twisted.web reads a request's whole body, however large, before anybody is asked; its errors are
-bare or HTML; and a client that sends a byte now and then is never timed out. What is different:
+twisted.web reads the whole body of a request, however large, before it calls a resource; its errors
+are plain text or HTML; and it does not time out a client that sends a byte now and then. This
+server differs:
 
-- A body over the bound is refused as soon as that is known, be it from its declared length.
-- Who may ask is decided when a request's headers are here, before anything of its body (`screen`).
-- A request that need not be understood to be relayed (`streams_up`) is rendered when its headers
-  are here. Its body follows through an `Upload`, at the speed of who takes it.
-- Headers have to be whole within `header_timeout`; the next piece of a body within that, and all
-  of it within the time that its size takes at `SLOWEST_BODY`; a connection may be idle for
+- A body over the limit is rejected as soon as that is known, if possible from its declared length.
+- Access is decided when the headers of a request are complete, before its body (`check_access`).
+- A request whose body is only forwarded (`streams_upload`) is rendered when its headers are
+  complete. Its body follows through a `StreamingUpload`, at the speed of its consumer.
+- Headers have to be complete within `header_timeout`. So has each next piece of a body, and the
+  whole body within the time for its size at `MIN_UPLOAD_RATE`. A connection may be idle for
   `KEEP_ALIVE` between two requests.
-- A client that does not read its answers gets no more of them, and its further requests are not
-  read, until it does.
-- Connections beyond a bound are told so at once, and closed.
-- A client that leaves while nothing is read from it is noticed (`Site.beat`).
+- A client that does not read its responses gets no more data until it does, and its further
+  requests are not read.
+- Connections over the limit get an error response at once, and are closed.
+- The disconnect of a client whose input is paused is noticed by polling (`Site.tick`).
 
-The tree of resources and its requests are twisted.web's; what reads the connections is not
-(`blockops.server.connection`): it is stricter, and takes half the time.
+The resources and requests are twisted.web's. The connections are not: `blockops.server.connection`
+is stricter, and takes half the time.
 """
 
 # twisted.web.http has no annotations yet:
@@ -33,28 +34,32 @@ from twisted.web.resource import IResource
 from twisted.web.server import Site as TwistedSite
 
 from blockops.errors import ApiError
-from blockops.net.socket_state import departed
-from blockops.server.body_budget import Room
-from blockops.server.connection import Channel
-from blockops.server.connection_limit import Crowd, TurnedAway
-from blockops.server.request import IncomingRequest, Instead
+from blockops.net.socket_state import has_peer_closed
+from blockops.server.access.cors import PreflightResponse
+from blockops.server.body_budget import BodyBudget
+from blockops.server.connection import ClientConnection
+from blockops.server.connection_limit import ConnectionLimiter, RejectedConnection
+from blockops.server.request import ClientRequest
 
 
 class Site(TwistedSite):
     """
-    Makes channels.
+    Accepts connections, and ends those that miss a deadline.
 
-    :param max_body: bytes that a request's body may have
-    :param room: for the bodies of all requests together
-    :param header_timeout: seconds that a request's headers may take
-    :param streams_up: given a request's target, says whether to render it before its body is here
-    :param screen: given a request whose headers are here, says what answers it in place of its
-        route; None lets it through
-    :param crowd: says which connections are too many
-    :param refused: is told of each channel that refuses what never became a request, and why
-    :ivar channels: those that are open
-    :ivar unread: those of them that nothing is read from, because nobody takes their upload
-    :ivar closing: each connection closes behind the answer that is under way on it
+    :param max_body: the most bytes of a request's body
+    :param body_budget: for the bodies of all requests together
+    :param header_timeout: seconds for a request's headers, and for each next piece of its body
+    :param streams_upload: returns True for a target whose requests are rendered before their body
+        is complete
+    :param check_access: is called when a request's headers are complete, and returns the response
+        to send in place of the route's, or None
+    :param connection_limiter: decides which connections are rejected
+    :param on_rejected: is called with each connection that sends an error for an incomplete or
+        invalid request, and with the error
+    :ivar connections: those that are open
+    :ivar paused_connections: those whose disconnect Twisted's transports do not notice, because
+        input is paused and no response is unread
+    :ivar closing: each connection closes after its current response
     """
 
     noisy = False
@@ -65,81 +70,82 @@ class Site(TwistedSite):
         *,
         reactor: IReactorTime,
         max_body: int,
-        room: Room,
+        body_budget: BodyBudget,
         header_timeout: float,
-        streams_up: Callable[[bytes], bool],
-        crowd: Crowd,
-        refused: Callable[[Channel, ApiError], object],
-        screen: Callable[[IncomingRequest], Instead | None] = lambda _: None,
+        streams_upload: Callable[[bytes], bool],
+        connection_limiter: ConnectionLimiter,
+        on_rejected: Callable[[ClientConnection, ApiError], object],
+        check_access: Callable[[ClientRequest], ApiError | PreflightResponse | None] = lambda _: (
+            None
+        ),
     ) -> None:
-        super().__init__(resource, IncomingRequest, reactor=reactor)
+        super().__init__(resource, ClientRequest, reactor=reactor)
         self.max_body = max_body
-        self.room = room
+        self.body_budget = body_budget
         self.header_timeout = header_timeout
-        self.streams_up = streams_up
-        self.crowd = crowd
-        self.refused = refused
-        self.screen = screen
-        self.channels: set[Channel] = set()
-        self.unread: set[Channel] = set()
-        self.closing = False
+        self.streams_upload = streams_upload
+        self.connection_limiter = connection_limiter
+        self.on_rejected = on_rejected
+        self.check_access = check_access
+        self.connections: set[ClientConnection] = set()
+        self.paused_connections: set[ClientConnection] = set()
+        self.is_closing = False
         self._all_closed: Deferred[None] | None = None
 
     def startFactory(self) -> None:
-        """Keep no access log, and no clock that ticks every second for its time stamps."""
+        """Do nothing: Twisted's own starts an access log, and a call every second for its dates."""
 
     stopFactory = startFactory
 
     def buildProtocol(  # type: ignore[override]
         self, addr: IAddress | None
-    ) -> Channel | TurnedAway:
-        full = self.crowd.full(addr)
-        if full is not None:
-            return self.crowd.turned_away(full)
-        return Channel(self, IncomingRequest)
+    ) -> ClientConnection | RejectedConnection:
+        error = self.connection_limiter.check(addr)
+        if error is not None:
+            return RejectedConnection(self.connection_limiter, error)
+        return ClientConnection(self, ClientRequest)
 
     def close_idle(self) -> None:
-        """Close the connections that no request is on, and the others once theirs is answered."""
-        self.closing = True
-        for channel in list(self.channels):
-            channel.close_when_idle()
+        """Close the idle connections now, and the others after their current response."""
+        self.is_closing = True
+        for connection in list(self.connections):
+            connection.close_when_idle()
 
-    async def close(self, patience: float) -> None:
+    async def close(self, flush_timeout: float) -> None:
         """
         Close all connections.
 
-        :param patience: seconds that clients have to read what was written for them
+        :param flush_timeout: seconds that clients have to read the data that was written
         """
         self.close_idle()
-        if self.channels:
+        if self.connections:
             self._all_closed = Deferred()
-            late = self.reactor.callLater(patience, self._abort)
+            abort = self.reactor.callLater(flush_timeout, self._abort_all)
             await self._all_closed
-            if late.active():
-                late.cancel()
+            if abort.active():
+                abort.cancel()
 
-    def _abort(self) -> None:
-        for channel in list(self.channels):
-            channel.abort()
+    def _abort_all(self) -> None:
+        for connection in list(self.connections):
+            connection.abort()
 
-    def beat(self, now: float) -> None:
-        """End what is late; find those who left while nothing was read from them."""
-        for channel in list(self.channels):
-            if channel.due is not None and channel.due <= now:
-                channel.too_late()
-        # Of these a transport does not tell.
-        for channel in list(self.unread):
-            if departed(channel.transport):
-                channel.abort()
+    def tick(self, now: float) -> None:
+        """End connections whose deadline has passed, and paused ones whose client has left."""
+        for connection in list(self.connections):
+            if connection.deadline is not None and connection.deadline <= now:
+                connection.on_deadline()
+        for connection in list(self.paused_connections):
+            if has_peer_closed(connection.transport):
+                connection.abort()
 
-    def opened(self, channel: Channel) -> None:
-        self.channels.add(channel)
-        self.crowd.enter(channel.getPeer())
+    def on_opened(self, connection: ClientConnection) -> None:
+        self.connections.add(connection)
+        self.connection_limiter.add(connection.getPeer())
 
-    def closed(self, channel: Channel) -> None:
-        self.channels.discard(channel)
-        self.crowd.leave(channel.getPeer())
-        self.unread.discard(channel)
-        if not self.channels and self._all_closed is not None:
+    def on_closed(self, connection: ClientConnection) -> None:
+        self.connections.discard(connection)
+        self.connection_limiter.remove(connection.getPeer())
+        self.paused_connections.discard(connection)
+        if not self.connections and self._all_closed is not None:
             self._all_closed.callback(None)
             self._all_closed = None

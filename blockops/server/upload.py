@@ -1,4 +1,4 @@
-"""A request's body on its way from the client to whoever takes it, as it comes."""
+"""A request body that is forwarded while it arrives from the client."""
 
 from __future__ import annotations
 
@@ -11,104 +11,106 @@ from zope.interface import implementer
 
 from blockops.errors import ApiError
 
-#: Bytes of an upload that wait in memory before the client is asked to pause. What is read to its
-#: end shows at once when the client leaves; behind more than the systems' buffers hold, a FIN does
-#: not come through, and only the deadlines end the wait.
+#: Bytes of an upload that are buffered before the client is paused. While blockops reads, it
+#: notices a disconnect at once. If more data is unread than the systems' buffers hold, the client's
+#: FIN does not arrive, and only the deadlines end the wait.
 UPLOAD_BUFFER = 512 * 1024
 
 
 @implementer(IBodyProducer)
-class Upload:
+class StreamingUpload:
     """
-    The body of one request.
+    The body of one request, as a producer for the request to the backend.
 
-    :param length: bytes of the whole; None if the client did not say
-    :param client: whom to pause when more comes than is taken
-    :ivar complete: the client has sent all of it
-    :ivar size: bytes that have come
-    :ivar on_failure: called when it is not going to be whole, with what the client is to be told
+    Data that arrives before `startProducing` is buffered; after `discard` it is ignored.
+
+    :param length: of the body in bytes; None if it is unknown
+    :param client: the producer of the data, paused when the consumer is slower
+    :ivar complete: the whole body has arrived
+    :ivar size: bytes that have arrived
+    :ivar on_failure: is called with the error for the client if the body will not be complete
     """
 
     def __init__(self, length: int | None, client: IPushProducer) -> None:
         self.length = UNKNOWN_LENGTH if length is None else length
-        self.complete = False
+        self.is_complete = False
         self.size = 0
-        self.on_failure: Callable[[ApiError], object] = _ignore
+        self.on_failure: Callable[[ApiError], object] = _noop
         self._client = client
-        self._early: list[bytes] = []
-        self._take: Callable[[bytes], None] = self._keep
-        self._taken: Deferred[None] = Deferred()
-        self._paused = False
-        self._seen: list[bytes] = []
-        self._room = 0
+        self._buffered: list[bytes] = []
+        self._on_data: Callable[[bytes], None] = self._buffer
+        self._consumed: Deferred[None] = Deferred()
+        self._is_paused = False
+        self._captured: list[bytes] = []
+        self._capture_left = 0
 
-    def remember(self, size: int) -> None:
-        """Keep the first `size` bytes of what comes, for the log."""
-        self._room = size
+    def capture(self, size: int) -> None:
+        """Keep the next `size` bytes for the traffic log."""
+        self._capture_left = size
 
-    def beginning(self) -> bytes:
-        """Return what was kept."""
-        return b"".join(self._seen)
+    def captured_bytes(self) -> bytes:
+        """Return the captured bytes."""
+        return b"".join(self._captured)
 
-    def received(self, data: bytes) -> None:
-        """Take the next piece from the client."""
+    def data_received(self, data: bytes) -> None:
+        """Process the next data from the client."""
         self.size += len(data)
-        if self._room > 0:
-            self._seen.append(data[: self._room])
-            self._room -= len(data)
-        self._take(data)
+        if self._capture_left > 0:
+            self._captured.append(data[: self._capture_left])
+            self._capture_left -= len(data)
+        self._on_data(data)
 
-    def completed(self) -> None:
-        """Note that the client has sent all of it."""
-        self.complete = True
-        if self._take not in {self._keep, discard}:
-            self._taken.callback(None)
+    def finish(self) -> None:
+        """Mark the body as complete."""
+        self.is_complete = True
+        # Without a consumer yet, `startProducing` does this; a discarded body is never consumed.
+        if self._on_data not in {self._buffer, ignore_data}:
+            self._consumed.callback(None)
 
-    def failed(self, error: ApiError) -> None:
-        """Note that it is not going to be whole."""
-        self.drop()
+    def fail(self, error: ApiError) -> None:
+        """Discard the body and report `error`: the body will not be complete."""
+        self.discard()
         self.on_failure(error)
 
-    def drop(self) -> None:
-        """Let nobody have what comes from now on."""
-        self._take = discard
-        self._early.clear()
+    def discard(self) -> None:
+        """Ignore the buffered data and everything that still arrives."""
+        self._on_data = ignore_data
+        self._buffered.clear()
         self.resumeProducing()
 
-    def _keep(self, data: bytes) -> None:
-        self._early.append(data)
+    def _buffer(self, data: bytes) -> None:
+        self._buffered.append(data)
         if self.size > UPLOAD_BUFFER:
             self.pauseProducing()
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        self._take = consumer.write
-        self._paused = False
-        for piece in self._early:
+        self._on_data = consumer.write
+        self._is_paused = False
+        for piece in self._buffered:
             consumer.write(piece)
-        self._early.clear()
-        if self.complete:
-            self._taken.callback(None)
-        elif not self._paused:
+        self._buffered.clear()
+        if self.is_complete:
+            self._consumed.callback(None)
+        elif not self._is_paused:
             self.resumeProducing()
-        return self._taken
+        return self._consumed
 
     def pauseProducing(self) -> None:
-        self._paused = True
-        if not self.complete:
+        self._is_paused = True
+        if not self.is_complete:
             self._client.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._paused = False
-        if not self.complete:
+        self._is_paused = False
+        if not self.is_complete:
             self._client.resumeProducing()
 
     def stopProducing(self) -> None:
-        self.drop()
+        self.discard()
 
 
-def _ignore(error: ApiError) -> None:
-    """Tell nobody."""
+def _noop(error: ApiError) -> None: ...
 
 
-def discard(data: bytes) -> None:
-    """Take what nobody wants."""
+def ignore_data(data: bytes) -> None:
+    """Ignore `data`."""

@@ -1,105 +1,86 @@
 """
-The one table of blockops' settings.
+The table of settings.
 
-Each setting is a field of `Settings`, declared once with everything that others need to know of it:
-the command line, the environment, the TOML file, the help and the shells' completion are all made
-from this table. Whoever constructs `Settings` directly gives values as they are used; text from
-outside goes through `resolve`.
+Each setting is a field of `Settings`, declared once with all its attributes. The command line, the
+environment names, the TOML keys, the help and the shell completions are derived from this table.
+Code that constructs `Settings` passes parsed values; `sources.resolve` parses text.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from blockops.settings import types as kinds
-from blockops.settings.types import Kind, Refused
+from blockops.settings import types
+from blockops.settings.types import ValueType
 
-#: A value in an error message is cut to so many characters.
-_SHOWN = 200
-
-#: Names a file that holds the value of a secret: `BLOCKOPS_BACKEND_KEY_FILE`, `backend-key-file`.
-_FILE = "file"
-
-#: A key longer than this is another file that was named by mistake.
-_LONGEST_KEY_FILE = 16384
-
-
-class SettingError(ValueError):
-    """
-    A setting is wrong; the message is one line for the person who set it.
-
-    It names the setting as they wrote it, the value (never that of a secret) and what is accepted.
-    """
+#: More tokens than any model's context has; a larger number is a typing error.
+MAX_TOKENS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """
-    What is known of one setting besides its value.
+    The attributes of one setting, besides its value.
 
     :param name: the field of `Settings`
-    :param section: the heading it stands under in the help
+    :param section: its heading in the help
+    :param value_type: parses its values, and describes them in the help and in errors
     :param help: one or two sentences for the user
-    :param secret: never on the command line, never shown
-    :param shown: the default as the help writes it
+    :param env_var: the environment variable
+    :param is_secret: never accepted on the command line, never printed
+    :param default_text: the default as the help shows it
     """
 
     name: str
     section: str
-    kind: Kind
+    value_type: ValueType
     help: str
-    environ: str
-    secret: bool
-    shown: str
+    env_var: str
+    is_secret: bool
+    default_text: str
 
     @property
     def option(self) -> str:
-        """Return the name on the command line (without the dashes before it) and in the file."""
+        """Return the name in the file, and on the command line without the dashes before it."""
         return self.name.replace("_", "-")
 
     @property
-    def flag(self) -> bool:
-        """Say whether the command line has `--option` and `--no-option` instead of a value."""
-        return self.kind is kinds.SWITCH
+    def is_flag(self) -> bool:
+        """Return True if the command line has `--option` and `--no-option` instead of a value."""
+        return self.value_type is types.SWITCH
 
     @property
-    def repeatable(self) -> bool:
-        """Say whether each time it stands on the command line adds to it."""
-        return self.kind.many
+    def is_repeatable(self) -> bool:
+        """Return True if each occurrence on the command line adds a value."""
+        return self.value_type.is_repeatable
 
 
-def _setting(  # a declaration names all that there is to say
+def _setting(
     section: str,
     default: Any,
-    kind: Kind,
-    help: str,  # noqa: A002 - the word for it
+    value_type: ValueType,
+    help: str,  # noqa: A002 - argparse's name for it
     *,
-    env: str | None = None,
-    shown: str | None = None,
-    secret: bool = False,
+    env_var: str | None = None,
+    default_text: str | None = None,
+    is_secret: bool = False,
 ) -> Any:
-    known = {
+    metadata = {
         "section": section,
-        "kind": kind,
+        "value_type": value_type,
         "help": help,
-        "env": env,
-        "shown": shown,
-        "secret": secret,
+        "env_var": env_var,
+        "default_text": default_text,
+        "is_secret": is_secret,
     }
     if callable(default):
-        return field(default_factory=default, metadata=known)
-    return field(default=default, repr=not secret, metadata=known)
-
-
-#: More tokens than any model reads, and few enough to be no slip of the finger.
-MOST_TOKENS = 100_000_000
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, repr=not is_secret, metadata=metadata)
 
 
 def _default_log_file() -> Path:
@@ -108,574 +89,462 @@ def _default_log_file() -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that can be set: sizes in bytes, times in seconds."""
+    """All settings. Sizes are in bytes, times in seconds."""
 
     backend: str = _setting(
         "Backend",
         "http://127.0.0.1:8082",
-        kinds.BACKEND,
-        "The local LLM server, with a path if it has one (a /v1 at its end may be left out), or"
-        " demo: a scripted one inside blockops, to try things out without a model.",
-        env="BACKEND_URL",
+        types.BACKEND,
+        "URL of the local LLM server, with its path if it has one (a final /v1 may be omitted);"
+        " or demo: a scripted backend inside blockops, to try it without a model.",
+        env_var="BACKEND_URL",
     )
     backend_ca: Path | None = _setting(
         "Backend",
         None,
-        kinds.FILE,
-        "PEM file of the authority that signed the certificate of an https backend.",
-        shown="the system's authorities",
+        types.FILE,
+        "PEM file with the certificate of the authority that signed an https backend's"
+        " certificate.",
+        default_text="the system's authorities",
     )
     backend_key: str | None = _setting(
         "Backend",
         None,
-        kinds.KEY,
-        "Sent to the backend as Authorization: Bearer.",
-        secret=True,
-        shown="none",
+        types.KEY,
+        "API key for the backend, sent as Authorization: Bearer.",
+        is_secret=True,
+        default_text="none",
     )
     forward_auth: bool = _setting(
         "Backend",
         False,
-        kinds.SWITCH,
-        "Send each client's own Authorization header to the backend, as it came; without this no"
-        " key of a client goes there. Not together with a backend key.",
+        types.SWITCH,
+        "Forward each client's own Authorization header to the backend, unchanged; otherwise no"
+        " client's key reaches the backend. Cannot be combined with a backend key.",
     )
     model_alias: Mapping[str, str] = _setting(
         "Backend",
         dict,
-        kinds.NAMES,
-        "A short name for a model, by which clients may ask for it and read of it. Give it once for"
-        " each; separate several by spaces in the environment, write a table in the file.",
-        shown="none",
+        types.ALIASES,
+        "Short name for a model, for clients to use in requests and read in responses. Repeat it"
+        " for each model; separate several by spaces in the environment, and write a table in the"
+        " file.",
+        default_text="none",
     )
     connect_timeout: float = _setting(
-        "Backend", 5.0, kinds.duration(), "How long connecting to the backend may take."
+        "Backend",
+        5.0,
+        types.duration(),
+        "Maximum time to connect to the backend.",
     )
     connect_retries: int = _setting(
         "Backend",
         2,
-        kinds.whole(0, 100),
-        "How often connecting is tried again when it fails, after half a second, a second and so"
-        " on, for backends that are being restarted.",
+        types.integer(0, 100),
+        "Number of times that a failed connection is tried again, after pauses of 0.5, 1, 2 and"
+        " then 4 seconds, for backends that are restarting.",
     )
     circuit_after: int = _setting(
         "Backend",
         5,
-        kinds.whole(0, 1_000_000),
-        "After how many failures to connect in a row requests get a 503 at once; 0 for never.",
+        types.integer(0, 1_000_000),
+        "Open the circuit breaker after this many failed connections in a row: requests then get"
+        " a 503 at once. 0 disables it.",
     )
     circuit_pause: float = _setting(
         "Backend",
         5.0,
-        kinds.duration(),
-        "How long until one of them is let through to try again; the first that connects opens the"
-        " way for all.",
+        types.duration(),
+        "Time until an open circuit breaker lets one request try the backend again; the first"
+        " that connects closes it.",
     )
     first_byte_timeout: float = _setting(
         "Backend",
         1800.0,
-        kinds.duration(),
-        "How long the backend may read the prompt before it answers.",
+        types.duration(),
+        "Maximum time for the backend to read the prompt and begin its response.",
     )
     idle_timeout: float = _setting(
-        "Backend", 300.0, kinds.duration(), "How long the backend may pause within an answer."
+        "Backend",
+        300.0,
+        types.duration(),
+        "Maximum time between two pieces of a backend response.",
     )
     max_duration: float = _setting(
         "Backend",
         21_600.0,
-        kinds.duration(),
-        "How long the backend may take for one answer in all, whatever it sends meanwhile.",
+        types.duration(),
+        "Maximum total time of one backend response, even if the backend keeps sending.",
     )
     max_answer: int = _setting(
         "Backend",
         64 << 20,
-        kinds.size(1024),
-        "The longest answer of the backend that is no stream.",
+        types.size(1024),
+        "Maximum size of a non-streaming backend response.",
     )
 
     port: int = _setting(
         "Listening",
         8080,
-        kinds.whole(0, 65535),
-        "The TCP port for clients; 0 takes any that is free.",
-        env="PORT",
+        types.integer(0, 65535),
+        "TCP port for clients; 0 picks a free one.",
+        env_var="PORT",
     )
     interface: str = _setting(
         "Listening",
         "127.0.0.1",
-        kinds.ADDRESS,
-        "The address that --port listens on. One that other machines reach takes --api-keys-file or"
+        types.ADDRESS,
+        "Address for --port. An address that other machines can reach needs --api-keys-file or"
         " --insecure-public.",
     )
     listen: tuple[str, ...] = _setting(
         "Listening",
         (),
-        kinds.ENDPOINTS,
-        "A Twisted endpoint to listen on instead of --port: ssl:..., unix:..., systemd:... Give it"
-        " once for each; separate several by spaces in the environment, write a list in the file.",
-        shown="--port on --interface",
+        types.ENDPOINTS,
+        "Twisted endpoint to listen on instead of --port: ssl:..., unix:..., systemd:... Repeat"
+        " it for each; separate several by spaces in the environment, and write a list in the"
+        " file.",
+        default_text="--port on --interface",
     )
     admin_listen: tuple[str, ...] = _setting(
         "Listening",
         (),
-        kinds.ENDPOINTS,
-        "A Twisted endpoint for /metrics, /health and /ready alone. With it, --port and --listen"
-        " have no /metrics, and a /health that says little. Give it as --listen.",
-        shown="none",
+        types.ENDPOINTS,
+        "Twisted endpoint that serves only /metrics, /health and /ready. With it, --port and"
+        " --listen have no /metrics, and a minimal /health. Several are given as for --listen.",
+        default_text="none",
     )
     max_body: int = _setting(
-        "Listening", 64 << 20, kinds.size(1024), "The longest request; longer ones get a 413."
+        "Listening",
+        64 << 20,
+        types.size(1024),
+        "Maximum size of a request body; a larger one gets a 413.",
     )
     max_connections: int = _setting(
         "Listening",
         1024,
-        kinds.whole(1, 1_000_000),
-        "How many connections may be open at once; further ones get a 503 and are closed.",
+        types.integer(1, 1_000_000),
+        "Maximum number of open connections; more get a 503 and are closed.",
     )
     max_connections_per_client: int = _setting(
         "Listening",
         256,
-        kinds.whole(0, 1_000_000),
-        "How many of them may come from one address, unless it is this machine's own; 0 for all."
-        " Behind a proxy on another machine all come from one.",
+        types.integer(0, 1_000_000),
+        "Maximum number of open connections from one address, except this machine's own; 0"
+        " removes this limit. All clients of a proxy on another machine count as one address.",
     )
     header_timeout: float = _setting(
         "Listening",
         60.0,
-        kinds.duration(),
-        "How long a client may take to send its headers, and each next piece of its body.",
+        types.duration(),
+        "Maximum time for a client to send its headers, and between two pieces of its body.",
     )
     client_timeout: float = _setting(
         "Listening",
         60.0,
-        kinds.duration(),
-        "How long a client may read nothing of its answer before it is dropped.",
+        types.duration(),
+        "Disconnect a client that reads nothing of its response for this long.",
     )
     drain: float = _setting(
         "Listening",
         30.0,
-        kinds.duration(0),
-        "How long running answers may take to end when blockops is stopped.",
+        types.duration(0),
+        "Time for running requests to finish when blockops stops.",
     )
 
     api_keys_file: Path | None = _setting(
         "Access",
         None,
-        kinds.FILE,
-        "The file with the API keys that clients have to bring, one a line behind the name of who"
-        " has it (alice: KEY). It is read again on SIGHUP.",
-        shown="none is asked for",
+        types.FILE,
+        "File with the API keys that clients must send, one a line after its owner's name (alice:"
+        " KEY). SIGHUP reloads it.",
+        default_text="none",
     )
-
     insecure_public: bool = _setting(
         "Access",
         False,
-        kinds.SWITCH,
-        "Listen without API keys also where other machines reach it: all who do may ask.",
+        types.SWITCH,
+        "Listen without API keys on addresses that other machines can reach: all of them can use"
+        " the model.",
     )
-
     cors_origin: tuple[str, ...] = _setting(
         "Access",
         (),
-        kinds.ORIGINS,
-        "The origin of web pages that may ask, such as https://chat.example, or * for all pages."
-        " Give it once for each; separate several by spaces in the environment, write a list in the"
-        " file.",
-        shown="none",
+        types.ORIGINS,
+        "Origin of web pages that may send requests, such as https://chat.example, or * for all."
+        " Repeat it for each; separate several by spaces in the environment, and write a list in"
+        " the file.",
+        default_text="none",
     )
     allowed_host: tuple[str, ...] = _setting(
         "Access",
         (),
-        kinds.HOSTS,
-        "A name of this machine that clients may use on its loopback addresses besides localhost,"
-        " its own name and numbers, or * for any; only where there are no keys. Give it as"
-        " --cors-origin.",
-        shown="none",
+        types.HOSTS,
+        "Host name under which clients may reach this machine's loopback addresses, besides"
+        " localhost, its own name and IP addresses; * allows any. Requests for other names get a"
+        " 403, unless API keys are used. Several are given as for --cors-origin.",
+        default_text="none",
     )
 
     max_concurrent: int = _setting(
         "Admission",
         3,
-        kinds.whole(1, 100_000),
-        "How many requests the backend works on at once; the others wait in line.",
-        env="MAX_CONCURRENT",
+        types.integer(1, 100_000),
+        "Number of requests that the backend processes at a time; more wait in the queue.",
+        env_var="MAX_CONCURRENT",
     )
     max_queue: int = _setting(
         "Admission",
         64,
-        kinds.whole(0, 1_000_000),
-        "How many requests may wait; further ones get a 429.",
-        env="MAX_QUEUE",
+        types.integer(0, 1_000_000),
+        "Maximum number of requests in the queue; more get a 429.",
+        env_var="MAX_QUEUE",
     )
     max_queued_bytes: int = _setting(
         "Admission",
         512 << 20,
-        kinds.size(1024),
-        "How much the bodies of all chat and completion requests that are queued or under way may"
-        " have together; further ones get a 503.",
+        types.size(1024),
+        "Maximum total size of the bodies of all waiting and running chat and completion"
+        " requests; more get a 503.",
     )
     queue_timeout: float = _setting(
         "Admission",
         300.0,
-        kinds.duration(),
-        "How long a request may wait before it gets a 429.",
-        env="QUEUE_TIMEOUT",
+        types.duration(),
+        "Maximum time of a request in the queue; then it gets a 429.",
+        env_var="QUEUE_TIMEOUT",
     )
 
     heartbeat: float = _setting(
         "Streams",
         10.0,
-        kinds.duration(),
-        "Silence after which a stream gets a sign of life.",
+        types.duration(),
+        "Send a heartbeat on a stream that has been silent for this long.",
     )
     heartbeat_style: Literal["comment", "chunk"] = _setting(
         "Streams",
         "comment",
-        kinds.choice("comment", "chunk"),
-        "The sign of life: an SSE comment, or an empty chunk for clients that count chunks only.",
+        types.choice("comment", "chunk"),
+        "comment sends an SSE comment; chunk sends an empty chunk, for clients that time out"
+        " although comments arrive.",
     )
     heartbeat_json: bool = _setting(
         "Streams",
         False,
-        kinds.SWITCH,
-        "Keep answers that are no streams alive too, by white space before their JSON. Their"
-        " status is then 200 even if the backend fails later.",
+        types.SWITCH,
+        "Keep non-streaming responses alive too, with whitespace before their JSON. Their status"
+        " is then 200 even if the backend fails later.",
     )
     whole_as_stream: bool = _setting(
         "Streams",
         False,
-        kinds.SWITCH,
-        "Ask the backend for a stream also where the client did not, and join it: so a client that"
-        " leaves is noticed by backends that otherwise go on to the end (mlx-lm).",
+        types.SWITCH,
+        "Request a stream from the backend for non-streaming requests too, and aggregate it."
+        " Backends that otherwise generate to the end (mlx-lm) then notice a client disconnect.",
     )
     max_event: int = _setting(
-        "Streams", 8 << 20, kinds.size(1024), "The longest single event of the backend's streams."
+        "Streams",
+        8 << 20,
+        types.size(1024),
+        "Maximum size of one event in the backend's streams.",
     )
 
     translate: Literal["auto", "always"] = _setting(
         "Translation",
         "auto",
-        kinds.choice("auto", "always"),
-        "Look for calls in answers to requests that offer tools, or in all answers.",
+        types.choice("auto", "always"),
+        "Translate tool calls in responses to requests that offer tools (auto), or in all"
+        " responses (always).",
     )
     tools: Literal["pass", "prompt", "auto"] = _setting(
         "Translation",
         "pass",
-        kinds.choice("pass", "prompt", "auto"),
-        "Send tools on to the backend, for models whose template knows them; write them into the"
-        " prompt; or begin with the first, and go over to the second for a model for which the"
-        " backend refuses tools.",
+        types.choice("pass", "prompt", "auto"),
+        "pass forwards tools to the backend, for models whose chat template renders them; prompt"
+        " writes them into the prompt; auto forwards them, and writes them into the prompt for a"
+        " model if the backend rejects its tools.",
     )
     tool_format: str = _setting(
         "Translation",
         "json",
-        kinds.WORD,
-        "The words for tools in the prompt: json (Hermes, Qwen 2.5, Qwen 3), xml (Qwen3-Coder),"
-        " line (TOOL_CALL: lines), or a format that a plugin brings.",
+        types.WORD,
+        "Wording of the tools in the prompt: json (Hermes, Qwen 2.5, Qwen 3), xml (Qwen3-Coder),"
+        " line (TOOL_CALL: lines), or a plugin's dialect.",
     )
     fenced_calls: bool = _setting(
         "Translation",
         False,
-        kinds.SWITCH,
-        "Calls inside Markdown code are calls too if their name is on offer.",
+        types.SWITCH,
+        "Translate calls inside Markdown code too, if the request offers a tool of their name.",
     )
     reasoning: Literal["keep", "split"] = _setting(
         "Translation",
         "keep",
-        kinds.choice("keep", "split"),
-        "Leave <think> blocks where they are, or move them to reasoning_content.",
+        types.choice("keep", "split"),
+        "keep leaves <think> blocks in the text, split moves them to reasoning_content.",
     )
     think_prefilled: bool = _setting(
         "Translation",
         False,
-        kinds.SWITCH,
-        "The model's template opens the <think> block in the prompt: answers begin inside it.",
+        types.SWITCH,
+        "Read each answer as if it began with <think>, for models whose chat template writes"
+        " <think> at the end of the prompt.",
     )
     think_calls: bool = _setting(
         "Translation",
         False,
-        kinds.SWITCH,
-        "Make the call that stands inside a <think> block when the answer has no other.",
+        types.SWITCH,
+        "Translate a call inside a <think> block if the answer has no other call.",
     )
     max_hold: int = _setting(
         "Translation",
         262_144,
-        kinds.whole(1024, 1 << 30),
-        "How many characters may be held back while it is open whether they are a call.",
+        types.integer(1024, 1 << 30),
+        "Maximum number of characters that are held back until it is known whether they are a"
+        " tool call.",
     )
 
     token_warn_threshold: int = _setting(
         "Context",
         80_000,
-        kinds.whole(1, MOST_TOKENS),
-        "From how many tokens on a session is told, once, that its history is long.",
-        env="TOKEN_WARN_THRESHOLD",
+        types.integer(1, MAX_TOKENS),
+        "Add a notice, once a session, when a history has this many tokens.",
+        env_var="TOKEN_WARN_THRESHOLD",
     )
     token_hard_threshold: int = _setting(
         "Context",
         100_000,
-        kinds.whole(1, MOST_TOKENS),
-        "How many tokens a prompt may have; above, the middle of the history is left out.",
-        env="TOKEN_HARD_THRESHOLD",
+        types.integer(1, MAX_TOKENS),
+        "Trim the middle of a history whose prompt has more tokens than this.",
+        env_var="TOKEN_HARD_THRESHOLD",
     )
     token_target: int | None = _setting(
         "Context",
         None,
-        kinds.whole(1, MOST_TOKENS),
-        "How many tokens are left of a history that is cut.",
-        env="TOKEN_TARGET",
-        shown="half of the hard threshold",
+        types.integer(1, MAX_TOKENS),
+        "Number of tokens to which a history is trimmed.",
+        env_var="TOKEN_TARGET",
+        default_text="half of the hard threshold",
     )
 
     reset_pattern: re.Pattern[str] = _setting(
         "Sessions",
         re.compile(r"/(?:new|reset)(?!\S)"),
-        kinds.PATTERN,
-        "What a user's message begins with to begin the session anew.",
-        shown="/new or /reset",
+        types.PATTERN,
+        "Regular expression for the beginning of a user message that resets the session.",
+        default_text="/new or /reset",
     )
     reset_on_shrink: bool = _setting(
         "Sessions",
         False,
-        kinds.SWITCH,
-        "A history shorter than the one before it begins the session anew too.",
+        types.SWITCH,
+        "Reset the session also when its history is shorter than in the previous request.",
     )
     cache_reset: str = _setting(
         "Sessions",
         "auto",
-        kinds.CALL,
-        "How the backend is made to forget its prompt cache when a session begins anew: the way its"
-        " kind has, not at all, or by a call such as DELETE /v1/cache.",
+        types.HTTP_CALL,
+        "How to empty the backend's prompt cache on a session reset: auto sends the call that this"
+        " kind of backend has, off leaves the cache alone, and a call such as DELETE /v1/cache is"
+        " sent as it is.",
     )
     max_sessions: int = _setting(
         "Sessions",
         1000,
-        kinds.whole(1, 1_000_000),
-        "How many sessions are remembered; the one that was silent longest is forgotten.",
+        types.integer(1, 1_000_000),
+        "Maximum number of sessions in memory; the one idle for longest is dropped.",
     )
     session_idle: float = _setting(
         "Sessions",
         86400.0,
-        kinds.duration(),
-        "Silence after which a session is forgotten.",
+        types.duration(),
+        "Drop a session that has been idle for this long.",
     )
 
     notices: Literal["content", "reasoning", "header", "off"] = _setting(
         "Notices",
         "content",
-        kinds.choice("content", "reasoning", "header", "off"),
-        "Where notices of context, memory and session go: into the answer's text, into its"
-        " reasoning_content, into the header X-Blockops-Notice, or nowhere.",
+        types.choice("content", "reasoning", "header", "off"),
+        "Where to show notices about context, memory and sessions: in the answer's text"
+        " (content), in its reasoning_content (reasoning), in the header X-Blockops-Notice"
+        " (header), or nowhere (off).",
     )
     cold_start_notice: float = _setting(
         "Notices",
         60.0,
-        kinds.duration(0),
-        "After how long without a first token a stream is told that the model still reads; 0 for"
-        " never.",
+        types.duration(0),
+        "If the first token of a stream takes longer than this, add a notice that the model is"
+        " still reading the prompt; 0 disables it.",
     )
     model_name: str = _setting(
         "Notices",
         "",
-        kinds.TEXT,
-        "What the banner of a session calls the model; without it there is no banner.",
-        env="MODEL_NAME",
-        shown="none",
+        types.TEXT,
+        "Model name in the session banner; without it there is no banner.",
+        env_var="MODEL_NAME",
+        default_text="none",
     )
 
     log_file: Path | None = _setting(
         "Traffic log",
         _default_log_file,
-        kinds.FILE_OR_OFF,
-        "One JSON line for each request and each response; off or empty for none.",
-        shown="~/.blockops/proxy.log",
+        types.FILE_OR_OFF,
+        "File for the traffic log, with one JSON line for each request and each response; off or"
+        " an empty value disables it.",
+        default_text="~/.blockops/proxy.log",
     )
     log_body: int = _setting(
-        "Traffic log", 65536, kinds.size(0), "How much of each body is kept in it; 0 for none."
+        "Traffic log",
+        65536,
+        types.size(0),
+        "Maximum number of bytes of each body in the traffic log; 0 omits bodies.",
     )
     log_size: int = _setting(
-        "Traffic log", 10 << 20, kinds.size(4096), "The file is rotated when it has this size."
+        "Traffic log",
+        10 << 20,
+        types.size(4096),
+        "Size at which the traffic log is rotated.",
     )
     log_keep: int = _setting(
-        "Traffic log", 5, kinds.whole(1, 1000), "How many rotated files are kept beside it."
+        "Traffic log",
+        5,
+        types.integer(1, 1000),
+        "Number of rotated traffic logs to keep.",
     )
 
     memory_poll: float = _setting(
-        "Memory", 10.0, kinds.duration(), "How often the machine's memory is looked at."
+        "Memory",
+        10.0,
+        types.duration(),
+        "Interval at which system memory is checked.",
     )
     memory_gate: bool = _setting(
         "Memory",
         False,
-        kinds.SWITCH,
-        "Refuse new requests with a 503 while less than 5 % of the memory is available.",
+        types.SWITCH,
+        "Reject new requests with a 503 while less than 5 % of system memory is available.",
     )
 
     @property
-    def target(self) -> int:
-        """Return how many tokens are left of a history that is cut."""
+    def trim_target(self) -> int:
+        """Return the number of tokens to which a history is trimmed."""
         return self.token_hard_threshold // 2 if self.token_target is None else self.token_target
 
 
-def _table() -> Iterator[Setting]:
+def _declared_settings() -> Iterator[Setting]:
     for each in fields(Settings):
         known = each.metadata
-        default = "" if each.default is MISSING else known["kind"].show(each.default)
+        default = "" if each.default is MISSING else known["value_type"].to_text(each.default)
         yield Setting(
             name=each.name,
             section=known["section"],
-            kind=known["kind"],
+            value_type=known["value_type"],
             help=known["help"],
-            environ=known["env"] or f"BLOCKOPS_{each.name.upper()}",
-            secret=known["secret"],
-            shown=default if known["shown"] is None else known["shown"],
+            env_var=known["env_var"] or f"BLOCKOPS_{each.name.upper()}",
+            is_secret=known["is_secret"],
+            default_text=default if known["default_text"] is None else known["default_text"],
         )
 
 
 #: All settings, in the order of the help.
-TABLE: tuple[Setting, ...] = tuple(_table())
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """
-    What a configuration file says.
-
-    :param path: as the user named it, for messages
-    :param values: by the options' names
-    """
-
-    path: str
-    values: Mapping[str, object]
-
-
-NO_FILE = File("", {})
-
-
-def read_file(path: str) -> File:
-    """
-    Read the TOML file at `path`.
-
-    Its keys are the options' names, written with `-` or `_`.
-
-    :raises SettingError: it cannot be read, is no TOML, or sets what does not exist
-    """
-    try:
-        content = tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise SettingError(f"{_quoted(path)} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # also no UTF-8
-        raise SettingError(f"{_quoted(path)} is no TOML: {error}") from None
-    values: dict[str, object] = {}
-    for key, value in content.items():
-        name = key.replace("_", "-")
-        if name in values:
-            raise SettingError(f"{name} is set twice in {path}")
-        if name not in _FILE_KEYS:
-            raise SettingError(f"{key} in {path} is no setting{_nearest(name)}")
-        values[name] = value
-    return File(path, values)
-
-
-_FILE_KEYS = frozenset(each.option for each in TABLE) | {
-    f"{each.option}-{_FILE}" for each in TABLE if each.secret
-}
-
-
-def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, _FILE_KEYS, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _quoted(value: object) -> str:
-    # Passwords stand in addresses too, and keys behind their question marks.
-    text = re.sub(r"//[^/\s]*@", "//***@", repr(value))
-    text = re.sub(r"(//[^\s?]*\?)[^\s'\"]*", r"\1***", text)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def resolve(
-    command_line: Mapping[str, object], environ: Mapping[str, str], file: File = NO_FILE
-) -> Settings:
-    """
-    Return the settings: command line over environment over file over default.
-
-    :param command_line: by field name, only what was given
-    :raises SettingError: a value is not accepted
-    """
-    values: dict[str, Any] = {}
-    for setting in TABLE:
-        for source, given in _given(setting, command_line, environ, file):
-            values[setting.name] = _read(setting, source, given)
-            break
-    settings = Settings(**values)
-    _check_together(settings)
-    return settings
-
-
-def _given(
-    setting: Setting, command_line: Mapping[str, object], environ: Mapping[str, str], file: File
-) -> Iterator[tuple[str, object]]:
-    """Yield where `setting` is given and as what, the strongest first."""
-    if setting.name in command_line:
-        yield f"--{setting.option}", command_line[setting.name]
-    # An empty variable is how many tools spell one that is not set.
-    text = environ.get(setting.environ)
-    if text is not None and (text or setting.kind.blank):
-        yield setting.environ, text
-    if setting.secret and (path := environ.get(f"{setting.environ}_{_FILE.upper()}")):
-        yield from _content(f"{setting.environ}_{_FILE.upper()}", path)
-    if setting.option in file.values:
-        yield f"{setting.option} in {file.path}", file.values[setting.option]
-    if setting.secret and (named := file.values.get(f"{setting.option}-{_FILE}")):
-        yield from _content(f"{setting.option}-{_FILE} in {file.path}", named)
-
-
-def _content(source: str, path: object) -> Iterator[tuple[str, object]]:
-    """Yield the secret that the file at `path` holds."""
-    if not isinstance(path, str):
-        raise SettingError(f"{source}: give {kinds.FILE.accepts}")
-    try:
-        with Path(path).expanduser().open(encoding="utf-8") as stream:
-            content = stream.read(_LONGEST_KEY_FILE + 1)
-    except OSError as error:
-        raise SettingError(f"{source}: cannot be read: {error.strerror}") from None
-    except (ValueError, RuntimeError):
-        raise SettingError(f"{source}: the file holds no text") from None
-    if len(content) > _LONGEST_KEY_FILE:
-        raise SettingError(f"{source}: the file is too long for a key")
-    yield source, content
-
-
-def _read(setting: Setting, source: str, given: object) -> Any:
-    try:
-        return setting.kind.read(given)
-    except Refused as error:
-        accepts = str(error) or setting.kind.accepts
-        if setting.secret:
-            raise SettingError(f"{source}: not accepted; give {accepts}") from None
-        raise SettingError(f"{source}: {_quoted(given)} is not accepted; give {accepts}") from None
-
-
-def _check_together(settings: Settings) -> None:
-    """Refuse values that are right alone and wrong together, and files that are not there."""
-    if settings.target > settings.token_hard_threshold:
-        raise SettingError(
-            f"TOKEN_TARGET: {settings.target} is more than TOKEN_HARD_THRESHOLD, which is"
-            f" {settings.token_hard_threshold}; give less"
-        )
-    if settings.forward_auth and settings.backend_key is not None:
-        raise SettingError(
-            "forward-auth: the backend takes one Authorization, the clients' or backend-key; leave"
-            " one of the two away"
-        )
-    ca = settings.backend_ca
-    if ca is None:
-        return
-    if not settings.backend.startswith("https:"):
-        raise SettingError(f"backend-ca is for https backends; the backend is {settings.backend}")
-    try:
-        content = ca.read_bytes()
-    except OSError as error:
-        raise SettingError(f"backend-ca: {ca} cannot be read: {error.strerror}") from None
-    if b"-----BEGIN CERTIFICATE-----" not in content:
-        raise SettingError(f"backend-ca: {ca} holds no certificate; give a PEM file")
+TABLE: tuple[Setting, ...] = tuple(_declared_settings())

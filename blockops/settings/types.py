@@ -1,8 +1,8 @@
 """
-What the value of a setting may look like, and how it is read.
+The types of settings: how a value is written, parsed and shown.
 
-A kind reads text (from the command line and the environment) as well as the values of a TOML
-file, so that `10`, `"10"` and `"10s"` mean the same wherever they stand.
+A type parses text (from the command line and the environment) as well as the values of a TOML file,
+so that `10`, `"10"` and `"10s"` have the same meaning in every source.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-#: What a shell may offer behind the option's name.
-Completion = Literal["nothing", "words", "files"]
+#: The kind of values that a shell completes after the option's name.
+Completion = Literal["nothing", "choices", "files"]
 
-_WHOLE = re.compile(r"[0-9]{1,18}", re.ASCII)
+_INTEGER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,18})(?:([kmg])(?:ib)?)?", re.ASCII | re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18}) ?(ms|s|m|h|d)?", re.ASCII)
-_CALL = re.compile(r"[A-Z]{3,10} /[!-~]*", re.ASCII)
+_HTTP_CALL = re.compile(r"[A-Z]{3,10} /[!-~]*", re.ASCII)
 _ORIGIN = re.compile(
     r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?", re.ASCII
 )
@@ -31,7 +31,7 @@ _VISIBLE = re.compile(r"[!-~]+", re.ASCII)
 
 _BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_USUAL_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _SWITCHES = {
     "1": True,
     "true": True,
@@ -43,342 +43,348 @@ _SWITCHES = {
     "off": False,
 }
 
-#: Timers further away than this mean a slip of the finger, and some reactors refuse them.
-LONGEST = 30 * 86400.0
+#: Seconds. A longer time is a typing error, and some reactors reject such timers.
+MAX_DURATION = 30 * 86400.0
 
 
-class Refused(ValueError):
+class InvalidValue(ValueError):
     """
-    A value is not of its kind.
+    A value is not of its type.
 
-    What is accepted is said by the kind, unless this says it better.
+    The message describes the accepted values; if it is empty, use `ValueType.accepts`.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class ValueType:
     """
-    One kind of value.
+    One type of setting.
 
-    :param read: value as given -> value as used; raises `Refused`
-    :param accepts: what is accepted, to be read behind "give"
-    :param metavar: what stands for the value in the help
-    :param show: value as used -> how the help writes it
-    :param words: all values there are, if they can be counted
-    :param completion: what a shell may offer
-    :param many: whether it is several values, each given by an option of its own
-    :param blank: whether empty text is a value of its own (else it means: not set)
+    :param parse: maps a value from a source to the value in `Settings`; raises `InvalidValue`
+    :param accepts: describes the accepted values, for messages that end with "give ..."
+    :param metavar: stands for the value in the help
+    :param to_text: maps the value in `Settings` to its form in the help
+    :param choices: all values, if there are only a few
+    :param completion: the kind of values that a shell completes
+    :param is_repeatable: each occurrence on the command line adds a value
+    :param may_be_empty: an empty environment variable is a value; otherwise it counts as unset
     """
 
-    read: Callable[[object], Any]
+    parse: Callable[[object], Any]
     accepts: str
     metavar: str
-    show: Callable[[Any], str] = str
-    words: tuple[str, ...] = ()
+    to_text: Callable[[Any], str] = str
+    choices: tuple[str, ...] = ()
     completion: Completion = "nothing"
-    many: bool = False
-    blank: bool = False
+    is_repeatable: bool = False
+    may_be_empty: bool = False
 
 
-def _text(given: object) -> str:
-    if not isinstance(given, str):
-        raise Refused
-    return given
+def _as_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidValue
+    return value
 
 
-def _integer(given: object) -> int:
-    if isinstance(given, int) and not isinstance(given, bool):
-        return given
-    if not _WHOLE.fullmatch(text := _text(given)):
-        raise Refused
+def _parse_integer(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not _INTEGER.fullmatch(text := _as_text(value)):
+        raise InvalidValue
     return int(text)
 
 
-def whole(low: int, high: int) -> Kind:
-    """Return the kind of whole numbers from `low` to `high`."""
+def integer(low: int, high: int) -> ValueType:
+    """Return the type of integers from `low` to `high`."""
 
-    def read(given: object) -> int:
-        if not low <= (number := _integer(given)) <= high:
-            raise Refused
+    def parse(value: object) -> int:
+        if not low <= (number := _parse_integer(value)) <= high:
+            raise InvalidValue
         return number
 
-    return Kind(read=read, accepts=f"a whole number from {low} to {high}", metavar="NUMBER")
+    return ValueType(parse=parse, accepts=f"a whole number from {low} to {high}", metavar="NUMBER")
 
 
-def _bytes(given: object) -> int:
-    if not isinstance(given, str):
-        return _integer(given)
-    if not (found := _SIZE.fullmatch(given)):
-        raise Refused
+def _parse_bytes(value: object) -> int:
+    if not isinstance(value, str):
+        return _parse_integer(value)
+    if not (found := _SIZE.fullmatch(value)):
+        raise InvalidValue
     return int(found[1]) * _BYTES[(found[2] or "").lower()]
 
 
-def show_size(number: int) -> str:
-    """Return a number of bytes as a person would write it: `10M`, `65536`."""
+def format_size(number: int) -> str:
+    """Return a number of bytes with the largest unit that divides it: `10M`, `65536`."""
     for unit in ("g", "m"):
         if number and number % _BYTES[unit] == 0:
             return f"{number // _BYTES[unit]}{unit.upper()}"
     return str(number)
 
 
-def size(low: int, high: int = 1 << 40) -> Kind:
-    """Return the kind of sizes in bytes, from `low` to `high`."""
+def size(low: int, high: int = 1 << 40) -> ValueType:
+    """Return the type of sizes from `low` to `high` bytes."""
 
-    def read(given: object) -> int:
-        if not low <= (number := _bytes(given)) <= high:
-            raise Refused
+    def parse(value: object) -> int:
+        if not low <= (number := _parse_bytes(value)) <= high:
+            raise InvalidValue
         return number
 
     accepts = f"{low} or more bytes, as a whole number or with k, M or G (64k, 10M)"
-    return Kind(read=read, accepts=accepts, metavar="BYTES", show=show_size)
+    return ValueType(parse=parse, accepts=accepts, metavar="BYTES", to_text=format_size)
 
 
-def _seconds(given: object) -> float:
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        return float(given)
-    if not (found := _DURATION.fullmatch(_text(given))):
-        raise Refused
+def _parse_seconds(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if not (found := _DURATION.fullmatch(_as_text(value))):
+        raise InvalidValue
     return float(found[1]) * _SECONDS[found[2] or ""]
 
 
-def duration(low: float = 0.001) -> Kind:
-    """Return the kind of spans of time in seconds, from `low` to 30 days."""
+def duration(low: float = 0.001) -> ValueType:
+    """Return the type of durations from `low` seconds to `MAX_DURATION`."""
 
-    def read(given: object) -> float:
-        # Not a number fails both comparisons.
-        if not low <= (seconds := _seconds(given)) <= LONGEST:
-            raise Refused
+    def parse(value: object) -> float:
+        # NaN fails both comparisons.
+        if not low <= (seconds := _parse_seconds(value)) <= MAX_DURATION:
+            raise InvalidValue
         return seconds
 
     accepts = f"{low:g} or more seconds, as a number or with ms, s, m, h or d, up to 30d"
-    return Kind(read=read, accepts=accepts, metavar="SECONDS", show=lambda value: f"{value:g}")
-
-
-def choice(*words: str) -> Kind:
-    """Return the kind that is one of `words`."""
-
-    def read(given: object) -> str:
-        if given not in words:
-            raise Refused
-        return _text(given)
-
-    return Kind(
-        read=read,
-        accepts=f"{', '.join(words[:-1])} or {words[-1]}",
-        metavar="|".join(words),
-        words=words,
-        completion="words",
+    return ValueType(
+        parse=parse, accepts=accepts, metavar="SECONDS", to_text=lambda value: f"{value:g}"
     )
 
 
-def _switch(given: object) -> bool:
-    if isinstance(given, bool):
-        return given
-    if isinstance(given, int):
-        given = str(given)
+def choice(*choices: str) -> ValueType:
+    """Return the type with the values `choices`."""
+
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise InvalidValue
+        return _as_text(value)
+
+    return ValueType(
+        parse=parse,
+        accepts=f"{', '.join(choices[:-1])} or {choices[-1]}",
+        metavar="|".join(choices),
+        choices=choices,
+        completion="choices",
+    )
+
+
+def _parse_switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        value = str(value)
     try:
-        return _SWITCHES[_text(given).lower()]
+        return _SWITCHES[_as_text(value).lower()]
     except KeyError:
-        raise Refused from None
+        raise InvalidValue from None
 
 
-def _line(given: object) -> str:
-    text = _text(given)
+def _parse_line(value: object) -> str:
+    text = _as_text(value)
     if not text.isprintable():
-        raise Refused
+        raise InvalidValue
     return text
 
 
-def _path(given: object) -> Path:
-    text = _text(given)
+def _parse_path(value: object) -> Path:
+    text = _as_text(value)
     if not text or "\0" in text:
-        raise Refused
+        raise InvalidValue
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises without a home
 
 
-def _path_or_off(given: object) -> Path | None:
-    if given is False or given in ("", "off"):
+def _parse_path_or_off(value: object) -> Path | None:
+    if value is False or value in ("", "off"):
         return None
-    return _path(given)
+    return _parse_path(value)
 
 
-def _key(given: object) -> str:
-    # A key travels in a header; files and shells leave a newline behind it.
-    key = _text(given).strip()
+def _parse_key(value: object) -> str:
+    # A key is sent in a header; files and shells append a newline.
+    key = _as_text(value).strip()
     if not _VISIBLE.fullmatch(key):
-        raise Refused
+        raise InvalidValue
     return key
 
 
-def _address(given: object) -> str:
-    text = _text(given)
+def _parse_address(value: object) -> str:
+    text = _as_text(value)
     if text == "localhost":
         return "127.0.0.1"
     try:
         ipaddress.ip_address(text)
     except ValueError:
-        raise Refused from None
+        raise InvalidValue from None
     return text
 
 
-def _backend(given: object) -> str:
-    text = _text(given)
+def _parse_backend(value: object) -> str:
+    """Return a base URL without a slash or `/v1` at its end, or `demo`."""
+    text = _as_text(value)
     if text == "demo":
         return text
     try:
         url = urlsplit(text)
-        whole_url = bool(url.hostname) and url.port != 0
+        has_host = bool(url.hostname) and url.port != 0
     except ValueError:
-        raise Refused from None
-    if not whole_url or not _VISIBLE.fullmatch(text) or url.scheme not in ("http", "https"):
-        raise Refused
+        raise InvalidValue from None
+    if not has_host or not _VISIBLE.fullmatch(text) or url.scheme not in ("http", "https"):
+        raise InvalidValue
     if "@" in url.netloc or set("?#") & set(text):
-        raise Refused("an address without a user, a query and a fragment")
+        raise InvalidValue("a URL without a user, a query or a fragment")
     return f"{url.scheme}://{url.netloc}{url.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
 
 
-def _pattern(given: object) -> re.Pattern[str]:
-    text = given.pattern if isinstance(given, re.Pattern) else given
+def _parse_pattern(value: object) -> re.Pattern[str]:
+    text = value.pattern if isinstance(value, re.Pattern) else value
     try:
-        pattern = re.compile(_text(text))
+        pattern = re.compile(_as_text(text))
     except (re.error, RecursionError) as error:
-        raise Refused(f"a regular expression ({error})") from None
-    if pattern.match(""):
-        raise Refused("a regular expression that does not match every message")
+        raise InvalidValue(f"a regular expression ({error})") from None
+    if pattern.match(""):  # then every message would reset its session
+        raise InvalidValue("a regular expression that does not match every message")
     return pattern
 
 
-def _call(given: object) -> str:
-    if given is False:
+def _parse_http_call(value: object) -> str:
+    if value is False:
         return "off"
-    text = _text(given)
-    if text not in ("auto", "off") and not _CALL.fullmatch(text):
-        raise Refused
+    text = _as_text(value)
+    if text not in ("auto", "off") and not _HTTP_CALL.fullmatch(text):
+        raise InvalidValue
     return text
 
 
-def _several(given: object) -> tuple[str, ...]:
-    if isinstance(given, str):
-        given = given.split() or [""]
-    if not isinstance(given, list | tuple):
-        raise Refused
-    texts = tuple(_text(each).strip() for each in given)
+def _parse_list(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.split() or [""]
+    if not isinstance(value, list | tuple):
+        raise InvalidValue
+    texts = tuple(_as_text(each).strip() for each in value)
     if not all(texts):
-        raise Refused
+        raise InvalidValue
     return texts
 
 
-def _origin(text: str) -> str:
-    """Return an origin as browsers write it: https://html.spec.whatwg.org, "origin"."""
+def _parse_origin(text: str) -> str:
+    """Return an origin as browsers serialize it (https://html.spec.whatwg.org, "origin")."""
     if text == "*":
         return text
     found = _ORIGIN.fullmatch(text.lower())
     if not found:
-        raise Refused
+        raise InvalidValue
     scheme, host, port = found.groups()
-    usual = port is None or int(port) == _USUAL_PORTS.get(scheme)
-    return f"{scheme}://{host}" if usual else f"{scheme}://{host}:{int(port)}"
+    is_default = port is None or int(port) == _DEFAULT_PORTS.get(scheme)
+    return f"{scheme}://{host}" if is_default else f"{scheme}://{host}:{int(port)}"
 
 
-def _host(text: str) -> str:
+def _parse_host(text: str) -> str:
     if text != "*" and not _HOST.fullmatch(text):
-        raise Refused
+        raise InvalidValue
     return text.lower().rstrip(".")
 
 
-def _names(given: object) -> dict[str, str]:
-    if isinstance(given, dict):
-        pairs = list(given.items())
+def _parse_aliases(value: object) -> dict[str, str]:
+    """Return each short name -> its model, from a TOML table or from `SHORT=NAME` texts."""
+    if isinstance(value, dict):
+        pairs = list(value.items())
     else:
-        pairs = [_text(each).partition("=")[::2] for each in _several(given)]
-    names = {_line(short).strip(): _line(real).strip() for short, real in pairs}
-    if not all(names) or not all(names.values()) or len(names) < len(pairs):
-        raise Refused
-    if names.keys() & set(names.values()):
-        raise Refused("short names that are no real names")
-    return names
+        pairs = [_as_text(each).partition("=")[::2] for each in _parse_list(value)]
+    aliases = {_parse_line(short).strip(): _parse_line(name).strip() for short, name in pairs}
+    if not all(aliases) or not all(aliases.values()) or len(aliases) < len(pairs):
+        raise InvalidValue
+    if aliases.keys() & set(aliases.values()):
+        raise InvalidValue("short names that are not also the name of a model")
+    return aliases
 
 
-def _show_names(names: dict[str, str]) -> str:
-    return " ".join(f"{short}={real}" for short, real in names.items())
+def _aliases_to_text(aliases: dict[str, str]) -> str:
+    return " ".join(f"{short}={name}" for short, name in aliases.items())
 
 
-SWITCH = Kind(
-    read=_switch,
+SWITCH = ValueType(
+    parse=_parse_switch,
     accepts="1, true, yes, on, 0, false, no or off",
     metavar="",
-    show=lambda value: "on" if value else "off",
-    words=("on", "off"),
-    completion="words",
+    to_text=lambda value: "on" if value else "off",
+    choices=("on", "off"),
+    completion="choices",
 )
 
-TEXT = Kind(read=_line, accepts="text on one line", metavar="TEXT", blank=True)
+TEXT = ValueType(parse=_parse_line, accepts="text on one line", metavar="TEXT", may_be_empty=True)
 
-WORD = Kind(read=_key, accepts="one word", metavar="NAME")
+WORD = ValueType(parse=_parse_key, accepts="one word", metavar="NAME")
 
-FILE = Kind(read=_path, accepts="the path of a file", metavar="FILE", completion="files")
+FILE = ValueType(
+    parse=_parse_path, accepts="the path of a file", metavar="FILE", completion="files"
+)
 
-FILE_OR_OFF = Kind(
-    read=_path_or_off,
+FILE_OR_OFF = ValueType(
+    parse=_parse_path_or_off,
     accepts="the path of a file, or off",
     metavar="FILE|off",
     completion="files",
-    blank=True,
+    may_be_empty=True,
 )
 
-KEY = Kind(read=_key, accepts="visible ASCII characters without spaces", metavar="")
+KEY = ValueType(parse=_parse_key, accepts="visible ASCII characters without spaces", metavar="")
 
-ADDRESS = Kind(
-    read=_address,
+ADDRESS = ValueType(
+    parse=_parse_address,
     accepts="an IP address of this machine (0.0.0.0 or :: for all)",
     metavar="ADDRESS",
 )
 
-BACKEND = Kind(
-    read=_backend, accepts="http://HOST:PORT, https://HOST:PORT or demo", metavar="URL|demo"
+BACKEND = ValueType(
+    parse=_parse_backend, accepts="http://HOST:PORT, https://HOST:PORT or demo", metavar="URL|demo"
 )
 
-PATTERN = Kind(
-    read=_pattern,
+PATTERN = ValueType(
+    parse=_parse_pattern,
     accepts="a regular expression",
     metavar="REGEX",
-    show=lambda value: str(value.pattern),
+    to_text=lambda value: str(value.pattern),
 )
 
-CALL = Kind(
-    read=_call,
+HTTP_CALL = ValueType(
+    parse=_parse_http_call,
     accepts="auto, off, or a method and a path such as POST /flush_cache",
     metavar="auto|off|CALL",
 )
 
-ENDPOINTS = Kind(
-    read=_several,
+ENDPOINTS = ValueType(
+    parse=_parse_list,
     accepts="Twisted endpoint strings such as tcp:8080 or unix:/run/blockops.sock",
     metavar="ENDPOINT",
-    show=" ".join,
-    many=True,
+    to_text=" ".join,
+    is_repeatable=True,
 )
 
-ORIGINS = Kind(
-    read=lambda given: tuple(map(_origin, _several(given))),
+ORIGINS = ValueType(
+    parse=lambda value: tuple(map(_parse_origin, _parse_list(value))),
     accepts="origins as browsers send them, https://HOST or http://HOST:PORT, or *",
     metavar="ORIGIN|*",
-    show=" ".join,
-    many=True,
+    to_text=" ".join,
+    is_repeatable=True,
 )
 
-HOSTS = Kind(
-    read=lambda given: tuple(map(_host, _several(given))),
-    accepts="names of hosts without a port, or *",
+HOSTS = ValueType(
+    parse=lambda value: tuple(map(_parse_host, _parse_list(value))),
+    accepts="host names without a port, or *",
     metavar="NAME|*",
-    show=" ".join,
-    many=True,
+    to_text=" ".join,
+    is_repeatable=True,
 )
 
-NAMES = Kind(
-    read=_names,
+ALIASES = ValueType(
+    parse=_parse_aliases,
     accepts="a short name, = and the name of a model, such as qwen=Qwen/Qwen3-8B, each name once",
     metavar="SHORT=NAME",
-    show=_show_names,
-    many=True,
+    to_text=_aliases_to_text,
+    is_repeatable=True,
 )

@@ -1,42 +1,45 @@
-"""Counts what would have been looked at, had the request offered tools."""
+"""Counts openers in answers that are not translated, because their request offers no tools."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-from blockops.toolcalls.reader import ToolCallFormat
+from blockops.toolcalls.dialect import MAX_OPENER_LENGTH, Dialect
 
-_INDENT = 8
-_LONGEST = 64 + _INDENT + 1
+_MAX_INDENT = 8
+"""An opener that needs the start of a line counts after at most this many blanks."""
+
+_TAIL_LENGTH = MAX_OPENER_LENGTH + _MAX_INDENT + 1
+"""Characters kept for openers that are split: a line feed, its blanks and an opener."""
 
 
 @lru_cache(maxsize=16)
-def _openers(formats: tuple[ToolCallFormat, ...]) -> re.Pattern[str]:
-    texts = {
-        rf"\n[ \t]{{0,{_INDENT}}}{re.escape(opener.text)}"
+def _opener_pattern(dialects: tuple[Dialect, ...]) -> re.Pattern[str]:
+    alternatives = {
+        rf"\n[ \t]{{0,{_MAX_INDENT}}}{re.escape(opener.text)}"
         if opener.line_start
         else re.escape(opener.text)
-        for each in formats
-        for opener in each.openers
+        for dialect in dialects
+        for opener in dialect.openers
     }
-    return re.compile("|".join(sorted(texts)) or r"(?!)")
+    return re.compile("|".join(sorted(alternatives)) or r"(?!)")
 
 
-class OpenerCount:
+class OpenerCounter:
     """
-    Count the openers of some formats in text that is cut anywhere.
+    Counts the openers of `dialects` in text that arrives in pieces.
 
-    :param formats: whose openers to count
+    :param dialects: the dialects whose openers are counted
     """
 
-    def __init__(self, formats: tuple[ToolCallFormat, ...]) -> None:
-        self._pattern = _openers(formats)
+    def __init__(self, dialects: tuple[Dialect, ...]) -> None:
+        self._pattern = _opener_pattern(dialects)
         self._tail = "\n"
 
     def feed(self, text: str) -> int:
-        """Return how many openers `text` completes."""
-        seen = len(self._tail)
+        """Return the number of openers that `text` completes."""
+        tail_length = len(self._tail)
         window = self._tail + text
-        self._tail = window[-_LONGEST:]
-        return sum(found.end() > seen for found in self._pattern.finditer(window))
+        self._tail = window[-_TAIL_LENGTH:]
+        return sum(match.end() > tail_length for match in self._pattern.finditer(window))

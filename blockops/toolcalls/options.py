@@ -1,27 +1,28 @@
-"""What the operator has set about translation."""
+"""The operator's options for the translation of tool calls."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from blockops.toolcalls.dialects.registry import BUILT_IN
-from blockops.toolcalls.reader import ToolCallFormat
+from blockops.toolcalls.dialect import Dialect
+from blockops.toolcalls.dialects import BUILT_IN
+from blockops.toolcalls.reader import DEFAULT_MAX_HOLD
 
 
 @dataclass(frozen=True)
-class Rules:
+class TranslationOptions:
     """
-    The settings of translation, the same for every request.
+    The options of translation, the same for every request.
 
-    :param translate: "always" translates also where the request offers no tools
-    :param fenced_calls: a call inside Markdown code counts where its name is offered
-    :param reasoning: "split" moves think blocks out of the text, "keep" leaves them where they are
-    :param think_prefilled: the prompt's template has opened the think block: answers begin in it
-    :param think_calls: a call found in a think block counts if no other comes
-    :param max_hold: characters of text that may be held back while a call is not yet certain;
-        262,144 is four times the longest tool call met in practice
-    :param formats: the formats to look for, asked in this order
+    :param translate: "always" also translates the answers to requests that offer no tools
+    :param fenced_calls: True if a call inside Markdown code counts when its name is offered
+    :param reasoning: "split" moves think blocks out of the text, "keep" leaves them in place
+    :param think_prefilled: True if the prompt's template opens the think block, so that answers
+        begin inside it
+    :param think_calls: True if a call in a think block counts when the answer has no other call
+    :param max_hold: upper bound of the characters held back while a call is not yet certain
+    :param dialects: the dialects to look for, in the order in which they are tried
     """
 
     translate: Literal["auto", "always"] = "auto"
@@ -29,5 +30,5 @@ class Rules:
     reasoning: Literal["keep", "split"] = "keep"
     think_prefilled: bool = False
     think_calls: bool = False
-    max_hold: int = 262_144
-    formats: tuple[ToolCallFormat, ...] = BUILT_IN
+    max_hold: int = DEFAULT_MAX_HOLD
+    dialects: tuple[Dialect, ...] = BUILT_IN

@@ -1,17 +1,27 @@
 """
-The text of one choice, cut anywhere, to text, reasoning and calls.
+The parser of one choice: its text, split in any way, goes in; text, reasoning and calls come out.
 
-Four things may be going on, each a state:
+The parser is always in one of four states; each is a method that reads text:
 
-- *searching*: the scanner reads text, up to an opener;
-- *trying*: a format's reader reads on behind the opener, and everything it reads is kept. If it
-  refuses, the next format with that opener is asked; if all refuse, or the text kept outgrows
-  `max_hold`, the opener is text, and the search goes on right behind it;
-- *streaming*: the call began, and its reader's deltas go out as they come;
-- *dropping*: the same for a call that must not go out (`parallel_tool_calls: false`).
+    state   reads text with     until                            next state
+    search  the scanner         an opener                        try
+    try     a dialect's reader  NotACall, from every dialect     search, after the opener
+                                more than `max_hold` characters  search, after the opener
+                                CallStarted                      stream, or skip
+                                CallEnded, without CallStarted   search; try if it names a reader
+    stream  the same reader     CallEnded                        search; try if it names a reader
+    skip    the same reader     CallEnded                        search; try if it names a reader
 
-Behind a call a reader may name another one, for what may follow in the same frame: trying again,
-this time with no opener to give back.
+- try holds back all that it reads. If a reader returns `NotACall`, the next dialect with this
+  opener reads the same text. If none is left, the opener is text, and the text after it is searched
+  again.
+- stream sends the reader's deltas as they come.
+- skip drops them: the call is a later one, and the request has `parallel_tool_calls: false`.
+- A reader for the text after a call is tried like any other, but without an opener that could
+  become text. It returns CallEnded without a call if it has read only markup.
+
+At the end of the text, `CallReader.finish` decides; text that is not a call is read again until the
+parser is back in search.
 """
 
 from __future__ import annotations
@@ -21,368 +31,368 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from blockops.toolcalls.events import (
+from blockops.toolcalls.deltas import (
     CallArguments,
-    CallBegan,
-    CallEnded,
+    CallFinished,
+    CallStarted,
     Delta,
-    Text,
+    TextDelta,
 )
-from blockops.toolcalls.opener_counter import OpenerCount
-from blockops.toolcalls.options import Rules
+from blockops.toolcalls.dialect import Dialect
+from blockops.toolcalls.opener_counter import OpenerCounter
+from blockops.toolcalls.opener_table import opener_table
+from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.reader import (
+    CallEnded,
     CallReader,
-    Ended,
-    Fluent,
-    LeftOpen,
-    Opening,
-    Refused,
-    ToolCallFormat,
+    CallTruncated,
+    NotACall,
+    OpeningContext,
+    SupportsVerbatim,
 )
-from blockops.toolcalls.scanner import Opened, TextScanner, literals_of
-from blockops.toolcalls.tools import Offer
+from blockops.toolcalls.scanner import TextScanner
+from blockops.toolcalls.tools import OfferedTools
 from blockops.toolcalls.verbatim import Verbatim
 
-_WHOLE = frozenset({"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"})
-"""The finish reasons that say that the model ended by itself."""
+COMPLETE_REASONS = frozenset(
+    {"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"}
+)
+"""The finish reasons with which backends report that the model stopped by itself."""
 
-MAX_PIECE = 8_192
-"""Characters that are read at once: behind an opener that opens nothing, all of them are copied."""
+READ_SIZE = 8_192
+"""Upper bound of the characters read at once: after a rejected opener, the text is copied."""
 
 
 class ToolCallParser:
     """
-    Read the text of one choice as it arrives.
+    Parses the text of one choice as it arrives.
 
-    What comes out, joined, is a function of what went in, joined: the cuts do not matter.
+    The joined output is a function of the joined input: it does not matter how the text is split.
 
-    :param offer: what the request offers
-    :param rules: what the operator has set
-    :ivar tally: how often something worth counting was met: "calls", "unknown_name", "malformed",
-        "unclosed" (calls that were cut off), "dropped_parallel", "gave_up" (more than `max_hold`
-        was held back), "untranslated" (openers where nothing is translated), "think_calls"
-    :ivar verbatim: text that need not be fed: it would only be handed on; None where a closer
-        look is needed
-    :ivar in_call: whether it would be handed on as a piece of a call's arguments
+    :param tools: the tools that the request offers
+    :param options: the operator's options
+    :ivar counters: numbers of "calls", "unknown_name", "malformed", "unclosed" (calls that were cut
+        off), "dropped_parallel", "gave_up" (more than `max_hold` characters were held back),
+        "untranslated" (openers in an answer that is not translated) and "think_calls"
+    :ivar verbatim: text that need not be fed because it would pass through unchanged; None if all
+        text must be fed
+    :ivar is_in_call: True if such text would be a part of a call's arguments
     """
 
     __slots__ = (
-        "_count",
-        "_drafts",
-        "_fluent",
-        "_format",
-        "_glides",
-        "_kept",
-        "_literals",
-        "_offer",
-        "_opening",
-        "_read",
+        "_context",
+        "_dialect_name",
+        "_held_pieces",
+        "_is_plain",
+        "_is_scanned",
+        "_opener_counter",
+        "_openers",
+        "_options",
         "_reader",
-        "_room",
-        "_rules",
+        "_remaining_hold",
         "_scanner",
-        "_searches",
-        "_untried",
-        "in_call",
-        "tally",
+        "_state",
+        "_think_block_calls",
+        "_tools",
+        "_tried_opener",
+        "_untried_dialects",
+        "_verbatim_source",
+        "counters",
+        "is_in_call",
         "verbatim",
     )
 
-    def __init__(self, offer: Offer, rules: Rules = Rules()) -> None:  # noqa: B008 (frozen)
-        self._offer = offer
-        self._rules = rules
-        self.tally: Counter[str] = Counter()
-        translate = offer.translate or rules.translate == "always"
-        split = rules.reasoning == "split"
-        self._drafts = Drafts(offer, rules) if translate and rules.think_calls else None
-        self._count = None if translate else OpenerCount(rules.formats)
-        self._literals = literals_of(rules.formats if translate else ())
-        self._scanner = TextScanner(
-            self._literals,
-            fenced_calls=rules.fenced_calls,
-            split=split,
-            prefilled=rules.think_prefilled,
-            # Where nothing is translated, nothing waits for a call.
-            max_hold=rules.max_hold if translate else 0,
-            thoughts=self._drafts.hear if self._drafts else str,
+    def __init__(
+        self,
+        tools: OfferedTools,
+        options: TranslationOptions = TranslationOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        self._tools = tools
+        self._options = options
+        self.counters: Counter[str] = Counter()
+        may_translate = tools.may_translate or options.translate == "always"
+        split_reasoning = options.reasoning == "split"
+        self._think_block_calls = (
+            ThinkBlockCalls(tools, options) if may_translate and options.think_calls else None
         )
-        self._searches = translate or split
-        self._read: Callable[[str, list[Delta]], str] = self._search
+        self._opener_counter = None if may_translate else OpenerCounter(options.dialects)
+        self._openers = opener_table(options.dialects if may_translate else ())
+        self._scanner = TextScanner(
+            self._openers,
+            fenced_calls=options.fenced_calls,
+            split_reasoning=split_reasoning,
+            think_prefilled=options.think_prefilled,
+            # Without translation, no text has to wait for a call.
+            max_hold=options.max_hold if may_translate else 0,
+            on_think_text=self._think_block_calls.feed if self._think_block_calls else None,
+        )
+        self._is_scanned = may_translate or split_reasoning
+        self._state: Callable[[str, list[Delta]], str] = self._search
         self._reader: CallReader
-        self._fluent: Fluent | None = None
-        self._opening: Opening
-        self._format = ""
-        self._untried: Sequence[ToolCallFormat] = ()
-        # What was read since the attempt began, behind its opener, and what may still be read.
-        self._kept: list[str] = []
-        self._room = 0
-        self.in_call = False
+        self._verbatim_source: SupportsVerbatim | None = None
+        self._context: OpeningContext
+        self._dialect_name = ""
+        self._untried_dialects: Sequence[Dialect] = ()
+        # In the state try: the opener, the text read after it, and how many more characters may be
+        # held back. The opener is "" for the text after a call.
+        self._tried_opener = ""
+        self._held_pieces: list[str] = []
+        self._remaining_hold = 0
+        self.is_in_call = False
         self.verbatim: Verbatim | None = None
-        # Says of other text that it would come back but for spaces at its end.
-        self._glides: Callable[[str], object] = _never
-        self._look_ahead()
+        # Matches text that passes through unchanged except for blanks at its end.
+        self._is_plain: Callable[[str], object] = _never_plain
+        self._update_fast_path()
 
     def feed(self, text: str) -> list[Delta]:
         """
-        Return what `text` makes certain; text is merged, so that no two `Text` are neighbours.
+        Read `text`; return the deltas that are certain, without two adjacent `TextDelta`.
 
-        Text that nothing has to be decided on comes back as exactly `[Text(text)]`.
+        Text that needs no decision is returned as exactly `[TextDelta(text)]`.
         """
-        if self._count and (seen := self._count.feed(text)):
-            self.tally["untranslated"] += seen
+        if self._opener_counter and (count := self._opener_counter.feed(text)):
+            self.counters["untranslated"] += count
         if not text:
             return []
-        if not self._searches:
-            return [Text(text)]
+        if not self._is_scanned:
+            return [TextDelta(text)]
         verbatim = self.verbatim
-        if verbatim is not None and verbatim.text.fullmatch(text):
-            return [CallArguments(verbatim.handed_on(text)) if self.in_call else Text(text)]
-        if self._glides(text):
-            said = self._scanner.glide(text)
-            self._look_ahead_in_line()
-            return [Text(said)]
+        if verbatim is not None and verbatim.pattern.fullmatch(text):
+            if self.is_in_call:
+                return [CallArguments(verbatim.output_text(text))]
+            return [TextDelta(text)]
+        if self._is_plain(text):
+            emitted = self._scanner.feed_plain(text)
+            self._update_text_verbatim()
+            return [TextDelta(emitted)]
         out: list[Delta] = []
         self._read_all(text, out)
         self._scanner.flush(out)
-        self._look_ahead()
+        self._update_fast_path()
         return out
-
-    def _look_ahead(self) -> None:
-        """Note which text that comes next has not to be looked at any closer."""
-        self._glides = _never
-        self.verbatim = None
-        self.in_call = self._read == self._stream
-        if self.in_call:
-            self.verbatim = self._fluent.verbatim if self._fluent is not None else None
-        elif self._read == self._search and self._scanner.gliding:
-            self._glides = self._literals.is_spaced
-            self._look_ahead_in_line()
-
-    def _look_ahead_in_line(self) -> None:
-        # Where openers are counted, all text is looked at.
-        plain = self._scanner.ready and self._count is None
-        self.verbatim = self._literals.plain if plain else None
 
     def finish(self, reason: str | None) -> list[Delta]:
         """
-        Return what the end makes certain.
+        Return the deltas of the text that is still held back.
 
-        :param reason: the backend's finish reason; None when it ended without one
+        :param reason: the backend's finish reason, or None if the answer ended without one
         """
-        whole = reason in _WHOLE
+        is_complete = reason in COMPLETE_REASONS
         out: list[Delta] = []
-        while self._read != self._search:
-            self._read_all(self._end_reader(out, whole=whole), out)
+        while self._state != self._search:
+            self._read_all(self._finish_reader(out, is_complete=is_complete), out)
         self._scanner.finish(out)
-        if self._drafts and whole and not self.tally["calls"]:
-            self._add_draft(self._drafts, out)
+        if self._think_block_calls and is_complete and not self.counters["calls"]:
+            self._think_block_calls.feed(None)
+            if deltas := self._think_block_calls.last_call:
+                self.counters["calls"] += 1
+                self.counters["think_calls"] += 1
+                out.extend(deltas)
         return out
 
-    def _read_all(self, text: str, out: list[Delta]) -> None:
-        """Read `text`, and what is given back of it, in pieces."""
-        if 0 < len(text) <= MAX_PIECE:
-            text = self._read(text, out)
-        waiting = _pieces(text)
-        while waiting:
-            if rest := self._read(waiting.pop(), out):
-                waiting += _pieces(rest)
+    def _update_fast_path(self) -> None:
+        """Set the patterns for text that the next `feed` may pass through."""
+        self._is_plain = _never_plain
+        self.verbatim = None
+        self.is_in_call = self._state == self._stream
+        if self.is_in_call:
+            if self._verbatim_source is not None:
+                self.verbatim = self._verbatim_source.verbatim
+        elif self._state == self._search and self._scanner.is_mid_line:
+            self._is_plain = self._openers.is_plain
+            self._update_text_verbatim()
 
-    # Searching.
+    def _update_text_verbatim(self) -> None:
+        # All text must be fed while openers are counted.
+        may_pass = self._scanner.is_idle and self._opener_counter is None
+        self.verbatim = self._openers.verbatim if may_pass else None
+
+    def _read_all(self, text: str, out: list[Delta]) -> None:
+        """Read `text`, and the text that the states return to be read again, in pieces."""
+        if 0 < len(text) <= READ_SIZE:
+            text = self._state(text, out)
+        pending = _reversed_pieces(text)
+        while pending:
+            if rest := self._state(pending.pop(), out):
+                pending += _reversed_pieces(rest)
+
+    # The states. Each returns the text that is to be read again, in the state that it has set.
 
     def _search(self, text: str, out: list[Delta]) -> str:
-        opened = self._scanner.feed(text, out)
-        if opened is None:
+        opener = self._scanner.feed(text, out)
+        if opener is None:
             return ""
-        self._try_formats(opened)
-        return opened.rest
-
-    def _try_formats(self, opened: Opened) -> None:
-        self._opening = Opening(
-            literal=opened.literal,
-            offer=self._offer,
-            offered_only=opened.in_code,
-            max_hold=self._rules.max_hold,
-            tally=self.tally,
+        self._context = OpeningContext(
+            literal=opener.literal,
+            tools=self._tools,
+            is_in_code=opener.is_in_code,
+            max_hold=self._options.max_hold,
+            counters=self.counters,
         )
-        self._untried = opened.formats
-        self._try(self._next_reader(), opened.literal)
+        self._untried_dialects = opener.dialects
+        self._start_trying(self._reader_of_next_dialect(), opener.literal)
+        return opener.rest
 
-    def _next_reader(self) -> CallReader:
-        """Return the reader of the format that is asked next."""
-        asked, *self._untried = self._untried
-        self._format = asked.name
-        return asked.reader(self._opening)
-
-    def _try(self, reader: CallReader, literal: str) -> None:
-        self._reader = reader
-        self._kept = [literal]
-        self._room = self._rules.max_hold - len(literal)
-        self._read = self._attempt
-
-    # Trying.
-
-    def _attempt(self, text: str, out: list[Delta]) -> str:
-        if self._room <= 0:
-            self.tally["gave_up"] += 1
-            return self._give_back() + text
-        piece = text if len(text) <= self._room else text[: self._room]
+    def _try_reader(self, text: str, out: list[Delta]) -> str:
+        if self._remaining_hold <= 0:
+            self.counters["gave_up"] += 1
+            return self._reject_opener() + text
+        piece = text if len(text) <= self._remaining_hold else text[: self._remaining_hold]
         rest = text[len(piece) :]
-        self._kept.append(piece)
-        self._room -= len(piece)
+        self._held_pieces.append(piece)
+        self._remaining_hold -= len(piece)
         deltas: list[Delta] = []
-        verdict = self._reader.feed(piece, deltas)
-        while isinstance(verdict, Refused) and self._next_format():
-            verdict = self._reader.feed("".join(self._kept[1:]), deltas)
-        if isinstance(verdict, Refused):
-            return self._give_back() + rest
+        result = self._reader.feed(piece, deltas)
+        while isinstance(result, NotACall) and self._untried_dialects:
+            self._reader = self._reader_of_next_dialect()
+            result = self._reader.feed("".join(self._held_pieces), deltas)
+        if isinstance(result, NotACall):
+            return self._reject_opener() + rest
         if deltas:
-            self._begin_call(deltas, out)
-        return rest if verdict is None else self._end_call(verdict, out) + rest
-
-    def _next_format(self) -> bool:
-        if self._untried:
-            self._reader = self._next_reader()
-            return True
-        return False
-
-    def _give_back(self) -> str:
-        """Give up the attempt: its opener is text, and what stands behind it is read again."""
-        literal, *kept = self._kept
-        self._stop_trying()
-        if literal:
-            self._scanner.take_for_text(literal)
-        return "".join(kept)
-
-    def _stop_trying(self) -> None:
-        self._untried = ()
-        self._kept = []
-        self._read = self._search
-
-    # Streaming and dropping.
-
-    def _begin_call(self, deltas: list[Delta], out: list[Delta]) -> None:
-        began = deltas[0]
-        assert isinstance(began, CallBegan)
-        self._kept = []
-        self._scanner.call_began()
-        if began.name not in self._offer.schemas:
-            self.tally["unknown_name"] += 1
-        if self.tally["calls"] and not self._offer.parallel:
-            self.tally["dropped_parallel"] += 1
-            self._read = self._drop
-        else:
-            self.tally["calls"] += 1
-            self._read = self._stream
-            self._fluent = self._reader if isinstance(self._reader, Fluent) else None
-            self._scanner.flush(out)
-            out.append(CallBegan(began.name, self._format))
-            out.extend(deltas[1:])
+            self._start_call(deltas, out)
+        return rest if result is None else self._end_call(result) + rest
 
     def _stream(self, text: str, out: list[Delta]) -> str:
-        verdict = self._reader.feed(text, out)
-        return "" if verdict is None else self._end_call(verdict, out)
+        result = self._reader.feed(text, out)
+        return "" if result is None else self._end_call(result)
 
-    def _drop(self, text: str, out: list[Delta]) -> str:
-        return (
-            "" if (verdict := self._reader.feed(text, [])) is None else self._end_call(verdict, out)
-        )
+    def _skip(self, text: str, _: list[Delta]) -> str:
+        result = self._reader.feed(text, [])
+        return "" if result is None else self._end_call(result)
 
-    def _end_call(self, verdict: Refused | Ended, out: list[Delta]) -> str:
-        assert isinstance(verdict, Ended)
-        self._stop_trying()
-        self._scanner.call_passed()
-        if verdict.spare:
-            self._scanner.take_for_text(verdict.spare)
-        if verdict.then:
-            self._try(verdict.then, "")
-        return verdict.rest
+    # Transitions.
 
-    # The end.
+    def _reader_of_next_dialect(self) -> CallReader:
+        dialect, *self._untried_dialects = self._untried_dialects
+        self._dialect_name = dialect.name
+        return dialect.reader(self._context)
 
-    def _end_reader(self, out: list[Delta], *, whole: bool) -> str:
-        """Let the reader decide; return the text that is to be read again."""
+    def _start_trying(self, reader: CallReader, literal: str) -> None:
+        """Try `reader`; `literal` is its opener, or "" if it reads the text after a call."""
+        self._reader = reader
+        self._tried_opener = literal
+        self._held_pieces = []
+        self._remaining_hold = self._options.max_hold - len(literal)
+        self._state = self._try_reader
+
+    def _start_searching(self) -> None:
+        self._untried_dialects = ()
+        self._held_pieces = []
+        self._state = self._search
+
+    def _reject_opener(self) -> str:
+        """Emit the opener as text and search again; return the text that was held after it."""
+        text = "".join(self._held_pieces)
+        self._start_searching()
+        if self._tried_opener:
+            self._scanner.emit_as_text(self._tried_opener)
+        return text
+
+    def _start_call(self, deltas: list[Delta], out: list[Delta]) -> None:
+        started = deltas[0]
+        assert isinstance(started, CallStarted)
+        self._held_pieces = []
+        self._scanner.drop_space_before_call()
+        if started.name not in self._tools.schemas:
+            self.counters["unknown_name"] += 1
+        if self.counters["calls"] and not self._tools.parallel:
+            self.counters["dropped_parallel"] += 1
+            self._state = self._skip
+        else:
+            self.counters["calls"] += 1
+            self._state = self._stream
+            reader = self._reader
+            self._verbatim_source = reader if isinstance(reader, SupportsVerbatim) else None
+            self._scanner.flush(out)
+            out.append(CallStarted(started.name, self._dialect_name))
+            out.extend(deltas[1:])
+
+    def _end_call(self, result: NotACall | CallEnded) -> str:
+        """Continue after a call, or after the markup after one; return the rest of the text."""
+        assert isinstance(result, CallEnded)
+        self._start_searching()
+        self._scanner.resume_after_call()
+        if result.text:
+            self._scanner.emit_as_text(result.text)
+        if result.next_reader:
+            self._start_trying(result.next_reader, "")
+        return result.rest
+
+    def _finish_reader(self, out: list[Delta], *, is_complete: bool) -> str:
+        """Send the reader's last deltas at the end of the text; return the text to read again."""
         deltas: list[Delta] = []
-        verdict = self._reader.finish(whole=whole, out=deltas)
-        if isinstance(verdict, Refused):
-            if self._next_format():
-                kept = "".join(self._kept[1:])
-                self._kept = self._kept[:1]
-                self._room = self._rules.max_hold - len(self._kept[0])
-                return kept
-            return self._give_back()
-        if self._read == self._attempt and deltas:
-            self._begin_call(deltas, out)
-        elif self._read == self._stream:
+        result = self._reader.finish(is_complete=is_complete, out=deltas)
+        if isinstance(result, NotACall):
+            if not self._untried_dialects:
+                return self._reject_opener()
+            text = "".join(self._held_pieces)
+            self._start_trying(self._reader_of_next_dialect(), self._tried_opener)
+            return text
+        if self._state == self._try_reader and deltas:
+            self._start_call(deltas, out)
+        elif self._state == self._stream:
             out.extend(deltas)
-        if isinstance(verdict, LeftOpen):
-            self.tally["unclosed"] += 1
-            self._stop_trying()
+        if isinstance(result, CallTruncated):
+            self.counters["unclosed"] += 1
+            self._start_searching()
             return ""
-        return self._end_call(verdict, out)
-
-    def _add_draft(self, drafts: Drafts, out: list[Delta]) -> None:
-        drafts.hear(None)
-        if drafts.call:
-            self.tally["calls"] += 1
-            self.tally["think_calls"] += 1
-            out.extend(drafts.call)
+        return self._end_call(result)
 
 
-class Drafts:
+class ThinkBlockCalls:
     """
-    The calls that stand in think blocks: the last one that is complete and offered is kept.
+    Finds calls in think blocks; keeps the last one that is complete and offered.
 
-    :param offer: what the request offers
-    :param rules: what the operator has set
-    :ivar call: the deltas of that call; empty as long as there is none
+    :param tools: the tools that the request offers
+    :param options: the operator's options
+    :ivar last_call: the deltas of that call; empty while no such call was found
     """
 
-    def __init__(self, offer: Offer, rules: Rules) -> None:
-        self._offer = offer
-        self._rules = replace(rules, think_calls=False, think_prefilled=False, reasoning="keep")
+    def __init__(self, tools: OfferedTools, options: TranslationOptions) -> None:
+        self._tools = tools
+        self._options = replace(options, think_calls=False, think_prefilled=False, reasoning="keep")
         self._parser: ToolCallParser | None = None
-        self._began = CallBegan("")
-        self._pieces: list[str] = []
+        self._started = CallStarted("")
+        self._arguments: list[str] = []
         self._length = 0
-        self.call: list[Delta] = []
+        self.last_call: list[Delta] = []
 
-    def hear(self, text: str | None) -> None:
-        """Read on in a think block; None ends the block."""
+    def feed(self, text: str | None) -> None:
+        """Read the text of a think block; None ends the block."""
         if self._parser is None:
-            self._parser = ToolCallParser(self._offer, self._rules)
+            self._parser = ToolCallParser(self._tools, self._options)
         if text is None:
             deltas = self._parser.finish("stop")
             self._parser = None
         else:
             deltas = self._parser.feed(text)
         for delta in deltas:
-            self._note(delta)
+            self._add(delta)
 
-    def _note(self, delta: Delta) -> None:
-        if isinstance(delta, CallBegan):
-            self._began = delta
-            self._pieces = []
+    def _add(self, delta: Delta) -> None:
+        if isinstance(delta, CallStarted):
+            self._started = delta
+            self._arguments = []
             self._length = 0
         elif isinstance(delta, CallArguments):
             self._length += len(delta.text)
-            if self._length <= self._rules.max_hold:
-                self._pieces.append(delta.text)
-        elif isinstance(delta, CallEnded) and self._began.name in self._offer.schemas:
-            arguments = "".join(self._pieces)
-            if self._length <= self._rules.max_hold and _is_json(arguments):
-                self.call = [self._began, CallArguments(arguments), CallEnded()]
+            if self._length <= self._options.max_hold:
+                self._arguments.append(delta.text)
+        elif isinstance(delta, CallFinished) and self._started.name in self._tools.schemas:
+            arguments = "".join(self._arguments)
+            if self._length <= self._options.max_hold and _is_json(arguments):
+                self.last_call = [self._started, CallArguments(arguments), CallFinished()]
 
 
-def _never(_: str) -> None:
-    """Agree to nothing."""
+def _never_plain(_: str) -> None: ...
 
 
-def _pieces(text: str) -> list[str]:
-    """Cut `text` into pieces of at most `MAX_PIECE` characters, the first one last."""
-    if len(text) <= MAX_PIECE:
+def _reversed_pieces(text: str) -> list[str]:
+    """Split `text` into pieces of at most `READ_SIZE` characters; the last one comes first."""
+    if len(text) <= READ_SIZE:
         return [text] if text else []
-    starts = range(0, len(text), MAX_PIECE)
-    return [text[start : start + MAX_PIECE] for start in reversed(starts)]
+    starts = range(0, len(text), READ_SIZE)
+    return [text[start : start + READ_SIZE] for start in reversed(starts)]
 
 
 def _is_json(text: str) -> bool:

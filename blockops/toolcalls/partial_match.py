@@ -1,10 +1,14 @@
-"""How the end of a text overlaps with what may come next."""
+"""Finds a literal that is only partly present at the end of a text."""
 
 from __future__ import annotations
 
 
-def begun_at_the_end(text: str, literal: str) -> int:
-    """Return where at the end of `text` the `literal` may have begun; the text's length if not."""
+def partial_suffix_start(text: str, literal: str) -> int:
+    """
+    Return the index of the longest proper prefix of `literal` that ends `text`.
+
+    Returns `len(text)` if no prefix of `literal` ends it.
+    """
     start = text.find(literal[0], max(0, len(text) - len(literal) + 1))
     while start >= 0:
         if literal.startswith(text[start:]):

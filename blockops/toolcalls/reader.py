@@ -1,13 +1,19 @@
 """
-What a format of tool calls is: how its calls open, and who reads one.
+The interface of a call reader: it reads one call, starting after its opener.
 
-The parser searches the text for the openers of all formats. Behind an opener it holds the text back
-and asks the format's reader, piece by piece, until the reader either refuses, and the text is given
-back, or lets the call begin by appending `CallBegan`: from then on what the reader appends goes
-out.
+After an opener the parser holds the text back and feeds it to the readers of the dialects that
+declare this opener. A reader returns one of these:
 
-A reader must decide by the text alone, never by the pieces in which it comes: fed character by
-character it appends the same, joined, as fed at once, and comes to its verdict at the same one.
+- None: it needs more text. Only from `feed`;
+- `NotACall`: the held text is ordinary text. Only before `CallStarted`;
+- `CallEnded`: the call is complete, or the markup after a call has been read;
+- `CallTruncated`: the text ended inside a call. Only from `finish`.
+
+Once a reader has appended `CallStarted`, the call is certain, and its deltas are sent as they come.
+
+A reader decides by the text alone, never by the way in which it is split: fed character by
+character, it appends the same deltas (joined) and returns the same result at the same character as
+if fed at once.
 """
 
 from __future__ import annotations
@@ -16,129 +22,104 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from blockops.toolcalls.events import Delta
-from blockops.toolcalls.tools import Offer
+from blockops.toolcalls.deltas import Delta
+from blockops.toolcalls.tools import OfferedTools
 from blockops.toolcalls.verbatim import Verbatim
 
-
-@dataclass(frozen=True, slots=True)
-class Opener:
-    """
-    A literal that may open a call.
-
-    :param text: the literal; at most 64 characters, no line ends and no backticks in it
-    :param line_start: whether it counts only at the start of a line (behind white space), or
-        behind another call
-    """
-
-    text: str
-    line_start: bool = False
+DEFAULT_MAX_HOLD = 262_144
+"""Characters; four times the longest tool call met in practice."""
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class OpeningContext:
     """
-    An opener that was met, and what is known about the place where it stands.
+    An opener that was found, and the conditions that hold at its position.
 
     :param literal: the opener's text
-    :param offer: what the request offers
-    :param offered_only: whether a name that is not offered makes it text, as in Markdown code
-    :param max_hold: characters that may be held back
-    :param tally: where a reader counts what is worth counting ("malformed")
+    :param tools: the tools that the request offers
+    :param is_in_code: True if the opener stands in Markdown code: a call of a name that is not
+        offered is text there
+    :param max_hold: upper bound of the characters that may be held back
+    :param counters: the parser's counters; a reader adds to "malformed"
     """
 
     literal: str
-    offer: Offer
-    offered_only: bool = False
-    max_hold: int = 262_144
-    tally: Counter[str] = field(default_factory=Counter)
+    tools: OfferedTools
+    is_in_code: bool = False
+    max_hold: int = DEFAULT_MAX_HOLD
+    counters: Counter[str] = field(default_factory=Counter)
 
-    def admits(self, name: str) -> bool:
-        """Whether a call of `name` may stand here."""
-        if name in self.offer.schemas:
+    def allows(self, name: str) -> bool:
+        """Return True if a call of `name` may start at this position."""
+        if name in self.tools.schemas:
             return True
-        return not self.offered_only and name not in self.offer.forbidden
+        return not self.is_in_code and name not in self.tools.forbidden_tools
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """It is not a call. Only before `CallBegan`."""
+class NotACall:
+    """The text after the opener is not a call. Allowed only before `CallStarted`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class CallEnded:
     """
-    The reader is done: its call has ended, or what it read was markup behind a call.
+    The call is complete, or the markup after a call has been read.
 
-    :param rest: text that it was given, now or earlier, and that does not belong to the call
-    :param then: who reads on where calls follow one another in one frame; if that reader refuses,
-        the text it was given is searched as any other
-    :param spare: text, not markup, that stood before `rest`
+    :param rest: text fed to the reader, now or earlier, that does not belong to the call
+    :param next_reader: the reader for `rest` and the text after it, if another call may follow
+        without an opener; if it returns `NotACall`, openers are searched in that text
+    :param text: ordinary text that was read before `rest`, between the markup
     """
 
     rest: str
-    then: CallReader | None = None
-    spare: str = ""
+    next_reader: CallReader | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOpen:
-    """At the end of the text only: the call began and was cut off."""
+class CallTruncated:
+    """The text ended inside a call that had started. Returned only by `CallReader.finish`."""
+
+
+FeedResult = NotACall | CallEnded | None
+"""Returned by `CallReader.feed`; None if the reader needs more text."""
+
+FinishResult = NotACall | CallEnded | CallTruncated
+"""Returned by `CallReader.finish`."""
 
 
 class CallReader(Protocol):
     """
-    Reads one call, from behind its opener to its end.
+    Reads one call, from the end of its opener to the end of the call.
 
-    One that is also a `Fluent` is not asked about text that it would only hand on.
+    A reader that is also a `SupportsVerbatim` is not fed text that it would pass on unchanged.
     """
 
-    def feed(self, text: str, out: list[Delta]) -> Refused | Ended | None:
+    def feed(self, text: str, out: list[Delta]) -> FeedResult:
         """
-        Read `text`, append to `out` what it makes certain, and return None to be given more.
+        Read the next piece of the text; append the deltas that are certain to `out`.
 
-        Appends one `CallBegan`, any number of `CallArguments`, and one `CallEnded`.
+        A call appends one `CallStarted`, any number of `CallArguments` and one `CallFinished`.
         """
         ...
 
-    def finish(self, *, whole: bool, out: list[Delta]) -> Refused | Ended | LeftOpen:
+    def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
         """
-        Decide at the end of the text.
+        Return the result at the end of the text; append the deltas that were held back to `out`.
 
-        :param whole: the model ended by itself: a call that lacks only closing tags or brackets is
-            complete. Otherwise it was cut off, and may not be made to look whole.
+        :param is_complete: True if the model stopped by itself: a call that lacks only its closing
+            tags or brackets is complete. If False, the answer was cut off, and the call must not
+            look complete.
         """
         ...
 
 
 @runtime_checkable
-class Fluent(Protocol):
-    """A reader that knows which text would only go on into the arguments, and change nothing."""
+class SupportsVerbatim(Protocol):
+    """A reader that can name the text that only continues the arguments, unchanged."""
 
     @property
     def verbatim(self) -> Verbatim | None:
-        """Such text; None where a closer look is needed."""
-        ...
-
-
-class ToolCallFormat(Protocol):
-    """
-    One way in which models write tool calls.
-
-    Formats that share an opener are asked in the order in which they are registered, the next one
-    when the one before has refused.
-    """
-
-    @property
-    def name(self) -> str:
-        """A short name, for settings and logs."""
-        ...
-
-    @property
-    def openers(self) -> tuple[Opener, ...]:
-        """What calls of this format begin with."""
-        ...
-
-    def reader(self, opening: Opening) -> CallReader:
-        """Return a reader for the text behind `opening`."""
+        """The pattern of such text, or None if all text must be fed."""
         ...

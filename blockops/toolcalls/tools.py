@@ -1,4 +1,4 @@
-"""What one request offers to the model, as far as reading the model's calls goes."""
+"""The tools that one request offers to the model."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: There is one of these: an empty set made of another takes 200 bytes.
-NOTHING: frozenset[str] = frozenset()
+NO_NAMES: frozenset[str] = frozenset()
+"""Shared by all requests: `frozenset(names)` of an empty `names` would take 200 bytes for each."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
-class Offer:
+class OfferedTools:
     """
-    The functions of one request, and what the request allows the model to do with them.
+    The functions that a request offers, and how the model may call them.
 
-    :param schemas: function name -> the JSON schema of its parameters, `{}` where none is declared
-    :param forbidden: functions of the request that must not be called now: a call of one is text
-    :param parallel: `parallel_tool_calls`; without it only the first call of a choice is kept
-    :param forced: the one function that `tool_choice` names
-    :param translate: whether text may become calls at all; without tools, or with `tool_choice`
-        "none", it may not, and openers are only counted
+    :param schemas: function name -> JSON schema of its parameters; `{}` if none is declared
+    :param forbidden_tools: functions of the request that must not be called now; a call of one of
+        them is text
+    :param parallel: the request's `parallel_tool_calls`; if False, only the first call of a choice
+        is kept
+    :param forced_tool: the only function that `tool_choice` allows, or None
+    :param may_translate: True if text may become calls. Without tools, or with `tool_choice`
+        "none", it may not: openers are only counted then
     """
 
     schemas: Mapping[str, Any] = field(default_factory=dict)
-    forbidden: frozenset[str] = NOTHING
+    forbidden_tools: frozenset[str] = NO_NAMES
     parallel: bool = True
-    forced: str | None = None
-    translate: bool = True
+    forced_tool: str | None = None
+    may_translate: bool = True

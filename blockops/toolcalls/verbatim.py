@@ -1,9 +1,8 @@
 """
-Text that nothing is decided on: what matches it, and how the JSON of a chunk spells it.
+Patterns for text that the parser would pass through unchanged, as text and as escaped JSON.
 
-Most of what a model says belongs to one thing: to the text, or to one string of a call's arguments.
-There a reader says what text it would only hand on; and a chunk with such a text is told by a
-pattern in its bytes, and need not be read.
+Most of an answer is the inside of ordinary text or of one string of a call's arguments. The parser
+and its readers publish a pattern for such text; a chunk whose bytes match need not be decoded.
 """
 
 from __future__ import annotations
@@ -12,41 +11,44 @@ import re
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 
-#: What is not printable ASCII, or does not stand for itself in a JSON string.
-_NOT_ITSELF = r'"\\\x00-\x1f\x7f-\xff'
+#: Characters that are not printable ASCII, or that JSON strings escape.
+_ESCAPED_OR_NOT_ASCII = r'"\\\x00-\x1f\x7f-\xff'
 
 
 @dataclass(frozen=True, slots=True)
 class Verbatim:
     """
-    Text that would be handed on, and change nothing.
+    Text that passes through without a change of the parser's state.
 
-    :param text: matches it, if it is not empty, and looks at nothing around it
-    :param spelled: matches spellings of it in JSON, without their quotes: not all that there are,
-        and where the text goes anywhere else than on, only the shortest ones
-    :param quoted: whether it is handed on as JSON spells it, because it stands in a string
+    :param pattern: matches such text if it is not empty; it looks at nothing around the text
+    :param json_pattern: matches JSON spellings of such text, without their quotes: not all
+        spellings, and only the shortest ones where the text goes into another event
+    :param is_json_string: True if the text is the inside of a JSON string of the arguments, so that
+        it is passed on as escaped JSON
     """
 
-    text: re.Pattern[str]
-    spelled: re.Pattern[bytes]
-    quoted: bool = False
+    pattern: re.Pattern[str]
+    json_pattern: re.Pattern[bytes]
+    is_json_string: bool = False
 
-    def handed_on(self, text: str) -> str:
-        """Return what such `text` comes to."""
-        return encode_basestring(text)[1:-1] if self.quoted else text
+    def output_text(self, text: str) -> str:
+        """Return the text that the parser would emit for `text`."""
+        return encode_basestring(text)[1:-1] if self.is_json_string else text
 
-    def respelled(self, json: bytes) -> bytes:
-        """Return the JSON of what a text comes to, from the JSON that `spelled` matches."""
-        return json.replace(b"\\", b"\\\\").replace(b'"', b'\\"') if self.quoted else json
+    def output_json(self, json: bytes) -> bytes:
+        """Return the JSON of the emitted text, for JSON that `json_pattern` matches."""
+        if not self.is_json_string:
+            return json
+        return json.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
 
 
-def spelling(escapes: str, without: str = "", end: str = "") -> re.Pattern[bytes]:
+def json_text_pattern(escapes: str, excluded: str = "", end: str = "") -> re.Pattern[bytes]:
     """
-    Return what matches the JSON of text, as far as it is ASCII.
+    Return a pattern for the JSON spelling of ASCII text.
 
-    :param escapes: a pattern for the escapes that it may have
-    :param without: characters that it may not have, as they stand in a set of a pattern
-    :param end: a pattern for what stands at its end
+    :param escapes: a pattern for the escape sequences that it may contain
+    :param excluded: characters that it must not contain, as written in a pattern's set
+    :param end: a pattern for its end
     """
-    itself = f"[^{_NOT_ITSELF}{without}]"
-    return re.compile(f"(?=.){itself}*(?:(?:{escapes}){itself}*)*{end}".encode())
+    plain = f"[^{_ESCAPED_OR_NOT_ASCII}{excluded}]"
+    return re.compile(f"(?=.){plain}*(?:(?:{escapes}){plain}*)*{end}".encode())

@@ -1,363 +1,338 @@
 """
-One choice of an answer: what its parser finds becomes deltas, calls get ids and indexes.
+Translates one choice of an answer: text becomes deltas, and calls get ids and indexes.
 
-A choice goes through these states, each a method that takes the next part of it:
+A choice is a state machine. Each state is a method that receives the next part of the choice (a
+`ChunkChoice`) and returns its rewrite, or None if the part may pass unchanged:
 
-    _open_up -> _speak -> _pass_calls -> _say_no_more
-                    |______________________^
+    state          receives                           result                      next state
+    -------------  ---------------------------------  --------------------------  -------------
+    _await_role    the first part                     as `_translate`, with the   as _translate
+                                                      role added if it is missing
+    _translate     text                               the parser's deltas         _translate
+                   a call that the backend has        the parser is flushed, the  _relay_calls
+                   structured itself                  call passes
+                   a finish reason                    the parser's rest, then     _ignore_rest
+                                                      the reason for the client
+    _relay_calls   anything                           passes; its calls' indexes  _relay_calls
+                                                      follow the parser's calls
+                   a finish reason                    the reason for the client   _ignore_rest
+    _ignore_rest   anything                           dropped; content is         _ignore_rest
+                                                      counted as "after_finish"
 
-`_open_up` sees to the role, `_speak` translates, `_pass_calls` lets the backend's own structured
-calls through, and behind the finish reason nothing counts any more.
+`start` leads from `_await_role` to `_translate`. `flush` (the answer is truncated) and `finish`
+(the backend sent no finish reason) lead from every state to `_ignore_rest`.
+
+The role is sent once, because openai for Python joins roles as it joins text
+("assistantassistant").
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from blockops.api.chat.chunks import Choice, Delta, Fragment, Function, Piece, Rewritten, ToolCall
-from blockops.api.report import STRUCTURED, Report
-from blockops.toolcalls import events as found
-from blockops.toolcalls.options import Rules
-from blockops.toolcalls.parser import ToolCallParser
-from blockops.toolcalls.tools import Offer
+from blockops.api.chat.chunks import ChoiceRewrite, ChunkChoice, Delta, OutgoingDelta, TextFragment
+from blockops.api.report import STRUCTURED, AnswerReport
+from blockops.toolcalls import deltas as parser_deltas
+from blockops.toolcalls.options import TranslationOptions
+from blockops.toolcalls.parser import COMPLETE_REASONS, ToolCallParser
+from blockops.toolcalls.tools import OfferedTools
 from blockops.toolcalls.verbatim import Verbatim
+from blockops.translation.backend_calls import BackendToolCalls
 
-# Finish reasons by which a backend says that the model came to its end.
-_AT_ITS_END = frozenset({"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"})
-# Finish reasons that mean something to the parser; any other is as good as none.
-_MEANT = _AT_ITS_END | {"length", "content_filter"}
-# A backend that parses calls itself may let the beginning of a tag slip into the content.
+# Finish reasons that are passed to the parser. It gets None in place of any other.
+_KNOWN_REASONS = COMPLETE_REASONS | {"length", "content_filter"}
+# A backend that parses calls itself may send the start of a call's tag as content.
 _LEAKED_TAG = "<tool_call>"
-_LEAKED_AT_LEAST = "<tool"
-# Characters of a structured call's arguments that are kept to see whether it is whole.
-_MAX_ARGUMENTS = 1024 * 1024
+_MIN_LEAKED_TAG = "<tool"
 
 _NO_DELTA = Delta()
 
 
-class Rewriter:
+class ChoiceTranslator:
     """
-    Rewrite one choice.
+    Translates one choice.
 
-    :param index: the choice's
-    :param new_id: makes the ids of calls
-    :param report: is told of calls, finish reasons and what the parser counts
+    :param index: the choice's index
+    :param tools: the tools that the request offers
+    :param new_id: returns a new id for a call
+    :param report: receives calls, finish reasons and the parser's counters
     """
 
     __slots__ = (
-        "_calls",
-        "_forced",
+        "_backend_calls",
+        "_call_count",
         "_index",
+        "_index_offset",
+        "_is_forced",
         "_new_id",
         "_open_calls",
         "_parser",
         "_report",
-        "_shift",
         "_state",
-        "_structured",
     )
 
     def __init__(
-        self, index: int, offer: Offer, rules: Rules, new_id: Callable[[], str], report: Report
+        self,
+        index: int,
+        tools: OfferedTools,
+        options: TranslationOptions,
+        new_id: Callable[[], str],
+        report: AnswerReport,
     ) -> None:
         self._index = index
-        self._parser = ToolCallParser(offer, rules)
-        self._forced = offer.forced is not None
+        self._parser = ToolCallParser(tools, options)
+        self._is_forced = tools.forced_tool is not None
         self._new_id = new_id
         self._report = report
-        self._calls = 0
+        self._call_count = 0
         self._open_calls = 0
-        self._structured = StructuredCalls()
-        self._shift = 0
-        self._state = Rewriter._open_up
+        self._backend_calls = BackendToolCalls()
+        self._index_offset = 0
+        self._state = ChoiceTranslator._await_role
 
     @property
-    def finished(self) -> bool:
-        """Whether the choice has had its finish reason, or its cut."""
-        return self._state is Rewriter._say_no_more
+    def is_finished(self) -> bool:
+        """True once the choice has had its finish reason, or was truncated."""
+        return self._state is ChoiceTranslator._ignore_rest
 
-    def begin(self) -> list[Piece]:
-        """Return the delta with the role, if none has left yet."""
-        if self._state is not Rewriter._open_up:
+    def start(self) -> list[OutgoingDelta]:
+        """Return the delta with the role; an empty list if the role has been sent."""
+        if self._state is not ChoiceTranslator._await_role:
             return []
-        self._state = Rewriter._speak
-        return [Piece({"role": "assistant"})]
+        self._state = ChoiceTranslator._translate
+        return [OutgoingDelta({"role": "assistant"})]
 
-    def take(self, choice: Choice) -> Rewritten | None:
-        """Return what this part of the choice becomes; None if it may go as it came."""
-        again = self._state is not Rewriter._open_up and _says_role(choice)
-        becomes = self._state(self, choice)
-        if becomes is None and (again or choice.delta is None or choice.index is None):
-            return Rewritten(as_it_came(choice))
-        return becomes
+    def receive(self, choice: ChunkChoice) -> ChoiceRewrite | None:
+        """Return the rewrite of this part of the choice, or None if it passes unchanged."""
+        delta = choice.delta
+        repeats_role = (
+            self._state is not ChoiceTranslator._await_role
+            and delta is not None
+            and delta.role is not None
+        )
+        rewrite = self._state(self, choice)
+        if rewrite is None and (repeats_role or delta is None or choice.index is None):
+            return ChoiceRewrite(to_deltas(choice))
+        return rewrite
 
     @property
-    def plainly(self) -> Rewriter | None:
-        """The choice, while `say` may be asked; None where more than text counts."""
-        return self if self._state is Rewriter._speak else None
+    def text_only(self) -> ChoiceTranslator | None:
+        """This choice while parts may be given to `feed`; None if more than text counts."""
+        return self if self._state is ChoiceTranslator._translate else None
 
-    def say(self, text: str) -> list[Piece] | Fragment | None:
-        """Return what a delta becomes that is only `text`; None if it may go as it came."""
+    def feed(self, text: str) -> list[OutgoingDelta] | TextFragment | None:
+        """Return the rewrite of a delta that is only `text`, or None if it passes unchanged."""
         deltas = self._parser.feed(text)
         if len(deltas) == 1:
             delta = deltas[0]
-            if isinstance(delta, found.CallArguments):
-                return Fragment(delta.text, self._calls - 1)
-            if isinstance(delta, found.Text):
-                return None if delta.text is text else Fragment(delta.text)
-        return self._pieces(deltas) if text else None
+            if isinstance(delta, parser_deltas.CallArguments):
+                return TextFragment(delta.text, self._call_count - 1)
+            if isinstance(delta, parser_deltas.TextDelta):
+                return None if delta.text is text else TextFragment(delta.text)
+        return self._encode(deltas) if text else None
 
     @property
-    def in_call(self) -> bool:
-        """Whether it is a call's arguments that come next, as far as one knows."""
-        return self._parser.in_call
+    def is_in_call(self) -> bool:
+        """True if the next text is expected to be a call's arguments."""
+        return self._parser.is_in_call
 
     @property
     def verbatim(self) -> tuple[Verbatim | None, int | None]:
-        """Text that `say` would only hand on, and into which call's arguments, if any."""
+        """
+        The text that `feed` would pass through unchanged, or None.
+
+        The second item is the index of the call whose arguments it belongs to, or None for the
+        content.
+        """
         parser = self._parser
-        return parser.verbatim, self._calls - 1 if parser.in_call else None
+        return parser.verbatim, self._call_count - 1 if parser.is_in_call else None
 
-    def release(self) -> list[Piece]:
-        """Return what was held back, the answer being cut here; no finish reason is made up."""
-        if self.finished:
+    def flush(self) -> list[OutgoingDelta]:
+        """End a truncated answer: return the text held back, without a finish reason."""
+        if self.is_finished:
             return []
-        pieces = self._with_role(self._unheld())
+        deltas = self._flush_parser()
+        if deltas:
+            deltas = [*self.start(), *deltas]
         self._close()
-        return pieces
+        return deltas
 
-    def complete(self) -> list[Piece]:
-        """Return the end of a choice to which the backend gave no finish reason."""
-        if self.finished:
+    def finish(self) -> list[OutgoingDelta]:
+        """End a choice for which the backend sent no finish reason; return its last deltas."""
+        if self.is_finished:
             return []
-        pieces = [*self.begin(), *self._unheld()]
-        if self._open_calls or not self._structured.whole:
+        deltas = [*self.start(), *self._flush_parser()]
+        if self._open_calls or not self._backend_calls.is_complete:
             reason = "length"
-        elif self._calls or self._structured.begun:
-            reason = self._told("tool_calls")
+        elif self._call_count or self._backend_calls.has_started:
+            reason = self._finish_reason("tool_calls")
         else:
             reason = "stop"
-        return [*pieces, self._terminal(reason)]
+        return [*deltas, self._last_delta(reason)]
 
-    def chunk_choice(self, piece: Piece) -> dict[str, Any]:
-        """Return the `choices` entry of a chunk of ours."""
-        return {"index": self._index, "delta": piece.delta, "finish_reason": piece.finish_reason}
+    def make_choice(self, delta: OutgoingDelta) -> dict[str, Any]:
+        """Return the `choices` entry of a chunk for `delta`."""
+        return {"index": self._index, "delta": delta.fields, "finish_reason": delta.finish_reason}
 
-    def _with_role(self, pieces: list[Piece]) -> list[Piece]:
-        return [*self.begin(), *pieces] if pieces else []
-
-    def _unheld(self) -> list[Piece]:
-        if self._state is Rewriter._pass_calls:
-            return []
-        return self._pieces(self._parser.finish(None))
-
-    def _open_up(self, choice: Choice) -> Rewritten | None:
-        self._state = Rewriter._speak
-        becomes = self._speak(choice)
+    def _await_role(self, choice: ChunkChoice) -> ChoiceRewrite | None:
+        self._state = ChoiceTranslator._translate
+        rewrite = self._translate(choice)
         role = choice.delta.role if choice.delta is not None else None
-        if becomes is None:
+        if rewrite is None:
             if role and choice.index is not None:
                 return None
-            becomes = Rewritten(as_it_came(choice))
-        first = becomes.pieces[0] if becomes.pieces else Piece({})
-        first.delta = {"role": role or "assistant", **first.delta}
-        becomes.pieces[:1] = [first]
-        return becomes
+            rewrite = ChoiceRewrite(to_deltas(choice))
+        first = rewrite.deltas[0] if rewrite.deltas else OutgoingDelta({})
+        first.fields = {"role": role or "assistant", **first.fields}
+        rewrite.deltas[:1] = [first]
+        return rewrite
 
-    def _speak(self, choice: Choice) -> Rewritten | None:
+    def _translate(self, choice: ChunkChoice) -> ChoiceRewrite | None:
         delta = choice.delta or _NO_DELTA
         if delta.tool_calls or delta.function_call is not None:
-            return self._begin_calls(choice, delta)
-        text = delta.content
+            return self._start_backend_calls(choice, delta)
         if choice.finish_reason:
-            return self._finish(text, choice.finish_reason)
-        said = self.say(text) if text else None
-        if said is None:
+            return self._translate_last(delta.content, choice.finish_reason)
+        result = self.feed(delta.content) if delta.content else None
+        if result is None:
             return None
-        return Rewritten([said.piece()] if isinstance(said, Fragment) else said)
+        return ChoiceRewrite([result.to_delta()] if isinstance(result, TextFragment) else result)
 
-    def _finish(self, text: str | None, reason: str) -> Rewritten | None:
+    def _translate_last(self, text: str | None, backend_reason: str) -> ChoiceRewrite | None:
+        """Return the rewrite of the part with the finish reason, or None if it passes unchanged."""
         deltas = self._parser.feed(text) if text else []
-        same = _is_just(deltas, text)
-        closing = self._parser.finish(reason if reason in _MEANT else None)
-        pieces = self._pieces([*deltas, *closing])
-        told = self._told(reason)
-        terminal = self._terminal(told)
-        if same and not closing and told == reason:
+        is_unchanged = _is_unchanged(deltas, text)
+        rest = self._parser.finish(backend_reason if backend_reason in _KNOWN_REASONS else None)
+        encoded = self._encode([*deltas, *rest])
+        reason = self._finish_reason(backend_reason)
+        last = self._last_delta(reason)
+        if is_unchanged and not rest and reason == backend_reason:
             return None
-        return Rewritten([*pieces, terminal])
+        return ChoiceRewrite([*encoded, last])
 
-    def _begin_calls(self, choice: Choice, delta: Delta) -> Rewritten | None:
+    def _start_backend_calls(self, choice: ChunkChoice, delta: Delta) -> ChoiceRewrite | None:
         deltas = self._parser.feed(delta.content) if delta.content else []
-        same = _is_just(deltas, delta.content)
-        held = self._parser.finish(None)
-        if _may_vanish(held):
-            held = []
-        pieces = self._pieces([*deltas, *held])
-        self._shift = self._calls
-        self._state = Rewriter._pass_calls
-        return self._rewrite_calls(choice, pieces, same=same and not held)
+        is_unchanged = _is_unchanged(deltas, delta.content)
+        rest = self._parser.finish(None)
+        if _is_leaked_tag(rest):
+            rest = []
+        content = self._encode([*deltas, *rest])
+        self._index_offset = self._call_count
+        self._state = ChoiceTranslator._relay_calls
+        return self._rewrite_calls(choice, content, is_unchanged=is_unchanged and not rest)
 
-    def _pass_calls(self, choice: Choice) -> Rewritten | None:
+    def _relay_calls(self, choice: ChunkChoice) -> ChoiceRewrite | None:
         content = choice.delta.content if choice.delta is not None else None
-        pieces = [Piece({"content": content})] if content else []
-        return self._rewrite_calls(choice, pieces, same=True)
+        deltas = [OutgoingDelta({"content": content})] if content else []
+        return self._rewrite_calls(choice, deltas, is_unchanged=True)
 
     def _rewrite_calls(
-        self, choice: Choice, content: list[Piece], *, same: bool
-    ) -> Rewritten | None:
+        self, choice: ChunkChoice, content: list[OutgoingDelta], *, is_unchanged: bool
+    ) -> ChoiceRewrite | None:
         """
-        Note the backend's own calls, and return what this part of the choice becomes.
+        Record the backend's own calls; return the rewrite, or None if the part passes unchanged.
 
-        :param content: the pieces that its content becomes
-        :param same: whether they are just what came
+        :param content: the deltas for its content
+        :param is_unchanged: True if they are the content that was received
         """
-        for name in self._structured.note(choice.delta or _NO_DELTA):
-            self._report.call_began(name, STRUCTURED)
-        told = self._told(choice.finish_reason) if choice.finish_reason else None
-        end = [self._terminal(told)] if told else []
-        if same and not self._shift and told == (choice.finish_reason or None):
+        for name in self._backend_calls.record(choice.delta or _NO_DELTA):
+            self._report.add_call(name, STRUCTURED)
+        reason = self._finish_reason(choice.finish_reason) if choice.finish_reason else None
+        last = [self._last_delta(reason)] if reason else []
+        if is_unchanged and not self._index_offset and reason == (choice.finish_reason or None):
             return None
-        return Rewritten([*content, *end], shift=self._shift)
+        return ChoiceRewrite([*content, *last], index_offset=self._index_offset)
 
-    def _say_no_more(self, choice: Choice) -> Rewritten:
+    def _ignore_rest(self, choice: ChunkChoice) -> ChoiceRewrite:
         if choice.delta is not None and choice.delta.content:
-            self._report.tally["after_finish"] += 1
-        return Rewritten([], "nowhere")
+            self._report.counters["after_finish"] += 1
+        return ChoiceRewrite([], is_kept=False)
 
-    def _told(self, reason: str) -> str:
-        """Return the finish reason that the client is told, for the one of the backend."""
-        if reason not in _AT_ITS_END:
-            return reason
+    def _flush_parser(self) -> list[OutgoingDelta]:
+        if self._state is ChoiceTranslator._relay_calls:
+            return []  # flushed before the first of these calls
+        return self._encode(self._parser.finish(None))
+
+    def _finish_reason(self, backend_reason: str) -> str:
+        """Return the finish reason for the client."""
+        if backend_reason not in COMPLETE_REASONS:
+            return backend_reason
         if self._open_calls:
-            return "length"  # cut, whatever the backend says
-        if not self._calls:
-            unseen = reason == "tool_calls" and not self._structured.begun
-            return "stop" if unseen else reason  # mlx-lm says so of calls that it has swallowed
-        return "stop" if self._forced else "tool_calls"
+            return "length"  # truncated, whatever the backend reports
+        if not self._call_count:
+            # mlx-lm reports "tool_calls" for calls that it could not parse and did not send.
+            is_lost = backend_reason == "tool_calls" and not self._backend_calls.has_started
+            return "stop" if is_lost else backend_reason
+        return "stop" if self._is_forced else "tool_calls"
 
-    def _terminal(self, reason: str) -> Piece:
+    def _last_delta(self, reason: str) -> OutgoingDelta:
         self._report.finish_reasons[self._index] = reason
         self._close()
-        return Piece({}, reason)
+        return OutgoingDelta({}, reason)
 
     def _close(self) -> None:
-        self._report.tally.update(self._parser.tally)
-        self._state = Rewriter._say_no_more
+        self._report.counters.update(self._parser.counters)
+        self._state = ChoiceTranslator._ignore_rest
 
-    def _pieces(self, deltas: Sequence[found.Delta]) -> list[Piece]:
-        pieces: list[Piece] = []
+    def _encode(self, deltas: Sequence[parser_deltas.Delta]) -> list[OutgoingDelta]:
+        """Return the parser's deltas as deltas of the API; adjacent texts are joined."""
+        encoded: list[OutgoingDelta] = []
         for delta in deltas:
-            if isinstance(delta, found.CallArguments):
-                pieces.append(Fragment(delta.text, self._calls - 1).piece())
-            elif isinstance(delta, found.Text):
-                _append_text(pieces, "content", delta.text)
-            elif isinstance(delta, found.CallBegan):
-                pieces.append(self._call_began(delta))
-            elif isinstance(delta, found.CallEnded):
+            if isinstance(delta, parser_deltas.CallArguments):
+                encoded.append(TextFragment(delta.text, self._call_count - 1).to_delta())
+            elif isinstance(delta, parser_deltas.TextDelta):
+                _append_text(encoded, "content", delta.text)
+            elif isinstance(delta, parser_deltas.CallStarted):
+                encoded.append(self._start_call(delta))
+            elif isinstance(delta, parser_deltas.CallFinished):
                 self._open_calls -= 1
             else:
-                _append_text(pieces, "reasoning_content", delta.text)
-        return pieces
+                _append_text(encoded, "reasoning_content", delta.text)
+        return encoded
 
-    def _call_began(self, call: found.CallBegan) -> Piece:
-        index = self._calls
-        self._calls += 1
+    def _start_call(self, call: parser_deltas.CallStarted) -> OutgoingDelta:
+        index = self._call_count
+        self._call_count += 1
         self._open_calls += 1
-        self._report.call_began(call.name, call.format)
-        return _call_piece(
-            {
-                "index": index,
-                "id": self._new_id(),
-                "type": "function",
-                "function": {"name": call.name, "arguments": ""},
-            }
-        )
+        self._report.add_call(call.name, call.dialect)
+        fields = {
+            "index": index,
+            "id": self._new_id(),
+            "type": "function",
+            "function": {"name": call.name, "arguments": ""},
+        }
+        return OutgoingDelta({"tool_calls": [fields]})
 
 
-class StructuredCalls:
-    """
-    The calls that the backend itself sends, as far as a report and a missing end need them.
-
-    :ivar begun: whether there was one
-    """
-
-    __slots__ = ("_arguments", "_kept", "_last", "begun")
-
-    def __init__(self) -> None:
-        self.begun = False
-        self._last = -1  # the index of the call that began last
-        self._arguments: list[str] = []  # of the call that began last
-        self._kept = 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether the arguments of the last call are a whole JSON object, as far as one knows."""
-        if not self.begun:
-            return True
-        try:
-            return isinstance(json.loads("".join(self._arguments)), dict)
-        except (ValueError, RecursionError):
-            return False
-
-    def note(self, delta: Delta) -> list[str]:
-        """Return the names of the calls that begin in `delta`."""
-        names = [self._note(call) for call in delta.tool_calls or ()]
-        if delta.function_call is not None:
-            names.append(self._note(ToolCall(0, delta.function_call)))
-        return [name for name in names if name]
-
-    def _note(self, call: ToolCall) -> str | None:
-        """Return the name of the call if it begins here."""
-        function = call.function or Function()
-        begins = bool(function.name) if call.index is None else call.index > self._last
-        if begins:
-            self.begun = True
-            self._last = self._last + 1 if call.index is None else call.index
-            self._arguments = []
-            self._kept = 0
-        arguments = function.arguments or ""
-        self._kept += len(arguments)
-        if self._kept <= _MAX_ARGUMENTS:
-            self._arguments.append(arguments)
-        return function.name if begins else None
-
-
-def as_it_came(choice: Choice) -> list[Piece]:
-    """Return the piece that says what this part of a choice says."""
+def to_deltas(choice: ChunkChoice) -> list[OutgoingDelta]:
+    """Return one delta, with the content and the finish reason of this part of a choice."""
     content = choice.delta.content if choice.delta is not None else None
-    delta = {} if content is None else {"content": content}
-    return [Piece(delta, choice.finish_reason or None)]
+    fields = {} if content is None else {"content": content}
+    return [OutgoingDelta(fields, choice.finish_reason or None)]
 
 
-def _says_role(choice: Choice) -> bool:
-    # openai for Python joins roles as it joins text: "assistantassistant".
-    return choice.delta is not None and choice.delta.role is not None
-
-
-def _is_just(deltas: Sequence[found.Delta], text: str | None) -> bool:
-    """Tell whether the parser made nothing of `text` but that very text."""
+def _is_unchanged(deltas: Sequence[parser_deltas.Delta], text: str | None) -> bool:
+    """Return True if the parser passed `text` through as one delta."""
     if not text:
         return True
-    return len(deltas) == 1 and isinstance(deltas[0], found.Text) and deltas[0].text is text
+    return (
+        len(deltas) == 1
+        and isinstance(deltas[0], parser_deltas.TextDelta)
+        and deltas[0].text is text
+    )
 
 
-def _may_vanish(held: Sequence[found.Delta]) -> bool:
-    """Tell whether what was held in front of the backend's own call is white space or its tag."""
-    if len(held) != 1 or not isinstance(held[0], found.Text):
+def _is_leaked_tag(rest: Sequence[parser_deltas.Delta]) -> bool:
+    """Return True if `rest`, sent before a backend's call, is white space or part of its tag."""
+    if len(rest) != 1 or not isinstance(rest[0], parser_deltas.TextDelta):
         return False
-    text = held[0].text.strip()
-    return not text or (text.startswith(_LEAKED_AT_LEAST) and _LEAKED_TAG.startswith(text))
+    text = rest[0].text.strip()
+    return not text or (text.startswith(_MIN_LEAKED_TAG) and _LEAKED_TAG.startswith(text))
 
 
-def _append_text(pieces: list[Piece], field: str, text: str) -> None:
-    if pieces and field in pieces[-1].delta:
-        pieces[-1].delta[field] += text
+def _append_text(deltas: list[OutgoingDelta], field: str, text: str) -> None:
+    if deltas and field in deltas[-1].fields:
+        deltas[-1].fields[field] += text
     else:
-        pieces.append(Piece({field: text}))
-
-
-def _call_piece(call: dict[str, Any]) -> Piece:
-    return Piece({"tool_calls": [call]})
+        deltas.append(OutgoingDelta({field: text}))

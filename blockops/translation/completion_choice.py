@@ -1,64 +1,66 @@
-"""One choice of `/v1/completions`: nothing is translated, only its end is seen to."""
+"""Passes one choice of `/v1/completions` through; only its finish reason is checked."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from blockops.api.chat.chunks import Choice, Piece, Rewritten
-from blockops.api.report import Report
+from blockops.api.chat.chunks import ChoiceRewrite, ChunkChoice, OutgoingDelta
+from blockops.api.report import AnswerReport
 
 
-class PlainChoice:
+class CompletionChoice:
     """
-    Let one choice's text pass, with the same promises about its end as a chat's choice has.
+    Passes the text of one choice through, which has one finish reason like a choice of a chat.
 
-    :param index: the choice's
-    :param report: is told of the finish reason
+    It has the methods of `ChoiceTranslator` that `AnswerChoice` needs.
+
+    :param index: the choice's index
+    :param report: receives the finish reason
     """
 
     __slots__ = ("_index", "_report")
 
-    def __init__(self, index: int, report: Report) -> None:
+    def __init__(self, index: int, report: AnswerReport) -> None:
         self._index = index
         self._report = report
 
     @property
-    def finished(self) -> bool:
-        """Whether the choice has had its finish reason."""
+    def is_finished(self) -> bool:
+        """True once the choice has had its finish reason."""
         return self._index in self._report.finish_reasons
 
     @property
-    def plainly(self) -> None:
-        """Nothing is said to a completion's choice but what came."""
+    def text_only(self) -> None:
+        """None: every part of a completion passes through `receive`."""
 
-    def begin(self) -> list[Piece]:
-        """Return nothing: a completion has no role."""
+    def start(self) -> list[OutgoingDelta]:
+        """Return an empty list: a completion has no role."""
         return []
 
-    def take(self, choice: Choice) -> Rewritten | None:
-        """Return what this part of the choice becomes; None if it may go as it came."""
-        if self.finished:
-            return Rewritten([], "nowhere")
+    def receive(self, choice: ChunkChoice) -> ChoiceRewrite | None:
+        """Return the rewrite of this part of the choice, or None if it passes unchanged."""
+        if self.is_finished:
+            return ChoiceRewrite([], is_kept=False)
         if choice.finish_reason:
             self._report.finish_reasons[self._index] = choice.finish_reason
         return None
 
-    def release(self) -> list[Piece]:
-        """Return nothing: no text is held back."""
+    def flush(self) -> list[OutgoingDelta]:
+        """Return an empty list: no text is held back."""
         return []
 
-    def complete(self) -> list[Piece]:
-        """Return the end of a choice to which the backend gave no finish reason."""
-        if self.finished:
+    def finish(self) -> list[OutgoingDelta]:
+        """End a choice for which the backend sent no finish reason; return its last delta."""
+        if self.is_finished:
             return []
         self._report.finish_reasons[self._index] = "stop"
-        return [Piece({}, "stop")]
+        return [OutgoingDelta({}, "stop")]
 
-    def chunk_choice(self, piece: Piece) -> dict[str, Any]:
-        """Return the `choices` entry of a chunk of ours."""
+    def make_choice(self, delta: OutgoingDelta) -> dict[str, Any]:
+        """Return the `choices` entry of a chunk for `delta`."""
         return {
             "index": self._index,
             "text": "",
             "logprobs": None,
-            "finish_reason": piece.finish_reason,
+            "finish_reason": delta.finish_reason,
         }

@@ -1,265 +1,265 @@
 """
-What blockops itself says within an answer, and where in it that may stand.
+Inserts a notice of blockops into one choice of an answer, where clients accept it.
 
-An aside belongs to one choice. It stands in the choice's content, where a client cannot take it for
-the model's thoughts or for a part of a call:
+A notice must not look like a part of a call, and only in the place "reasoning" may it look like the
+model's reasoning. The places are:
 
-- "opens": in front of the content, behind the think block that the content may begin with;
-- "closes": behind the content, in front of the finish reason, and only where no call was made;
-- "thinks": in front of everything, as `reasoning_content`.
+- "before": before the content, but after the think block that may begin the content;
+- "after": after the content, before the finish reason, and only if the choice has no calls;
+- "reasoning": before everything else but the role, as `reasoning_content`.
 
-Where none of these places comes up, it is not said.
+A notice is not inserted if the answer has no such place: calls come first, the answer is truncated
+before, or it ends within a think block.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from blockops.api.chat.chunks import Choice, Piece, Rewritten
-from blockops.translation.choice import Rewriter, as_it_came
+from blockops.api.chat.chunks import ChoiceRewrite, ChunkChoice, OutgoingDelta
+from blockops.api.notice import Notice
+from blockops.translation.choice import ChoiceTranslator, to_deltas
 
-Place = Literal["opens", "closes", "thinks"]
-
-_THINK = "<think>"
-_THOUGHT = "</think>"
-# White space that may stand in front of a think block: it is held back until that is known.
-_MOST_SPACE = 64
-# Finish reasons behind which the answer is not at its end, or not for a person.
-_NO_END = frozenset({"length", "content_filter", "tool_calls", "function_call"})
+_THINK_START = "<think>"
+_THINK_END = "</think>"
+# Upper bound, in characters, of the white space held back because a think block may follow it.
+_MAX_SPACE = 64
+# With these finish reasons the answer is incomplete, or not written for a person.
+_UNFINISHED_REASONS = frozenset({"length", "content_filter", "tool_calls", "function_call"})
 
 
-class Aside:
+class ThinkBlockTracker:
     """
-    Something to be said once, in one answer.
+    Finds the end of the think block that a text may begin with.
 
-    :ivar text: what; may be set until the answer begins
-    :ivar said: whether there was a place for it
-    """
+        state      receives                       holds back                          next state
+        ---------  -----------------------------  ----------------------------------  ----------
+        at start   a beginning of white space     all of it                           at start
+                   and `<think>`, with less
+                   than `_MAX_SPACE` of it
+                   white space and `<think>`      as inside                           is_inside
+                   any other text                 nothing                             is_past
+        is_inside  text without `</think>`        what may be the start of that tag   is_inside
+                   `</think>`                     nothing                             at end
+        at end     white space                    nothing                             at end
+                   any other text                 nothing                             is_past
 
-    __slots__ = ("place", "said", "text")
-
-    def __init__(self, place: Place = "opens", text: str = "") -> None:
-        self.place = place
-        self.text = text
-        self.said = False
-
-
-class ThinkBlock:
-    """
-    Follows the think block that a text may begin with.
-
-    :param inside: the text begins within it: the prompt has opened it
-    :ivar inside: it has begun and not ended
-    :ivar passed: the text is beyond it, or has none
+    :param is_inside: True if the text begins within the block, because the prompt has opened it
+    :ivar is_inside: True between the start and the end of the block
+    :ivar is_past: True once there was text after the block, or text without a block
     """
 
-    __slots__ = ("_held", "_thought", "inside", "passed")
+    __slots__ = ("_has_block", "_held_text", "is_inside", "is_past")
 
-    def __init__(self, *, inside: bool = False) -> None:
-        self.inside = inside
-        self.passed = False
-        self._thought = inside
-        self._held = ""
+    def __init__(self, *, is_inside: bool = False) -> None:
+        self.is_inside = is_inside
+        self.is_past = False
+        self._has_block = is_inside
+        self._held_text = ""
 
     def feed(self, text: str) -> tuple[str, str]:
         """
-        Cut the text that has come where the block lies behind, and the white space behind it.
+        Split `text` after the block and the white space that follows it.
 
-        :returns: what is in front of that place, and what is behind it; the second is empty, and
-            some of the first may be held back, as long as the place was not reached
+        :return: the text before that position, and the text after it. Until the position is
+            reached, the second is empty, and some of the first may be held back.
         """
-        text, self._held = self._held + text, ""
-        if not self._thought:
-            return self._begin(text)
-        return self._think(text) if self.inside else self._go_beyond("", text)
-
-    def release(self) -> str:
-        """Return what was held back."""
-        held, self._held = self._held, ""
-        return held
-
-    def _begin(self, text: str) -> tuple[str, str]:
-        said = text.lstrip()
-        if len(text) - len(said) < _MOST_SPACE:
-            if said.startswith(_THINK):
-                self._thought = self.inside = True
-                return self._think(text)
-            if _THINK.startswith(said):
-                self._held = text
+        text, self._held_text = self._held_text + text, ""
+        if self._has_block:
+            return self._find_end(text) if self.is_inside else self._split_after("", text)
+        stripped = text.lstrip()
+        if len(text) - len(stripped) < _MAX_SPACE:
+            if stripped.startswith(_THINK_START):
+                self._has_block = self.is_inside = True
+                return self._find_end(text)
+            if _THINK_START.startswith(stripped):
+                self._held_text = text
                 return "", ""
-        self.passed = True
+        self.is_past = True
         return "", text
 
-    def _think(self, text: str) -> tuple[str, str]:
-        end = text.find(_THOUGHT)
+    def flush(self) -> str:
+        """Return the text held back."""
+        text, self._held_text = self._held_text, ""
+        return text
+
+    def _find_end(self, text: str) -> tuple[str, str]:
+        end = text.find(_THINK_END)
         if end >= 0:
-            self.inside = False
-            return self._go_beyond(text[: end + len(_THOUGHT)], text[end + len(_THOUGHT) :])
-        # What may be the beginning of the end waits for the rest of it.
-        keep = next(n for n in range(len(_THOUGHT) - 1, -1, -1) if text.endswith(_THOUGHT[:n]))
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], ""
+            self.is_inside = False
+            end += len(_THINK_END)
+            return self._split_after(text[:end], text[end:])
+        # Hold back what may be the start of the end tag.
+        lengths = range(len(_THINK_END) - 1, -1, -1)
+        split = len(text) - next(n for n in lengths if text.endswith(_THINK_END[:n]))
+        self._held_text = text[split:]
+        return text[:split], ""
 
-    def _go_beyond(self, before: str, text: str) -> tuple[str, str]:
+    def _split_after(self, block: str, text: str) -> tuple[str, str]:
         rest = text.lstrip()
-        self.passed = bool(rest)
-        return before + text[: len(text) - len(rest)], rest
+        self.is_past = bool(rest)
+        return block + text[: len(text) - len(rest)], rest
 
 
-class AsideChoice:
+class NoticeInserter:
     """
-    A choice in which an aside is to be said; for all else it is the choice that it wraps.
+    A choice into which a notice is inserted. Otherwise it behaves like the choice that it wraps.
 
-    :param prefilled: the prompt has opened the model's think block
+    :param is_prefilled: True if the prompt has opened the model's think block
     """
 
-    __slots__ = ("_aside", "_block", "_choice", "_over")
+    __slots__ = ("_block", "_choice", "_is_done", "_notice")
 
-    def __init__(self, choice: Rewriter, aside: Aside, *, prefilled: bool) -> None:
+    def __init__(self, choice: ChoiceTranslator, notice: Notice, *, is_prefilled: bool) -> None:
         self._choice = choice
-        self._aside = aside
-        self._block = ThinkBlock(inside=prefilled)
-        self._over = False
+        self._notice = notice
+        self._block = ThinkBlockTracker(is_inside=is_prefilled)
+        self._is_done = False  # True once the notice is inserted, or is not inserted any more
 
     @property
-    def finished(self) -> bool:
-        """Whether the choice has had its finish reason, or its cut."""
-        return self._choice.finished
+    def is_finished(self) -> bool:
+        """True once the choice has had its finish reason, or was truncated."""
+        return self._choice.is_finished
 
     @property
-    def plainly(self) -> Rewriter | None:
-        """What stands for the choice from here on, if that is only text to it; else None."""
-        return self._choice.plainly if self._over else None
+    def text_only(self) -> ChoiceTranslator | None:
+        """The choice while parts may be given to its `feed`; None if more than text counts."""
+        return self._choice.text_only if self._is_done else None
 
-    def begin(self) -> list[Piece]:
-        """Return the delta with the role, if none has left yet."""
-        return self._choice.begin()
+    def start(self) -> list[OutgoingDelta]:
+        """Return the delta with the role; an empty list if the role has been sent."""
+        return self._choice.start()
 
-    def take(self, choice: Choice) -> Rewritten | None:
-        """Return what this part of the choice becomes; None if it may go as it came."""
-        becomes = self._choice.take(choice)
-        if not self._aside.text:
-            self._over = True
-        if self._over:
-            return becomes
-        pieces = _as_it_came(choice) if becomes is None else becomes.pieces
-        if self._aside.place == "thinks":
-            lead, pieces = self._think(pieces)
-            return Rewritten(pieces, shift=0 if becomes is None else becomes.shift, lead=lead)
-        placed = self._placed(pieces, calls=_has_calls(choice))
-        if placed == pieces:
-            return becomes
-        if becomes is None:
-            return Rewritten(placed)
-        becomes.pieces = placed
-        return becomes
+    def receive(self, choice: ChunkChoice) -> ChoiceRewrite | None:
+        """Return the rewrite of this part of the choice, or None if it passes unchanged."""
+        rewrite = self._choice.receive(choice)
+        if not self._notice.text:
+            self._is_done = True
+        if self._is_done:
+            return rewrite
+        deltas = _to_deltas_with_role(choice) if rewrite is None else rewrite.deltas
+        if self._notice.place == "reasoning":
+            before, deltas = self._insert_reasoning(deltas)
+            offset = 0 if rewrite is None else rewrite.index_offset
+            return ChoiceRewrite(deltas, index_offset=offset, before=before)
+        placed = self._place(deltas, has_calls=_has_calls(choice))
+        if placed == deltas:
+            return rewrite
+        if rewrite is None:
+            return ChoiceRewrite(placed)
+        rewrite.deltas = placed
+        return rewrite
 
-    def release(self) -> list[Piece]:
-        """Return what was held back, the answer being cut here."""
-        return [*self._held(), *self._choice.release()]
+    def flush(self) -> list[OutgoingDelta]:
+        """End a truncated answer: return the text held back, without a finish reason."""
+        return [*self._flush(), *self._choice.flush()]
 
-    def complete(self) -> list[Piece]:
-        """Return the end of a choice to which the backend gave no finish reason."""
-        pieces = self._choice.complete()
-        over = self._over or not self._aside.text
-        return pieces if over else self._placed(pieces, calls=False)
+    def finish(self) -> list[OutgoingDelta]:
+        """End a choice for which the backend sent no finish reason; return its last deltas."""
+        deltas = self._choice.finish()
+        if self._is_done or not self._notice.text:
+            return deltas
+        return self._place(deltas, has_calls=False)
 
-    def chunk_choice(self, piece: Piece) -> dict[str, Any]:
-        """Return the `choices` entry of a chunk of ours."""
-        return self._choice.chunk_choice(piece)
+    def make_choice(self, delta: OutgoingDelta) -> dict[str, Any]:
+        """Return the `choices` entry of a chunk for `delta`."""
+        return self._choice.make_choice(delta)
 
-    def _placed(self, pieces: list[Piece], *, calls: bool) -> list[Piece]:
+    def _place(self, deltas: list[OutgoingDelta], *, has_calls: bool) -> list[OutgoingDelta]:
         """
-        Return `pieces`, with the aside among them if this is its place.
+        Return `deltas`, with the notice inserted if they reach its place.
 
-        :param calls: the backend's own calls come with them
+        :param has_calls: True if the same part of the choice has calls of the backend
         """
-        if self._aside.place == "thinks":
-            lead, pieces = self._think(pieces)
-            return [*lead, *pieces]
-        # Where calls come with the answer's end, that is no place: they stand in front of it.
-        end = next((piece.finish_reason for piece in pieces if piece.finish_reason), None)
-        if calls and end:
-            pieces = [Piece(piece.delta) for piece in pieces]
-        placed = [each for piece in pieces for each in self._beside(piece)]
-        if not calls:
+        if self._notice.place == "reasoning":
+            before, deltas = self._insert_reasoning(deltas)
+            return [*before, *deltas]
+        # The calls precede the finish reason of their part, so the notice would follow a call.
+        end = next((delta.finish_reason for delta in deltas if delta.finish_reason), None)
+        if has_calls and end:
+            deltas = [OutgoingDelta(delta.fields) for delta in deltas]
+        placed = [item for delta in deltas for item in self._place_around(delta)]
+        if not has_calls:
             return placed
-        placed += [] if self._over else self._give_up()
-        return _with_end(placed, end) if end else placed
+        if not self._is_done:
+            placed += self._cancel()
+        if not end:
+            return placed
+        *others, last = placed or [OutgoingDelta({})]
+        return [*others, OutgoingDelta(last.fields, end)]
 
-    def _beside(self, piece: Piece) -> list[Piece]:
-        """Return a piece, with the aside beside it if this is its place."""
-        given = self._give_up() if "tool_calls" in piece.delta and not self._over else []
-        if self._over:
-            return [*given, piece]
-        return self._open(piece) if self._aside.place == "opens" else self._close(piece)
+    def _place_around(self, delta: OutgoingDelta) -> list[OutgoingDelta]:
+        """Return `delta`, with the notice if this is its place, or the text held back for it."""
+        flushed = self._cancel() if "tool_calls" in delta.fields and not self._is_done else []
+        if self._is_done:
+            return [*flushed, delta]
+        if self._notice.place == "before":
+            return self._insert_before(delta)
+        return self._insert_after(delta)
 
-    def _say(self) -> str:
-        self._over = self._aside.said = True
-        return self._aside.text
+    def _deliver(self) -> str:
+        self._is_done = self._notice.is_delivered = True
+        return self._notice.text
 
-    def _give_up(self) -> list[Piece]:
-        """Let the aside be; return what was held back for it."""
-        self._over = True
-        return self._held()
+    def _cancel(self) -> list[OutgoingDelta]:
+        """Give up inserting the notice; return the text held back for it."""
+        self._is_done = True
+        return self._flush()
 
-    def _held(self) -> list[Piece]:
-        held = self._block.release() if self._aside.place == "opens" else ""
-        return [Piece({"content": held})] if held else []
+    def _flush(self) -> list[OutgoingDelta]:
+        held_text = self._block.flush() if self._notice.place == "before" else ""
+        return [OutgoingDelta({"content": held_text})] if held_text else []
 
-    def _think(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
-        """Return the aside, behind the role if that is there, and the pieces without it."""
-        thought = Piece({"reasoning_content": self._say()})
-        if not pieces or "role" not in pieces[0].delta:
-            return [thought], pieces
-        role, *rest = pieces
-        said = {key: value for key, value in role.delta.items() if key != "role"}
-        first = [Piece(said, role.finish_reason)] if said or role.finish_reason else []
-        return [Piece({"role": role.delta["role"]}), thought], [*first, *rest]
+    def _insert_reasoning(
+        self, deltas: list[OutgoingDelta]
+    ) -> tuple[list[OutgoingDelta], list[OutgoingDelta]]:
+        """Return the notice, after the role if `deltas` begin with it, and the other deltas."""
+        notice = OutgoingDelta({"reasoning_content": self._deliver()})
+        if not deltas or "role" not in deltas[0].fields:
+            return [notice], deltas
+        first, *rest = deltas
+        fields = {key: value for key, value in first.fields.items() if key != "role"}
+        if fields or first.finish_reason:
+            rest = [OutgoingDelta(fields, first.finish_reason), *rest]
+        return [OutgoingDelta({"role": first.fields["role"]}), notice], rest
 
-    def _open(self, piece: Piece) -> list[Piece]:
-        text = piece.delta.get("content")
+    def _insert_before(self, delta: OutgoingDelta) -> list[OutgoingDelta]:
+        text = delta.fields.get("content")
         if text:
-            before, behind = self._block.feed(text)
-            said = before + self._say() + behind if behind else before
-            piece = Piece({**piece.delta, "content": said}, piece.finish_reason)
-        if piece.finish_reason is None or self._over:
-            return [piece]
-        held = self._block.release()
-        at_its_end = piece.finish_reason not in _NO_END and not self._block.inside
-        said = self._say() + held if at_its_end else held
-        return _with_content(piece, said)
+            before, after = self._block.feed(text)
+            content = before + self._deliver() + after if after else before
+            delta = OutgoingDelta({**delta.fields, "content": content}, delta.finish_reason)
+        if delta.finish_reason is None or self._is_done:
+            return [delta]
+        held_text = self._block.flush()
+        is_complete = delta.finish_reason not in _UNFINISHED_REASONS and not self._block.is_inside
+        return _add_content(delta, self._deliver() + held_text if is_complete else held_text)
 
-    def _close(self, piece: Piece) -> list[Piece]:
-        text = piece.delta.get("content")
-        if text and not self._block.passed:
+    def _insert_after(self, delta: OutgoingDelta) -> list[OutgoingDelta]:
+        text = delta.fields.get("content")
+        if text and not self._block.is_past:
             self._block.feed(text)
-        if piece.finish_reason is None or piece.finish_reason in _NO_END or self._block.inside:
-            return [piece]
-        return _with_content(piece, self._say())
+        reason = delta.finish_reason
+        if reason is None or reason in _UNFINISHED_REASONS or self._block.is_inside:
+            return [delta]
+        return _add_content(delta, self._deliver())
 
 
-def _with_end(pieces: list[Piece], finish_reason: str) -> list[Piece]:
-    *before, last = pieces or [Piece({})]
-    return [*before, Piece(last.delta, finish_reason)]
+def _add_content(last: OutgoingDelta, text: str) -> list[OutgoingDelta]:
+    """Return the last deltas of a choice, with `text` before the finish reason."""
+    before = [OutgoingDelta(last.fields)] if last.fields else []
+    content = [OutgoingDelta({"content": text})] if text else []
+    return [*before, *content, OutgoingDelta({}, last.finish_reason)]
 
 
-def _with_content(terminal: Piece, text: str) -> list[Piece]:
-    """Return the pieces of a choice's end, with `text` in front of the finish reason."""
-    before = [Piece(terminal.delta)] if terminal.delta else []
-    said = [Piece({"content": text})] if text else []
-    return [*before, *said, Piece({}, terminal.finish_reason)]
-
-
-def _as_it_came(choice: Choice) -> list[Piece]:
-    """Return the piece that says what this part of a choice says, its role too."""
-    pieces = as_it_came(choice)
+def _to_deltas_with_role(choice: ChunkChoice) -> list[OutgoingDelta]:
+    deltas = to_deltas(choice)
     role = choice.delta.role if choice.delta is not None else None
     if role:
-        pieces[0].delta = {"role": role, **pieces[0].delta}
-    return pieces
+        deltas[0].fields = {"role": role, **deltas[0].fields}
+    return deltas
 
 
-def _has_calls(choice: Choice) -> bool:
+def _has_calls(choice: ChunkChoice) -> bool:
     delta = choice.delta
     return delta is not None and (bool(delta.tool_calls) or delta.function_call is not None)

@@ -1,753 +1,545 @@
 """
-The core's door: the backend's bytes in, the client's bytes out.
+Translates a stream: the backend's bytes in, the client's bytes out.
 
-One object a response. Nothing here knows of sockets or time: the shell says when the backend has
-closed, when the client needs a sign of life, and when something failed.
+There is one `StreamTranslator` for each response. It has no sockets and no clock: the caller
+reports that the backend has closed (`end`), that the client needs a heartbeat (`heartbeat`), that
+the backend is still reading the prompt (`prefill_notice`), or that something failed (`fail`).
 
-A stream ends in one of two ways: with `[DONE]`, every choice that began having had exactly one
-finish reason; or with an error event, and nothing behind it. What a backend leaves out of the first
-is added where it has said that it is done; else the second is what the client gets.
+    state           begins with             event of the backend    prefill_notice  heartbeat
+    --------------  ----------------------  ----------------------  --------------  ---------
+    waiting         the start               passes or is rewritten  sent            sent
+    `_has_content`  a chunk with content,   passes or is rewritten  nothing         sent
+                    reasoning or a call
+    `has_ended`     `[DONE]` or an error    ignored                 nothing         nothing
+                    event to the client
+
+A stream ends with `[DONE]` or with an error event, and nothing is sent after either:
+
+    the backend                                    the client gets
+    ---------------------------------------------  ----------------------------------------------
+    sends `[DONE]`                                 each missing finish reason, then `[DONE]`
+    closes after all finish reasons                `[DONE]`
+    closes after a JSON body instead of a stream   its answer as a stream, then `[DONE]`
+    closes anywhere else                           the text held back, then an error event
+    sends an error, or something invalid           the text held back, then an error event
+    (or the caller reports an error with `fail`)
+
+So each choice of a stream with `[DONE]` has exactly one finish reason, and a truncated answer never
+looks complete.
+
+Most events differ from the one before only in their text. They take a shorter way: `TextMatcher`
+recognizes text that the parser would pass through, and `EventTemplate` reads the text of an event
+without decoding the rest. All others are decoded.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
-import msgspec
-
-from blockops.api.chat.chunks import (
-    Choice,
-    Chunk,
-    Fragment,
-    Piece,
-    Rewritten,
-    as_chunk,
-    chunk,
-    decode_chunk,
-    envelope,
-    event,
-    join,
-    loose_chunk,
-    speaks,
-    spread,
-    without_usage,
+from blockops.api.backend_errors import (
+    invalid_response,
+    looks_like_error,
+    to_error_event,
+    truncated_response,
 )
-from blockops.api.chat.request import ChatRequest, CompletionRequest
-from blockops.api.lenient_json import UNREADABLE, Mender, is_strict
-from blockops.api.report import Report
-from blockops.api.sse import Event, EventDecoder, EventTooLong
-from blockops.errors import ApiError, from_answer, from_event, message_in, says_error
-from blockops.toolcalls.options import Rules
-from blockops.toolcalls.verbatim import Verbatim, spelling
-from blockops.translation.choice import Rewriter, as_it_came
-from blockops.translation.completion_choice import PlainChoice
-from blockops.translation.notice_insertion import Aside, AsideChoice
-from blockops.translation.stencil import Passage, Stencil, stencil_of
+from blockops.api.chat.chunks import (
+    Chunk,
+    ChunkChoice,
+    OutgoingDelta,
+    TextFragment,
+    messages_to_deltas,
+)
+from blockops.api.chat.decoder import (
+    decode_chunk,
+    decode_chunk_leniently,
+    envelope,
+    has_content,
+)
+from blockops.api.chat.encoder import (
+    encode_chunk,
+    response_as_chunk,
+    rewrite_chunk,
+    split_usage,
+)
+from blockops.api.chat.request import ChatRequest
+from blockops.api.completions import CompletionRequest
+from blockops.api.lenient_json import DECODE_ERRORS, JsonRepairer, is_strict
+from blockops.api.notice import Notice
+from blockops.api.report import AnswerReport
+from blockops.api.sse import HEARTBEAT, Event, EventDecoder, EventTooLong, encode_event
+from blockops.errors import ApiError
+from blockops.toolcalls.options import TranslationOptions
+from blockops.toolcalls.verbatim import Verbatim, json_text_pattern
+from blockops.translation.choice import ChoiceTranslator
+from blockops.translation.choice_factory import AnswerChoice, ChoiceFactory, random_call_id
+from blockops.translation.event_template import EventTemplate, TextMatcher, learn_template
 
-MAX_EVENT = 8 * 1024 * 1024  # bytes: a whole answer in one event, with images, stays below
-_MAX_CHOICES = 4096  # of one answer: OpenAI allows 128 for each of a completion's prompts
-#: Bytes of an event besides its data.
-_FRAMING = len(b"data: \n\n")
-_DONE = b"data: [DONE]\n\n"
-_HEARTBEAT = b": heartbeat\n\n"
+#: Upper bound of one event of the backend, in bytes: enough for a complete answer with images.
+MAX_EVENT = 8 * 1024 * 1024
+#: The last event of a stream.
+DONE_EVENT = b"data: [DONE]\n\n"
+
+# Upper bound of the choices of one answer. OpenAI allows 128 for each of a completion's prompts.
+_MAX_CHOICES = 4096
+_DATA, _BLANK_LINE = b"data: ", b"\n\n"
+_FRAMING_LENGTH = len(_DATA) + len(_BLANK_LINE)
+# Give up on templates after this many consecutive misses.
+_MAX_MISSES = 16
+# Reasoning is not parsed: any text of it passes through.
+_ANY_TEXT = Verbatim(re.compile(".+", re.DOTALL), json_text_pattern(r'\\["\\/bfnrt]'))
+# Stands for an event that passes unchanged.
+_UNCHANGED = b"unchanged"
 
 
-_BEFORE, _BLANK_LINE = b"data: ", b"\n\n"
-# So often in a row a shape is learnt in vain before that is given up.
-_LESSONS = 16
-# Of thoughts, nothing is looked at.
-_ANYTHING = Verbatim(re.compile(".+", re.DOTALL), spelling(r'\\["\\/bfnrt]'))
-#: Stands for an event that does not change.
-_AS_IT_CAME = b"as it came"
-
-OneChoice = Rewriter | AsideChoice | PlainChoice
-
-
-def _as_it_is(_: str) -> None:
-    """Let what was said go as it came."""
-
-
-def random_id() -> str:
-    """Return the id of a call: `call_` and 24 random characters."""
-    return "call_" + secrets.token_hex(12)
-
-
-class StreamTranscoder:
+class StreamTranslator:
     """
-    Turn the backend's event stream into the client's, for one response.
+    Translates the event stream of one response.
 
-    :param asked: the request that is answered
-    :param max_event: bytes that one event of the backend may have
-    :param heartbeat_style: "chunk" is for clients whose idle timers do not count comments
-    :param aside: what blockops says itself, in the first choice
-    :param hide_usage: the client did not ask for the chunk with the usage that the backend sends
-    :param new_id: makes the ids of calls
-    :ivar ended: `[DONE]` or an error event was written: nothing may follow it, nothing will
-    :ivar report: what the answer held so far
+    :param request: the client's request
+    :param max_event: upper bound of one event of the backend, in bytes
+    :param heartbeat_style: "chunk" for clients whose idle timers do not count comments
+    :param notice: inserted into the first choice
+    :param is_usage_hidden: True to remove `usage` from chunks without choices
+    :param new_id: returns a new id for a call
+    :ivar has_ended: True once `[DONE]` or an error event was sent
+    :ivar report: the contents of the answer so far
     """
 
     __slots__ = (
-        "_beginnings",
+        "_choice_factory",
         "_choices",
         "_decoder",
         "_envelope",
+        "_feed",
+        "_has_content",
         "_heartbeat_style",
-        "_hide_usage",
-        "_lessons",
+        "_is_usage_hidden",
+        "_last_non_chunk",
+        "_matcher",
         "_max_event",
-        "_mender",
-        "_passage",
-        "_say",
-        "_speaker",
-        "_spoken",
-        "_stencil",
-        "_stray",
-        "_told_usage",
-        "ended",
+        "_misses_left",
+        "_repairer",
+        "_template",
+        "_text_choice",
+        "_usage_sent",
+        "has_ended",
         "report",
     )
 
     def __init__(
         self,
-        asked: ChatRequest | CompletionRequest,
-        rules: Rules,
+        request: ChatRequest | CompletionRequest,
+        options: TranslationOptions,
         *,
         max_event: int = MAX_EVENT,
         heartbeat_style: Literal["comment", "chunk"] = "comment",
-        aside: Aside | None = None,
-        hide_usage: bool = False,
-        new_id: Callable[[], str] = random_id,
+        notice: Notice | None = None,
+        is_usage_hidden: bool = False,
+        new_id: Callable[[], str] = random_call_id,
     ) -> None:
-        self.ended = False
-        self.report = Report()
-        self._beginnings = _Choices(asked, rules, new_id, self.report, aside)
-        self._choices: dict[int, OneChoice] = {}
-        self._hide_usage = hide_usage
-        self._told_usage: dict[str, Any] | None = None  # in a chunk with choices
-        self._stray = (b"", 0)  # the last event that was no chunk, and how many there were then
-        self._spoken = False
+        self.has_ended = False
+        self.report = AnswerReport()
+        self._choice_factory = ChoiceFactory(request, options, new_id, self.report, notice)
+        self._choices: dict[int, AnswerChoice] = {}
+        self._is_usage_hidden = is_usage_hidden
+        self._usage_sent: dict[str, Any] | None = None  # in a chunk with choices
+        # The last event that was not a chunk, and the number of chunks at that time.
+        self._last_non_chunk = (b"", 0)
+        self._has_content = False
         self._decoder = EventDecoder(max_event)
         self._max_event = max_event
-        self._mender = Mender()
+        self._repairer = JsonRepairer()
         self._heartbeat_style = heartbeat_style
-        self._envelope = _Envelope(asked)
-        # The shape that chunks have at the moment, and who takes what they say.
-        self._stencil: Stencil | None = None
-        self._say: Callable[[str], list[Piece] | Fragment | None] = _as_it_is
-        self._speaker: Rewriter | None = None
-        self._lessons = _LESSONS
-        # What events that come next need not be read; None where all do.
-        self._passage: Passage | None = None
+        self._envelope = _Envelope(request)
+        # The template of the last chunk, the choice with its text, and the function for its text.
+        self._template: EventTemplate | None = None
+        self._text_choice: ChoiceTranslator | None = None
+        self._feed: Callable[[str], list[OutgoingDelta] | TextFragment | None] = _pass_text
+        self._misses_left = _MAX_MISSES
+        # Matches events that need no parsing; None if all do.
+        self._matcher: TextMatcher | None = None
 
     def receive_data(self, data: bytes) -> bytes:
-        """Return what `data` makes ready for the client, whole events only; never raises."""
+        """Return the events that `data` completes, translated; an error event for any failure."""
         size = len(data)
-        passage = self._passage
-        if passage is not None and size <= self._max_event and passage.takes(data, 0, size):
-            # Nearly every read is one event, and most of those only go on.
+        matcher = self._matcher
+        if matcher is not None and size <= self._max_event and matcher.matches(data, 0, size):
+            # Nearly every read is one event, and most of these need no parsing.
             self.report.chunks += 1
-            self._lessons = _LESSONS
-            return passage.retell(data, 0, size) if passage.retells else data
-        return self._receive(data)
+            self._misses_left = _MAX_MISSES
+            return matcher.rewrite(data, 0, size) if matcher.rewrites else data
+        return self._receive_events(data)
 
-    def _receive(self, data: bytes) -> bytes:
-        """Return what any number of events make ready, and pieces of them."""
-        ready: list[bytes] = []
+    def _receive_events(self, data: bytes) -> bytes:
+        out: list[bytes] = []
         position = 0
         try:
-            while position < len(data) and not self.ended:
-                position = self._compare(data, position, ready)
+            while position < len(data) and not self.has_ended:
+                position = self._match_events(data, position, out)
                 if position < len(data):
-                    position = self._read_on(data, position, ready)
+                    position = self._decode_events(data, position, out)
         except EventTooLong:
-            ready.append(self.fail(_too_long(self._max_event)))
+            out.append(self.fail(_event_too_large(self._max_event)))
         except ApiError as error:
-            ready.append(self.fail(error))
-        return ready[0] if len(ready) == 1 else b"".join(ready)
+            out.append(self.fail(error))
+        return out[0] if len(out) == 1 else b"".join(out)
 
-    def _compare(self, data: bytes, position: int, ready: list[bytes]) -> int:
-        """Take the events that are of a known shape; return where the first other one begins."""
-        if self._stencil is None or not self._decoder.between_events or len(data) > self._max_event:
+    def _match_events(self, data: bytes, position: int, out: list[bytes]) -> int:
+        """Handle the events that fit the template; return the position of the first other one."""
+        if (
+            self._template is None
+            or not self._decoder.is_between_events
+            or len(data) > self._max_event
+        ):
             return position
-        # One that came alone was looked at already.
-        several = position or data.find(_BLANK_LINE) + 2 < len(data)
-        passage = self._passage if several else None
+        # `receive_data` has tried the matcher on a single event.
+        is_single = not position and data.find(_BLANK_LINE) + len(_BLANK_LINE) >= len(data)
+        matcher = None if is_single else self._matcher
         unsent = position
         chunks = 0
-        while end := data.find(_BLANK_LINE, position) + 1:
-            end += 1
-            if passage is not None and not passage.retells and passage.takes(data, position, end):
-                said, count = _AS_IT_CAME, 1
-            elif (retold := self._retold(data, position, end)) is not None:
-                said, end, count = retold
-                passage = self._passage = self._way_through()
+        while (blank := data.find(_BLANK_LINE, position)) >= 0:
+            end = blank + len(_BLANK_LINE)
+            if (
+                matcher is not None
+                and not matcher.rewrites
+                and matcher.matches(data, position, end)
+            ):
+                event, count = _UNCHANGED, 1
+            elif (rewritten := self._rewrite_text(data, position, end)) is not None:
+                event, end, count = rewritten
+                matcher = self._matcher = self._new_matcher()
             else:
                 break
-            if said is not _AS_IT_CAME:
+            if event is not _UNCHANGED:
                 if unsent < position:
-                    ready.append(data[unsent:position])
-                ready.append(said)
+                    out.append(data[unsent:position])
+                out.append(event)
                 unsent = end
             chunks += count
             position = end
         if unsent < position:
-            ready.append(data[unsent:position])
+            out.append(data[unsent:position])
         if chunks:
             self.report.chunks += chunks
-            self._lessons = _LESSONS
+            self._misses_left = _MAX_MISSES
         return position
 
-    def _retold(self, data: bytes, start: int, end: int) -> tuple[bytes, int, int] | None:
+    def _rewrite_text(self, data: bytes, start: int, end: int) -> tuple[bytes, int, int] | None:
         """
-        Return what becomes of an event of the known shape; None if it has another one.
+        Return the rewrite of an event that fits the template, or None if it does not fit.
 
-        Arguments that came together are told together: each of their events had to be written.
+        Arguments that arrive together are sent together, as each event has to be encoded.
 
-        :returns: besides, where the last event ends that it stands for, and how many they are
+        :returns: the events; the end of the last event that they stand for; the number of these
         """
-        stencil, speaker, count = self._stencil, self._speaker, 1
-        if stencil is None or (text := stencil.read(data, start, end)) is None:
+        template, choice, count = self._template, self._text_choice, 1
+        if template is None or (text := template.read_text(data, start, end)) is None:
             return None
-        if text and stencil.content and speaker is not None and speaker.in_call:
-            text, end, count = stencil.read_on(text, data, end)
-        said = self._say(text)
-        return _AS_IT_CAME if said is None else stencil.write(said), end, count
+        if text and template.is_content and choice is not None and choice.is_in_call:
+            text, end, count = template.read_following(text, data, end)
+        rewrite = self._feed(text)
+        return _UNCHANGED if rewrite is None else template.render(rewrite), end, count
 
-    def _way_through(self) -> Passage | None:
-        """Return what may come next without being read; None if all has to."""
-        stencil, speaker = self._stencil, self._speaker
-        if stencil is None or speaker is None or self.ended or not self._decoder.between_events:
+    def _new_matcher(self) -> TextMatcher | None:
+        """Return a matcher for the next events that need no parsing; None if all do."""
+        template, choice = self._template, self._text_choice
+        if (
+            template is None
+            or choice is None
+            or self.has_ended
+            or not self._decoder.is_between_events
+        ):
             return None
-        if not stencil.content:
-            return stencil.passage(_ANYTHING, None)
-        text, call = speaker.verbatim
-        return None if text is None else stencil.passage(text, call)
+        if not template.is_content:
+            return template.matcher(_ANY_TEXT, None)
+        text, call_index = choice.verbatim
+        return None if text is None else template.matcher(text, call_index)
 
-    def _read_on(self, data: bytes, position: int, ready: list[bytes]) -> int:
-        """Read on in full: one event if comparing may go on behind it, else all that there is."""
+    def _decode_events(self, data: bytes, position: int, out: list[bytes]) -> int:
+        """Decode one event if the next may fit a template, else all; return the end."""
         end = len(data)
-        if self._lessons:
-            end = data.find(_BLANK_LINE, position) + 2
-            end = end if end > 1 else len(data)
-        for happened in self._decoder.receive_data(data[position:end]):
-            ready.append(self._take(happened))
-            if self.ended:
+        if self._misses_left:
+            blank = data.find(_BLANK_LINE, position)
+            end = blank + len(_BLANK_LINE) if blank >= 0 else len(data)
+        for event in self._decoder.receive_data(data[position:end]):
+            out.append(self._on_event(event))
+            if self.has_ended:
                 break
-        self._passage = self._way_through()
+        self._matcher = self._new_matcher()
         return end
 
     def heartbeat(self) -> bytes:
-        """Return a sign of life, valid at any moment; nothing once the stream has ended."""
-        if self.ended:
+        """Return a heartbeat: a comment or an empty delta; empty once the stream has ended."""
+        if self.has_ended:
             return b""
         if self._heartbeat_style == "comment":
-            return _HEARTBEAT
+            return HEARTBEAT
         choice = self._choice(0)
-        if choice.finished:
-            return event(chunk(self._envelope.fields, []))
-        return self._write(choice, choice.begin() or [Piece({})])
+        if choice.is_finished:
+            return encode_event(encode_chunk(self._envelope.fields, []))
+        return self._encode(choice, choice.start() or [OutgoingDelta({})])
 
-    def remark(self, text: str) -> bytes:
-        """Return `text` as `reasoning_content`; nothing once the backend has said something."""
-        if self.ended or self._spoken:
+    def prefill_notice(self, text: str) -> bytes:
+        """Return an event with `text` as `reasoning_content`; empty once the answer has content."""
+        if self.has_ended or self._has_content:
             return b""
         choice = self._choice(0)
-        if choice.finished:
+        if choice.is_finished:
             return b""
-        return self._write(choice, [*choice.begin(), Piece({"reasoning_content": text})])
+        return self._encode(choice, [*choice.start(), OutgoingDelta({"reasoning_content": text})])
 
-    def end(self, *, cut: bool) -> bytes:
+    def end(self, *, is_truncated: bool) -> bytes:
         """
-        Return the end of the stream, the backend having closed.
+        End the stream after the backend has closed; return the remaining events.
 
-        :param cut: the transport says that something is missing
+        :param is_truncated: True if the transport reports that bytes are missing
         """
-        if self.ended:
+        if self.has_ended:
             return b""
-        if self._choices and all(choice.finished for choice in self._choices.values()):
+        if self._choices and all(choice.is_finished for choice in self._choices.values()):
             self._end()
-            return _DONE
-        rest = self._decoder.unfinished
-        if not cut and not self.report.chunks and rest.startswith(b"{") and is_strict(rest):
-            return self._take_whole(rest)
-        stray, number = self._stray
-        last = stray if number == self.report.chunks else b""
-        return self.fail(_stopped(rest or last, self.report.chunks, cut=cut))
+            return DONE_EVENT
+        pending, chunks = self._decoder.pending, self.report.chunks
+        if not is_truncated and not chunks and pending.startswith(b"{") and is_strict(pending):
+            return self._on_json_body(pending)
+        non_chunk, chunks_before = self._last_non_chunk
+        if not pending and chunks_before == chunks:
+            pending = non_chunk
+        return self.fail(truncated_response(pending, chunks, is_connection_lost=is_truncated))
 
-    def _take_whole(self, answer: bytes) -> bytes:
-        """Return the stream of a whole answer, or of an error, that came under a stream's name."""
+    def _on_json_body(self, body: bytes) -> bytes:
+        """Return the stream for a JSON body (a response or an error) that came instead of one."""
         try:
-            said = self._take(Event(answer, event(answer)))
+            events = self._on_event(Event(body, encode_event(body)))
         except ApiError as error:
             return self.fail(error)
-        return said if self.ended else said + self._done()
+        return events if self.has_ended else events + self._on_done()
 
     def fail(self, error: ApiError) -> bytes:
-        """Return the text that was held back and `error` as the last event."""
+        """End the stream: return the text held back, and `error` as the last event."""
         return self._end_with_error(error.message, error.body())
 
     def _end_with_error(self, message: str, json: bytes) -> bytes:
-        if self.ended:
+        if self.has_ended:
             return b""
-        halves = self._halves()
+        surrogates = self._flush_surrogates()
         self._end()
         self.report.error = message
-        held = [self._write(choice, choice.release()) for choice in self._choices.values()]
-        return b"".join([halves, *held, event(json)])
+        flushed = [self._encode(choice, choice.flush()) for choice in self._choices.values()]
+        return b"".join([surrogates, *flushed, encode_event(json)])
 
-    def _halves(self) -> bytes:
-        """Return what the client gets for halves of characters that nothing follows any more."""
-        choices = self._mender.alone()
+    def _flush_surrogates(self) -> bytes:
+        """Return the events with U+FFFD for each surrogate half without a second half."""
+        choices = self._repairer.flush()
         if not choices:
             return b""
-        data = chunk(self._envelope.fields, choices)
-        return self._rewrite(_read(data), data, event(data))
+        data = encode_chunk(self._envelope.fields, choices)
+        return self._on_chunk(decode_chunk_leniently(data), data, encode_event(data))
 
-    def _take(self, happened: Event) -> bytes:
+    def _on_event(self, event: Event) -> bytes:
         """
-        Return what the client gets for an event.
+        Return the events for the client for one event of the backend.
 
-        :raises ApiError: it is garbage
+        :raises ApiError: 502 if it is not an event of the OpenAI API
         """
-        data = happened.data
+        data = event.data
         try:
-            read = decode_chunk(data)
-        except UNREADABLE:
-            return self._take_odd_event(happened)
-        if happened.name or self._mender.pending:
-            return self._take_odd_event(happened)
-        raw = happened.raw
-        if len(raw) != len(data) + _FRAMING:
-            raw = event(data)  # fields that mean nothing here, or a space less: clients stumble
-        return self._rewrite(read, data, raw)
+            chunk = decode_chunk(data)
+        except DECODE_ERRORS:
+            return self._on_special_event(event)
+        if event.name or self._repairer.pending:
+            return self._on_special_event(event)
+        raw = event.raw
+        if len(raw) != len(data) + _FRAMING_LENGTH:
+            # Other fields mean nothing here, and some clients need the space after "data:".
+            raw = encode_event(data)
+        return self._on_chunk(chunk, data, raw)
 
-    def _take_odd_event(self, happened: Event) -> bytes:
-        data = happened.data.strip()
-        if happened.name == b"error":
-            return self._end_with_error(*from_event(happened.all_lines()))
+    def _on_special_event(self, event: Event) -> bytes:
+        """Return the events for an event that has a name, is not a chunk, or needs repair."""
+        data = event.data.strip()
+        if event.name == b"error":
+            return self._end_with_error(*to_error_event(event.lenient_data()))
         if data == b"[DONE]":
-            return self._done()
+            return self._on_done()
         if not data:
-            return b""  # a comment of those who do not know comments
-        named = happened.name not in {b"", b"message"}
+            return b""  # some backends send an event without data as a heartbeat
+        is_named = event.name not in {b"", b"message"}
+        chunk, raw = None, b""
         try:
-            data, raw = self._mended(happened)
-            read = _read(data)
+            data, raw = self._repair(event)
+            chunk = decode_chunk_leniently(data)
         except ValueError:
-            if named:
-                return self._drop()
-            raise _garbage(happened.data) from None
-        if named and not read.choices and not read.error:
-            return self._drop()
-        return self._rewrite(read, data, raw)
+            if not is_named:
+                raise invalid_response(event.data) from None
+        if chunk is None or (is_named and not chunk.choices and not chunk.error):
+            # An event of another format, such as "ping": clients would fail to decode it.
+            self.report.counters["foreign_event"] += 1
+            return b""
+        return self._on_chunk(chunk, data, raw)
 
-    def _drop(self) -> bytes:
-        """Return nothing for an event of another protocol, such as "ping": it breaks clients."""
-        self.report.tally["foreign_event"] += 1
-        return b""
-
-    def _mended(self, happened: Event) -> tuple[bytes, bytes]:
+    def _repair(self, event: Event) -> tuple[bytes, bytes]:
         """
-        Return an event's data as strict JSON, and the event to send on if nothing changes.
+        Return an event's data as strict JSON, and the event with this data.
 
-        :raises ValueError: it is no JSON in any reading
+        :raises ValueError: the data is not JSON, even if read leniently
         """
-        if not self._mender.pending and is_strict(happened.data):
-            return happened.data, event(happened.data)
+        if not self._repairer.pending and is_strict(event.data):
+            return event.data, encode_event(event.data)
         try:
-            data = self._mender.mend(happened.data)
+            data = self._repairer.repair(event.data)
         except ValueError:
-            data = self._mender.mend(happened.all_lines())
-        return data, event(data)
+            data = self._repairer.repair(event.lenient_data())
+        return data, encode_event(data)
 
-    def _rewrite(self, read: Chunk, data: bytes, raw: bytes) -> bytes:
+    def _on_chunk(self, chunk: Chunk, data: bytes, raw: bytes) -> bytes:
         """
-        Return what the client gets for a chunk.
+        Return the events for the client for one chunk.
 
         :param data: its JSON
-        :param raw: the event to send on if nothing of it changes
+        :param raw: the event to send if the chunk passes unchanged
         """
         self.report.chunks += 1
-        choices = read.choices
-        if read.usage is not None:
-            if choices == [] and read.usage == self._told_usage:
-                return self._drop_usage(data)
-            self.report.usage = read.usage
-            self._told_usage = read.usage if choices else None
-        if not choices or read.error:
-            return self._take_odd_chunk(read, data, raw)
-        if choices[0].message is not None and _said_whole(choices):
-            data = as_chunk(data)
-            raw = event(data)
-            choices = _read(data).choices or []
+        choices = chunk.choices
+        if chunk.usage is not None:
+            if choices == [] and chunk.usage == self._usage_sent:
+                # vllm-mlx repeats the usage of the chunk with the finish reason, and some clients
+                # add up every usage that they get.
+                self.report.counters["usage_again"] += 1
+                rest, _ = split_usage(data)
+                return b"".join(map(encode_event, rewrite_chunk(rest, [], [])))
+            self.report.usage = chunk.usage
+            self._usage_sent = chunk.usage if choices else None
+        if not choices or chunk.error:
+            return self._on_bare_chunk(chunk, data, raw)
+        if choices[0].message is not None and messages_to_deltas(choices):
+            data = response_as_chunk(data)
+            raw = encode_event(data)
+            choices = decode_chunk_leniently(data).choices or []
         self._envelope.source = data
-        if not self._spoken:
-            self._spoken = _speaks(data)
-        becomes = [self._choice(choice.index or 0).take(choice) for choice in choices]
-        if self._lessons:
-            self._learn(data, raw, choices)
-        if not any(becomes):
+        if not self._has_content:
+            self._has_content = has_content(data)
+        rewrites = [self._choice(choice.index or 0).receive(choice) for choice in choices]
+        if self._misses_left:
+            self._update_template(data, raw, choices)
+        if not any(rewrites):
             return raw
-        return b"".join(map(event, spread(data, choices, becomes)))
+        return b"".join(map(encode_event, rewrite_chunk(data, choices, rewrites)))
 
-    def _drop_usage(self, data: bytes) -> bytes:
-        """
-        Return what else a chunk says whose usage was told in the one with the finish reason.
-
-        vllm-mlx tells it twice, and some clients add up what they are told.
-        """
-        self.report.tally["usage_again"] += 1
-        rest, _ = without_usage(data)
-        return b"".join(map(event, spread(rest, [], [])))
-
-    def _learn(self, data: bytes, raw: bytes, choices: list[Choice]) -> None:
-        """Take the shape of a chunk that was read, if what follows may have it too."""
-        choice = self._choices[choices[0].index or 0].plainly
-        # Where a role comes with each delta (mlx-lm), none may go as it came.
+    def _update_template(self, data: bytes, raw: bytes, choices: list[ChunkChoice]) -> None:
+        """Learn the template of a decoded chunk, if the next events may fit it."""
+        choice = self._choices[choices[0].index or 0].text_only
+        # If a role comes with each delta (mlx-lm), none may pass unchanged.
         if choices[0].delta is not None and choices[0].delta.role is not None:
             choice = None
-        as_it_came = len(raw) == len(_BEFORE) + len(data) + len(_BLANK_LINE)
-        plain = choice is not None and self._spoken and as_it_came and not self._mender.pending
-        if choice is None or not plain or len(choices) > 1:
-            self._stencil = None
+        is_plain = self._has_content and len(raw) == len(data) + _FRAMING_LENGTH
+        if choice is None or not is_plain or self._repairer.pending or len(choices) > 1:
+            self._template = None
             return
-        if self._stencil is None or self._stencil.read(raw, 0, len(raw)) is None:
-            self._lessons -= 1
-            # The last one leaves no shape behind: nobody would notice when it stops to count.
-            self._stencil = stencil_of(data) if self._lessons else None
-        if self._stencil is not None:
-            self._speaker = choice
-            self._say = choice.say if self._stencil.content else _as_it_is
+        if self._template is None or self._template.read_text(raw, 0, len(raw)) is None:
+            self._misses_left -= 1
+            # No template is left after the last miss, because this method is not called any more.
+            self._template = learn_template(data) if self._misses_left else None
+        if self._template is not None:
+            self._text_choice = choice
+            self._feed = choice.feed if self._template.is_content else _pass_text
 
-    def _take_odd_chunk(self, read: Chunk, data: bytes, raw: bytes) -> bytes:
-        if read.error or (read.choices is None and says_error(data)):
-            return self._end_with_error(*from_event(data))
-        if self._hide_usage and read.usage is not None and not read.choices:
-            data, _ = without_usage(data)
-        elif read.choices is not None:
-            return raw  # usage, and what else belongs to no choice
-        said = spread(data, [], [])
-        if said and read.usage is None:
-            self._stray = (data, self.report.chunks)
-        return b"".join(map(event, said))
+    def _on_bare_chunk(self, chunk: Chunk, data: bytes, raw: bytes) -> bytes:
+        """Return the events for a chunk without choices, or for an error."""
+        if chunk.error or (chunk.choices is None and looks_like_error(data)):
+            return self._end_with_error(*to_error_event(data))
+        if self._is_usage_hidden and chunk.usage is not None and not chunk.choices:
+            data, _ = split_usage(data)
+        elif chunk.choices is not None:
+            return raw  # usage, and other fields that belong to no choice
+        chunks = rewrite_chunk(data, [], [])
+        if chunks and chunk.usage is None:
+            self._last_non_chunk = (data, self.report.chunks)
+        return b"".join(map(encode_event, chunks))
 
-    def _done(self) -> bytes:
-        stray, _ = self._stray
-        if stray and self._envelope.source is None:
-            return self.fail(_garbage(stray))
+    def _on_done(self) -> bytes:
+        non_chunk, _ = self._last_non_chunk
+        if non_chunk and self._envelope.source is None:
+            return self.fail(invalid_response(non_chunk))
         if not self._choices:
             self._choice(0)
-        halves = self._halves()
-        ends = [self._write(choice, choice.complete()) for choice in self._choices.values()]
+        surrogates = self._flush_surrogates()
+        ends = [self._encode(choice, choice.finish()) for choice in self._choices.values()]
         self._end()
-        return b"".join([halves, *ends, _DONE])
+        return b"".join([surrogates, *ends, DONE_EVENT])
 
     def _end(self) -> None:
-        self.ended = True
-        self._passage = None
+        self.has_ended = True
+        self._matcher = None
 
-    def _choice(self, index: int) -> OneChoice:
+    def _choice(self, index: int) -> AnswerChoice:
+        """
+        Return the choice `index`; create it at its first use.
+
+        :raises ApiError: 502 if there would be more than `_MAX_CHOICES`
+        """
         choice = self._choices.get(index)
         if choice is None:
             if len(self._choices) == _MAX_CHOICES:
                 raise ApiError(
                     502,
-                    f"The backend sent more than {_MAX_CHOICES} choices. Its log may say why.",
+                    f"The backend sent more than {_MAX_CHOICES} choices. Check its log.",
                     type="server_error",
                     code="backend_invalid_response",
                 )
-            choice = self._choices[index] = self._beginnings.begin(index)
+            choice = self._choices[index] = self._choice_factory.create(index)
         return choice
 
-    def _write(self, choice: OneChoice, pieces: list[Piece]) -> bytes:
-        """Return the events for pieces that no chunk of the backend brings."""
-        if not pieces:
+    def _encode(self, choice: AnswerChoice, deltas: list[OutgoingDelta]) -> bytes:
+        """Return one event for each delta; these deltas replace no part of the backend's chunks."""
+        if not deltas:
             return b""
         fields = self._envelope.fields
-        return b"".join(event(chunk(fields, [choice.chunk_choice(piece)])) for piece in pieces)
+        chunks = [encode_chunk(fields, [choice.make_choice(delta)]) for delta in deltas]
+        return b"".join(map(encode_event, chunks))
 
 
 class _Envelope:
     """
-    What all chunks of an answer have in common.
+    The fields that all chunks of an answer share.
 
-    :ivar source: the JSON of a chunk that has it; None before there is one
+    :ivar source: the JSON of the backend's last chunk, which has them; None until there is one
     """
 
-    __slots__ = ("_chat", "_made", "_model", "source")
+    __slots__ = ("_is_chat", "_model", "_own", "source")
 
-    def __init__(self, asked: ChatRequest | CompletionRequest) -> None:
+    def __init__(self, request: ChatRequest | CompletionRequest) -> None:
         self.source: bytes | None = None
-        self._chat = isinstance(asked, ChatRequest)
-        self._model = asked.model or ""
-        self._made: dict[str, Any] | None = None
-
-    @property
-    def _own(self) -> dict[str, Any]:
-        """Our own fields: the same as long as the answer lasts, and seldom asked for."""
-        if self._made is None:
-            self._made = {
-                "id": ("chatcmpl-" if self._chat else "cmpl-") + secrets.token_hex(12),
-                "object": "chat.completion.chunk" if self._chat else "text_completion",
-                "created": 0,  # the core has no clock, and no client reads it
-                "model": self._model,
-            }
-        return self._made
+        self._is_chat = isinstance(request, ChatRequest)
+        self._model = request.model or ""
+        self._own: dict[str, Any] | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields, the backend's own where it has sent some."""
+        """The backend's fields; those that it has not sent are generated once."""
+        if self._own is None:
+            self._own = {
+                "id": ("chatcmpl-" if self._is_chat else "cmpl-") + secrets.token_hex(12),
+                "object": "chat.completion.chunk" if self._is_chat else "text_completion",
+                "created": 0,  # this package has no clock, and no client is known to read the time
+                "model": self._model,
+            }
         if self.source is None:
             return self._own
         return {**self._own, **envelope(self.source)}
 
 
-class PassThrough:
-    """
-    Let another kind of event stream through as it is, with signs of life between its events.
-
-    :ivar ended: the backend has closed, or an error event was written
-    :ivar report: only of an error
-    """
-
-    def __init__(self) -> None:
-        self.ended = False
-        self.report = Report()
-        self._tail = b"\n\n"  # the last bytes that left
-
-    def receive_data(self, data: bytes) -> bytes:
-        """Return `data`."""
-        if self.ended:
-            return b""
-        self._tail = (self._tail + data[-4:])[-4:]
-        return data
-
-    def heartbeat(self) -> bytes:
-        """Return a comment, or nothing while an event is unfinished."""
-        return _HEARTBEAT if self._between_events and not self.ended else b""
-
-    def end(self, *, cut: bool) -> bytes:
-        """Return an error event if something is missing, else nothing."""
-        if cut:
-            return self.fail(_stopped(b"", 1, cut=True))
-        self.ended = True
-        return b""
-
-    def fail(self, error: ApiError) -> bytes:
-        """
-        Return `error` as the last event.
-
-        It has the type and the fields that the clients of `/v1/responses` and `/v1/messages` know.
-        """
-        if self.ended:
-            return b""
-        self.ended = True
-        self.report.error = error.message
-        rest = b"" if self._between_events else b"\n\n"
-        return rest + b"event: error\n" + event(b'{"type":"error",' + error.body()[1:])
-
-    @property
-    def _between_events(self) -> bool:
-        return self._tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+def _pass_text(_: str) -> None:
+    return None
 
 
-def whole(
-    body: bytes,
-    asked: ChatRequest | CompletionRequest,
-    rules: Rules,
-    *,
-    aside: Aside | None = None,
-    new_id: Callable[[], str] = random_id,
-) -> tuple[bytes, Report]:
-    """
-    Return the whole answer for the client, and what it held.
-
-    :param aside: what blockops says itself, in the first choice
-    :raises ApiError: 502, if `body` is no answer
-    """
-    data, read, choices = _read_whole(body, asked)
-    report = Report(chunks=1, usage=read.usage)
-    if isinstance(asked, CompletionRequest):
-        _note_ends(choices, report)
-        return data, report
-    begin = _Choices(asked, rules, new_id, report, aside).begin
-    becomes = [_take_whole(begin(choice.index or 0), choice) for choice in choices]
-    if not any(becomes):
-        return data, report
-    return join(data, choices, becomes), report
-
-
-def whole_as_stream(
-    body: bytes,
-    asked: ChatRequest | CompletionRequest,
-    rules: Rules,
-    *,
-    aside: Aside | None = None,
-    new_id: Callable[[], str] = random_id,
-) -> tuple[bytes, Report]:
-    """
-    Return a whole answer as a complete event stream, and what it held.
-
-    :param aside: what blockops says itself, in the first choice
-    :raises ApiError: 502, if `body` is no answer
-    """
-    data, _, _ = _read_whole(body, asked)
-    chat = isinstance(asked, ChatRequest)
-    said, usage = as_chunk(data) if chat else data, b""
-    if asked.include_usage:
-        said, usage = without_usage(said)
-    events = [event(part) for part in (said, usage) if part]
-    transcoder = StreamTranscoder(
-        asked, rules, aside=aside, new_id=new_id, max_event=sum(map(len, events)) + len(_DONE)
-    )
-    return transcoder.receive_data(b"".join(events) + _DONE), transcoder.report
-
-
-def _read_whole(
-    body: bytes, asked: ChatRequest | CompletionRequest
-) -> tuple[bytes, Chunk, list[Choice]]:
-    """
-    Return a whole answer's JSON, strict, what was read of it, and its choices as a stream has them.
-
-    :raises ApiError: 502, if `body` is no answer
-    """
-    try:
-        data = body if is_strict(body) else Mender().mend(body)
-        read = _read(data)
-    except ValueError:
-        raise _garbage(body) from None
-    if read.error or (read.choices is None and says_error(data)):
-        raise from_answer(data)
-    choices = read.choices if isinstance(asked, CompletionRequest) else _said_whole(read.choices)
-    if not choices:
-        raise _garbage(body)
-    return data, read, choices
-
-
-def _said_whole(choices: Sequence[Choice] | None) -> list[Choice] | None:
-    """Return a whole chat's choices with their messages as deltas; None if one has no message."""
-    if choices is None or any(choice.message is None or choice.delta for choice in choices):
-        return None
-    return [
-        Choice(index=choice.index or 0, delta=choice.message, finish_reason=choice.finish_reason)
-        for choice in choices
-    ]
-
-
-def _note_ends(choices: Sequence[Choice], report: Report) -> None:
-    for choice in choices:
-        if choice.finish_reason:
-            report.finish_reasons[choice.index or 0] = choice.finish_reason
-
-
-def _take_whole(rewriter: OneChoice, choice: Choice) -> Rewritten | None:
-    becomes = rewriter.take(choice)
-    if rewriter.finished:
-        return becomes
-    said = as_it_came(choice) if becomes is None else becomes.pieces
-    return Rewritten([*said, *rewriter.complete()])
-
-
-class _Choices:
-    """
-    Makes the state of a choice.
-
-    :param asked: the request that is answered
-    :param aside: what blockops says itself, in the first choice
-    """
-
-    __slots__ = ("_aside", "_new_id", "_offer", "_report", "_rules")
-
-    def __init__(
-        self,
-        asked: ChatRequest | CompletionRequest,
-        rules: Rules,
-        new_id: Callable[[], str],
-        report: Report,
-        aside: Aside | None,
-    ) -> None:
-        self._offer = asked.offer(rules) if isinstance(asked, ChatRequest) else None
-        self._rules = rules
-        self._new_id = new_id
-        self._report = report
-        self._aside = aside
-
-    def begin(self, index: int) -> OneChoice:
-        """Return a choice that has said nothing yet."""
-        if self._offer is None:
-            return PlainChoice(index, self._report)
-        choice = Rewriter(index, self._offer, self._rules, self._new_id, self._report)
-        if self._aside is None or index != 0:
-            return choice
-        return AsideChoice(choice, self._aside, prefilled=self._rules.think_prefilled)
-
-
-def _speaks(data: bytes) -> bool:
-    try:
-        return speaks(data)
-    except msgspec.MsgspecError:
-        return True  # a chunk of an odd shape is no silence
-
-
-def _read(data: bytes) -> Chunk:
-    """
-    Read what may have fields of other types than it should.
-
-    :param data: strict JSON
-    :raises ValueError: it is nothing like a chunk
-    """
-    try:
-        return decode_chunk(data)
-    except msgspec.ValidationError:
-        return loose_chunk(data)
-
-
-def _too_long(limit: int) -> ApiError:
+def _event_too_large(limit: int) -> ApiError:
     return ApiError(
         502,
         f"The backend sent an event of more than {limit} bytes. Raise --max-event to allow it.",
         type="server_error",
         code="backend_event_too_large",
     )
-
-
-def _garbage(data: bytes) -> ApiError:
-    if not data.strip():
-        return _empty()
-    return ApiError(
-        502,
-        f"The backend sent what is no answer of the OpenAI API: {message_in(data) or 'nothing'}",
-        type="server_error",
-        code="backend_invalid_response",
-    )
-
-
-def _empty() -> ApiError:
-    return ApiError(
-        502,
-        "The backend's answer is empty. Some servers answer so when a prompt is too long for their "
-        "model (llama-cpp-python does): send a shorter one, or look into its log.",
-        type="server_error",
-        code="backend_empty_response",
-    )
-
-
-def _stopped(unfinished: bytes, chunks: int, *, cut: bool) -> ApiError:
-    """
-    Return the error of a backend that closed before its answer was complete.
-
-    :param unfinished: what it sent last, if that was no event
-    :param chunks: how much it had sent before
-    """
-    if not (unfinished or chunks or cut):
-        return _empty()
-    how = "The connection to the backend broke" if cut else "The backend closed the connection"
-    when = "in the middle of its answer" if chunks else "before its answer began"
-    said = "" if unfinished.startswith(b"data:") else message_in(unfinished)
-    message = f"{how} {when}. " + (
-        f"It said: {said}" if said else "Ask again; its log may say why."
-    )
-    return ApiError(502, message, type="server_error", code="backend_truncated")

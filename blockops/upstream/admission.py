@@ -1,4 +1,18 @@
-"""The bounded queue in front of the backend: who is let through, who waits, who is sent away."""
+"""
+Admission: a bounded FIFO queue for the backend's slots.
+
+| state   | event                         | next state                               |
+| ------- | ----------------------------- | ---------------------------------------- |
+| new     | a slot is free                | active, without a reactor turn           |
+|         | no slot, the queue has room   | waiting                                  |
+|         | no slot, the queue is full    | rejected: 429                            |
+| waiting | first in the queue, and a     | active, one reactor turn later           |
+|         | slot is released              |                                          |
+|         | `queue_timeout` seconds pass  | rejected: 429                            |
+|         | `reject_waiting`              | rejected with the error of `make_error`  |
+|         | the wait is cancelled         | removed from the queue                   |
+| active  | `release`                     | done; the slot goes to the next request  |
+"""
 
 from __future__ import annotations
 
@@ -16,108 +30,110 @@ from blockops.errors import ApiError
 
 class AdmissionQueue:
     """
-    Places at the backend, given out first come, first served.
+    Hands out the backend's slots, first come, first served.
 
-    :param places: requests that may be at the backend at once
-    :param max_queue: requests that may wait for a place
-    :param queue_timeout: seconds that one may wait
+    :param slots: requests that may be active at once
+    :param max_queue: requests that may wait for a slot
+    :param queue_timeout: seconds that a request may wait
+    :ivar rejections: number of requests that got a 429
     """
 
-    #: How much the newest request counts in the average that `Retry-After` is made from.
-    WEIGHT = 0.2
-    #: Bounds of `Retry-After`, in seconds: a client should neither hammer nor sleep for ever.
-    RETRY_AFTER = (1, 60)
+    #: Weight of the newest request in the moving average that `Retry-After` is based on.
+    EWMA_WEIGHT = 0.2
+    #: Lower and upper bound of `Retry-After`, in seconds: clients should neither retry in a tight
+    #: loop nor stay away long after a slot is free again.
+    RETRY_AFTER_BOUNDS = (1, 60)
 
     def __init__(
         self, clock: IReactorTime, *, slots: int, max_queue: int, queue_timeout: float
     ) -> None:
         self._clock = clock
-        self._places = defer.DeferredSemaphore(slots)
+        self._slots = defer.DeferredSemaphore(slots)
         self._max_queue = max_queue
         self._queue_timeout = queue_timeout
-        self._seconds_held = 1.0
-        self._verdict: Callable[[], ApiError] | None = None
-        self.refused = 0
+        self._average_hold = 1.0
+        self._make_error: Callable[[], ApiError] | None = None
+        self.rejections = 0
 
     @property
-    def running(self) -> int:
-        """How many hold a place."""
-        return self._places.limit - self._places.tokens
+    def active(self) -> int:
+        """The number of active requests."""
+        return self._slots.limit - self._slots.tokens
 
     @property
     def waiting(self) -> int:
-        """How many wait for one."""
-        return len(self._places.waiting)
+        """The number of queued requests."""
+        return len(self._slots.waiting)
 
     async def acquire(self) -> float:
         """
-        Wait for a place; return since when it is held, in seconds of the clock.
+        Wait for a slot; return the time at which it was acquired, in seconds of the clock.
 
-        Cancelling the wait leaves the queue. Whoever has a place must `leave` it.
+        Cancelling removes the request from the queue. Every acquired slot must be released with
+        `release`.
 
-        :raises ApiError: 429, the queue is full or the wait was too long; what `dismiss` says
+        :raises ApiError: 429, the queue is full or the wait took too long; the error of
+            `reject_waiting`
         """
-        acquired = self._acquire()
+        acquired = self._join_queue()
         if not acquired.called:
             await acquired
-            # release() runs the next waiter inside itself: a hundred that end at once would
-            # overflow the stack and lose a place (twisted#9304). So nobody ends in there.
+            # DeferredSemaphore.release() runs the next waiter inside itself: a hundred requests
+            # that finish at once would overflow the stack and lose a slot (twisted#9304). This
+            # turn of the reactor ends the recursion.
             try:
                 await deferLater(self._clock, 0)
             except BaseException:
-                self._places.release()
+                self._slots.release()
                 raise
         return self._clock.seconds()
 
-    def release(self, since: float, *, completed: bool) -> None:
+    def release(self, acquired_at: float, *, completed: bool) -> None:
         """
-        Give a place back.
+        Release a slot.
 
-        :param since: from `enter`
-        :param well: the request took as long as one takes that nothing has cut short
+        :param acquired_at: the result of `acquire`
+        :param completed: the request ran to its end, so that its duration counts in the average
         """
         if completed:
-            self._learn(self._clock.seconds() - since)
-        self._places.release()
+            seconds = self._clock.seconds() - acquired_at
+            self._average_hold += self.EWMA_WEIGHT * (seconds - self._average_hold)
+        self._slots.release()
 
-    def reject_waiting(self, verdict: Callable[[], ApiError]) -> None:
-        """Let all who wait fail with what `verdict` returns: there is nothing to wait for."""
-        self._verdict = verdict
-        for waiting in list(self._places.waiting):
+    def reject_waiting(self, make_error: Callable[[], ApiError]) -> None:
+        """Reject each queued request with a new error from `make_error`."""
+        self._make_error = make_error
+        for waiting in list(self._slots.waiting):
             waiting.cancel()
-        self._verdict = None
+        self._make_error = None
 
-    def _acquire(self) -> defer.Deferred[defer.DeferredSemaphore]:
-        if self.waiting >= self._max_queue and not self._places.tokens:
-            raise self._refusal(f"{self.running} requests are running and {self.waiting} waiting")
-        acquired = self._places.acquire()
+    def _join_queue(self) -> defer.Deferred[defer.DeferredSemaphore]:
+        if self.waiting >= self._max_queue and not self._slots.tokens:
+            raise self._rejection(
+                f"{self.active} requests are active and {self.waiting} are waiting"
+            )
+        acquired = self._slots.acquire()
         if acquired.called:
             return acquired
         acquired.addTimeout(self._queue_timeout, self._clock)
-        return acquired.addErrback(self._out_of_the_queue)
+        return acquired.addErrback(self._wait_failed)
 
-    def _out_of_the_queue(self, failure: Failure) -> NoReturn:
-        if self._verdict is not None:
-            raise self._verdict()
+    def _wait_failed(self, failure: Failure) -> NoReturn:
+        if self._make_error is not None:
+            raise self._make_error()
         failure.trap(defer.TimeoutError)
-        raise self._refusal(f"no place came free in {self._queue_timeout:g} seconds")
+        raise self._rejection(f"no slot became free within {self._queue_timeout:g} seconds")
 
-    def _refusal(self, why: str) -> ApiError:
-        self.refused += 1
+    def _rejection(self, reason: str) -> ApiError:
+        self.rejections += 1
+        # The time until the new request would get a slot, given how long the last ones held theirs.
+        rounds = (self.waiting + 1) / self._slots.limit
+        shortest, longest = self.RETRY_AFTER_BOUNDS
         return ApiError(
             429,
-            f"The backend is busy: {why}. Ask again later, or raise MAX_CONCURRENT, MAX_QUEUE or "
-            "QUEUE_TIMEOUT if the backend bears more.",
+            f"The backend is busy: {reason}. Retry later. If the backend can handle more, raise "
+            "MAX_CONCURRENT, MAX_QUEUE or QUEUE_TIMEOUT.",
             type="rate_limit_error",
             code="concurrency_limit",
-            retry_after=self._retry_after(),
+            retry_after=min(max(math.ceil(rounds * self._average_hold), shortest), longest),
         )
-
-    def _learn(self, seconds: float) -> None:
-        self._seconds_held += self.WEIGHT * (seconds - self._seconds_held)
-
-    def _retry_after(self) -> int:
-        """Return when a place should come free, going by how long the last requests took."""
-        ahead = (self.waiting + 1) / self._places.limit
-        shortest, longest = self.RETRY_AFTER
-        return min(max(math.ceil(ahead * self._seconds_held), shortest), longest)

@@ -1,4 +1,18 @@
-"""The backend as requests meet it: behind the queue, within bounds, its refusals in our shape."""
+"""
+One backend: its admission queue, circuit breaker, connect retries and error responses.
+
+A request for an answer of the model takes a slot first (`BackendLease`); short requests, such as
+those for the list of models, do without one.
+
+The states of a lease:
+
+| state | holds | event, and the next state |
+| --- | --- | --- |
+| FREE | nothing | `acquire` got a slot: ADMITTED |
+| ADMITTED | a slot; it may wait until a cache purge ends | the purge has ended: ACTIVE |
+| | | the block ends, since the wait was cancelled: FREE |
+| ACTIVE | a slot, and no purge may start | the block ends, or `acquire` is called again: FREE |
+"""
 
 # twisted.web.http has no annotations yet:
 # mypy: disallow-untyped-calls=False
@@ -13,36 +27,41 @@ from typing import Self
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
+from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IResponse
 
-from blockops import errors
+from blockops.api.backend_errors import extract_message, to_error_response
 from blockops.errors import ApiError
-from blockops.net.http_headers import coding, media_type, of_refusal, to_backend
-from blockops.operations.memory import MemoryGate
-from blockops.proxy.exchange import Exchange
-from blockops.proxy.relay import TooLarge, collect
+from blockops.net.http_headers import (
+    content_encoding,
+    forwarded_error_headers,
+    forwarded_request_headers,
+    media_type,
+)
 from blockops.upstream.admission import AdmissionQueue
-from blockops.upstream.cache_purge import Purge
-from blockops.upstream.circuit_breaker import Circuit
-from blockops.upstream.client import Unreached, Upstream
+from blockops.upstream.body import BodyTooLarge, OnData, collect
+from blockops.upstream.cache_purge import CachePurge
+from blockops.upstream.circuit_breaker import CircuitBreaker
+from blockops.upstream.client import BackendClient, ConnectError
+from blockops.upstream.compatibility import BackendCompatibility
 
-#: Bytes of an error's body that are read: a page of HTML, not a model's answer.
+#: Bytes of an error response that are read: enough for a page of HTML.
 MAX_ERROR = 1024 * 1024
-#: Seconds before connecting is tried again, the first time; then twice as long each time, up to:
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 4.0
-#: A status above is none (RFC 9110, section 15).
-HIGHEST = 599
+#: Seconds before the first connect retry, which double with each further retry, and their maximum.
+BACKOFF_MIN, BACKOFF_MAX = 0.5, 4.0
+#: The largest valid status code (RFC 9110, section 15).
+MAX_STATUS = 599
 
 
-class Refused(ApiError):
+class BackendError(ApiError):
     """
-    The backend's own refusal, in the shape of ours.
+    An error response of the backend, in the shape of the OpenAI API.
 
-    :param headers: what its headers say of it
+    :param headers: the response's headers that concern the error, such as `Retry-After`
     """
 
     def __init__(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        super().__init__(status, errors.message_in(body) or f"the backend answered {status}")
+        super().__init__(status, extract_message(body) or f"The backend returned status {status}.")
         self._body = body
         self._headers = headers
 
@@ -55,160 +74,164 @@ class Refused(ApiError):
 
 class Backend:
     """
-    Asks on behalf of exchanges.
+    Sends requests to the backend.
 
-    :param gate: turns requests away before they wait
-    :param circuit: does so while the backend cannot be reached
-    :param retries: how often connecting is tried again when it failed at once
-    :param purge: is held off while a request is at the backend
-    :param passes: headers of clients that go to the backend besides the usual ones
-    :param max_answer: bytes that an answer may have that is taken whole
+    :param retries: how often a connection attempt that failed at once is repeated
+    :param cache_purge: does not run while a lease is active
+    :param forwarded_headers: client headers that are forwarded besides the default ones
+    :param max_answer: the maximum size of a non-streaming response, in bytes
+    :ivar compatibility: features that the backend has rejected
     """
 
     def __init__(
         self,
         clock: IReactorTime,
-        upstream: Upstream,
+        client: BackendClient,
         admission: AdmissionQueue,
         *,
-        gate: MemoryGate,
-        circuit: Circuit,
+        circuit_breaker: CircuitBreaker,
         retries: int,
-        purge: Purge,
+        cache_purge: CachePurge,
         max_answer: int,
-        passes: frozenset[bytes] = frozenset(),
+        forwarded_headers: frozenset[bytes] = frozenset(),
     ) -> None:
+        self.compatibility = BackendCompatibility()
         self._clock = clock
-        self._upstream = upstream
+        self._client = client
         self._admission = admission
-        self._gate = gate
-        self._circuit = circuit
-        self._pauses = pauses(retries)
-        self._purge = purge
+        self._circuit_breaker = circuit_breaker
+        self._backoff = backoff_delays(retries)
+        self._cache_purge = cache_purge
         self._max_answer = max_answer
-        self._passes = passes
+        self._forwarded_headers = forwarded_headers
 
-    def check(self) -> None:
+    def check_circuit(self) -> None:
         """
-        Turn a request away before anything is done for it.
+        Reject a request early if the backend is known to be unreachable.
 
-        :raises ApiError: 503, memory is too tight, or the backend is known to be out of reach
+        :raises ApiError: 503; the message reports since when
         """
-        self._gate.check()
-        self._circuit.check()
+        self._circuit_breaker.check()
 
-    def check_reach(self) -> None:
+    def lease(self) -> BackendLease:
+        """Return a lease, which has no slot until `BackendLease.acquire` is called."""
+        return BackendLease(self._circuit_breaker, self._admission, self._cache_purge)
+
+    async def request(
+        self, method: str, target: str, headers: Headers, body: bytes | IBodyProducer | None
+    ) -> IResponse:
         """
-        Tell whether the backend was found out of reach a moment ago, without asking it.
+        Send a request, and return the response whatever its status.
 
-        :raises ApiError: 503, it was; the message says since when
+        Refused connections are retried with backoff, so that a backend's restart fails no request.
+        Nothing is sent twice: only the connection attempt had failed.
+
+        :param headers: the client's headers, of which some are forwarded
+        :raises ApiError: 502 or 504, no response was received; 503, the circuit breaker is open
         """
-        self._circuit.check()
-
-    def visit(self, exchange: Exchange) -> Visit:
-        """Return what asks for `exchange`, once it has a place."""
-        return Visit(self, self._admission, self._purge, exchange)
-
-    async def granted(self, exchange: Exchange, body: bytes | IBodyProducer | None) -> IResponse:
-        """
-        Ask the backend what the client asks, and return its answer when it is none of refusal.
-
-        :raises Refused: it is one
-        """
-        exchange.asked = self._clock.seconds()
-        response = exchange.response = await self._reached(exchange, body)
-        if not HTTPStatus.OK <= response.code <= HIGHEST:
-            raise no_status(response.code)
-        if response.code >= HTTPStatus.BAD_REQUEST:
-            raise await self.refused(exchange, response, response.code)
-        return response
-
-    async def _reached(self, exchange: Exchange, body: bytes | IBodyProducer | None) -> IResponse:
-        """
-        Return the backend's answer, whatever it is; try again while it refuses connections.
-
-        So a backend that is being restarted fails no request. Nothing is asked twice: what failed
-        was to connect.
-        """
-        for pause in self._pauses:
+        for seconds in self._backoff:
             try:
-                with self._circuit.attempt():
-                    return await self._once(exchange, body)
-            except Unreached as failure:
-                # One that did not accept in time was given time enough.
-                if failure.status == HTTPStatus.GATEWAY_TIMEOUT:
+                with self._circuit_breaker.guard():
+                    return await self._send(method, target, headers, body)
+            except ConnectError as error:
+                # Not retried: the attempt has already taken `connect_timeout` seconds, and a
+                # backend that restarts refuses connections at once.
+                if error.status == HTTPStatus.GATEWAY_TIMEOUT:
                     raise
-            self._circuit.check()
-            await deferLater(self._clock, pause)
-        with self._circuit.attempt():
-            return await self._once(exchange, body)
+            self._circuit_breaker.check()
+            await deferLater(self._clock, seconds)
+        with self._circuit_breaker.guard():
+            return await self._send(method, target, headers, body)
 
-    def _once(self, exchange: Exchange, body: bytes | IBodyProducer | None) -> Awaitable[IResponse]:
-        request = exchange.request
-        return self._upstream.request(
-            request.method.decode("ascii"),
-            exchange.target or request.uri.decode("ascii"),
-            to_backend(request.requestHeaders, besides=self._passes),
-            body,
-        )
+    def _send(
+        self, method: str, target: str, headers: Headers, body: bytes | IBodyProducer | None
+    ) -> Awaitable[IResponse]:
+        # The client takes ownership of the headers, so each attempt gets its own.
+        forwarded = forwarded_request_headers(headers, allow=self._forwarded_headers)
+        return self._client.request(method, target, forwarded, body)
 
-    async def fetch(self, target: str, on_behalf_of: Exchange | None = None) -> IResponse:
-        """Ask for something that only blockops wants to know; it says nothing to the circuit."""
-        headers = None
-        if on_behalf_of is not None:
-            headers = to_backend(on_behalf_of.request.requestHeaders, besides=self._passes)
-        return await self._upstream.request("GET", target, headers)
+    async def fetch(self, target: str, headers: Headers | None = None) -> IResponse:
+        """
+        Send a GET request of blockops' own, whose failure the circuit breaker does not record.
 
-    async def collected(self, exchange: Exchange, response: IResponse) -> bytes:
+        :param headers: the headers of the client on whose behalf it is sent, if there is one
+        """
+        if headers is not None:
+            headers = forwarded_request_headers(headers, allow=self._forwarded_headers)
+        return await self._client.request("GET", target, headers)
+
+    async def check_status(self, response: IResponse, on_data: OnData) -> None:
+        """
+        Raise the error that `response` reports, if it reports one.
+
+        :param on_data: called with each piece of the error's body
+        :raises BackendError: the status is 400 or above
+        :raises ApiError: 502, the status is not valid
+        """
+        if not HTTPStatus.OK <= response.code <= MAX_STATUS:
+            raise invalid_status_error(response.code)
+        if response.code >= HTTPStatus.BAD_REQUEST:
+            raise await self.read_error(response, response.code, on_data)
+
+    async def read_body(self, response: IResponse, on_data: OnData) -> bytes:
+        """
+        Return the body of a non-streaming response.
+
+        :param on_data: called with each piece of it
+        :raises ApiError: 502, the body is too large or was truncated
+        """
         try:
-            body, whole = await collect(response, self._max_answer, exchange.heard)
-        except TooLarge:
+            body, is_complete = await collect(response, self._max_answer, on_data)
+        except BodyTooLarge:
             raise ApiError(
                 502,
-                f"The backend's answer is larger than {self._max_answer} bytes, the bound that "
-                "--max-answer sets.",
+                f"The backend's response is larger than {self._max_answer} bytes. Raise "
+                "--max-answer if answers may be that large.",
                 type="server_error",
                 code="backend_response_too_large",
             ) from None
-        if not whole:
-            raise broken_off()
+        if not is_complete:
+            raise truncation_error()
         return body
 
-    async def refused(self, exchange: Exchange, response: IResponse, status: int) -> Refused:
-        """Read the backend's refusal, and return it as ours."""
+    async def read_error(self, response: IResponse, status: int, on_data: OnData) -> BackendError:
+        """
+        Read an error response, and return it as an error for the client.
+
+        :param status: the status to report if the body names no other
+        :param on_data: called with each piece of the body
+        """
         try:
-            body, _ = await collect(response, MAX_ERROR, exchange.heard)
-        except TooLarge:
+            body, _ = await collect(response, MAX_ERROR, on_data)
+        except BodyTooLarge:
             body = b""
-        told, said = errors.from_backend(status, body, media_type(response.headers))
-        return Refused(told, said, of_refusal(response.headers))
+        status, body = to_error_response(status, body, media_type(response.headers))
+        return BackendError(status, body, forwarded_error_headers(response.headers))
 
 
-class _Stage(Enum):
-    OUTSIDE = auto()
-    #: It has a place, but may have to wait for the end of a purge.
+class _State(Enum):
+    FREE = auto()
     ADMITTED = auto()
-    WORKING = auto()
+    ACTIVE = auto()
 
 
-class Visit:
+class BackendLease:
     """
-    An exchange's stay at the backend, which ends with the block that it is used in.
+    A slot at the backend, as a context manager that releases it.
 
-    Nothing of what was asked is kept: an answer may take hours.
+    It holds no part of the request, because a stream may stay open for hours.
     """
 
-    __slots__ = ("_admission", "_backend", "_exchange", "_purge", "_since", "_stage")
+    __slots__ = ("_acquired_at", "_admission", "_cache_purge", "_circuit_breaker", "_state")
 
     def __init__(
-        self, backend: Backend, admission: AdmissionQueue, purge: Purge, exchange: Exchange
+        self, circuit_breaker: CircuitBreaker, admission: AdmissionQueue, cache_purge: CachePurge
     ) -> None:
-        self._backend = backend
+        self._circuit_breaker = circuit_breaker
         self._admission = admission
-        self._purge = purge
-        self._exchange = exchange
-        self._stage = _Stage.OUTSIDE
-        self._since = 0.0
+        self._cache_purge = cache_purge
+        self._state = _State.FREE
+        self._acquired_at = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -216,75 +239,75 @@ class Visit:
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        self._leave(well=kind is None)
+        self._release(completed=kind is None)
 
-    async def ask(self, body: bytes | IBodyProducer | None) -> IResponse:
+    async def acquire(self) -> None:
         """
-        Wait for a place, ask the backend, and hold the place until the answer is through.
+        Wait for a slot and for the end of a cache purge; keep the slot until the block ends.
 
-        Who asks again waits again.
+        A second call, before a retry, releases the slot and joins the end of the queue.
 
-        :raises Refused: the backend does not answer that
+        :raises ApiError: 429, the queue is full or the wait took too long; 503, the backend is
+            known to be unreachable
         """
-        self._leave(well=False)
-        self._backend.check()
-        self._since = await self._admission.acquire()
-        self._stage = _Stage.ADMITTED
-        await self._purge.begin()
-        self._stage = _Stage.WORKING
-        return await self._backend.granted(self._exchange, body)
+        self._release(completed=False)
+        self._circuit_breaker.check()
+        self._acquired_at = await self._admission.acquire()
+        self._state = _State.ADMITTED
+        await self._cache_purge.request_started()
+        self._state = _State.ACTIVE
 
-    def _leave(self, *, well: bool) -> None:
+    def _release(self, *, completed: bool) -> None:
         """
-        Give the place back, if there is one.
+        Release the slot, if there is one.
 
-        :param well: the answer came to its end
+        :param completed: the response ran to its end
         """
-        stage, self._stage = self._stage, _Stage.OUTSIDE
-        if stage is _Stage.WORKING:
-            self._purge.end()
-        if stage is not _Stage.OUTSIDE:
-            self._admission.release(self._since, completed=well)
+        state, self._state = self._state, _State.FREE
+        if state is _State.ACTIVE:
+            self._cache_purge.request_finished()
+        if state is not _State.FREE:
+            self._admission.release(self._acquired_at, completed=completed)
 
 
-def pauses(retries: int) -> tuple[float, ...]:
-    """Return the seconds to wait before each of so many attempts more."""
-    return tuple(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) for attempt in range(retries))
+def backoff_delays(retries: int) -> tuple[float, ...]:
+    """Return the seconds to wait before each connect retry."""
+    return tuple(min(BACKOFF_MIN * 2**attempt, BACKOFF_MAX) for attempt in range(retries))
 
 
-def no_status(code: int) -> ApiError:
-    """Return the error of an answer whose status is none that a client could be told."""
+def invalid_status_error(code: int) -> ApiError:
+    """Return the 502 for a response whose status cannot be sent to a client."""
     return ApiError(
         502,
-        f"The backend answered with the status {code}, which HTTP does not know. Is --backend an"
-        " HTTP server?",
+        f"The backend responded with the invalid status {code}. Check that --backend is the URL of "
+        "an HTTP server.",
         type="server_error",
         code="backend_invalid_response",
     )
 
 
-def check_readable(response: IResponse) -> None:
+def check_encoding(response: IResponse) -> None:
     """
-    Agree to a body that is going to be read.
+    Reject a response whose body cannot be read.
 
-    :raises ApiError: 502, it is compressed in a way that nobody asked for, nor can undo
+    :raises ApiError: 502, it is compressed although no compression was accepted
     """
-    unknown = coding(response.headers)
-    if unknown:
+    encoding = content_encoding(response.headers)
+    if encoding:
         raise ApiError(
             502,
-            f"The backend compressed its answer ({unknown}), although asked not to. "
-            "Turn that off there, or in the proxy in front of it.",
+            f"The backend compressed its response ({encoding}) although the request does not "
+            "accept that. Turn compression off in the backend or in its reverse proxy.",
             type="server_error",
             code="backend_response_compressed",
         )
 
 
-def broken_off() -> ApiError:
-    """Return the error of an answer that did not come to its end."""
+def truncation_error() -> ApiError:
+    """Return the 502 for a response that ended too early."""
     return ApiError(
         502,
-        "The backend closed the connection in the middle of its answer.",
+        "The backend closed the connection before its response was complete. Check its log.",
         type="server_error",
         code="backend_truncated",
     )

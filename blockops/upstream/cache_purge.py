@@ -1,8 +1,22 @@
 """
-When the backend's prompt cache is purged: never under a running request.
+Schedules purges of the backend's prompt cache: never while a request is active.
 
-Whoever works at the backend says so by `begin` and `end`. A purge waits until nobody does, and
-whoever comes meanwhile waits for the purge, which is short and bounded. So neither feels the other.
+Each request with a slot calls `request_started` and `request_finished`, and is active in between. A
+purge waits until no request is active; requests that arrive during a purge wait for its end, which
+comes within `PURGE_TIMEOUT` seconds.
+
+| state   | event                      | effect                                                |
+| ------- | -------------------------- | ----------------------------------------------------- |
+| idle    | `request_started`          | active                                                |
+|         | `schedule`, `purge_within` | purging, at once                                      |
+| active  | `schedule`                 | a purge is due when the last request has finished     |
+|         | `cancel`                   | the session's scheduled purge is dropped              |
+|         | `purge_within`             | waits for the last request; skipped after `seconds`   |
+|         | last `request_finished`    | purging if one is due, otherwise idle                 |
+| purging | `request_started`          | waits for the end of the purge                        |
+|         | `schedule`                 | nothing: this purge covers it                         |
+|         | `purge_within`             | waits for the end of this purge                       |
+|         | success, failure, timeout  | idle; the waiting requests start                      |
 """
 
 from __future__ import annotations
@@ -16,115 +30,121 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-#: Seconds that a purge may take; who comes meanwhile waits no longer.
-LONGEST = 5.0
+#: Seconds that a purge may take, and thus that it may delay a request.
+PURGE_TIMEOUT = 5.0
 
 
-Forget = Callable[[], Coroutine[Deferred[Any], Any, None]]
+ResetCache = Callable[[], Coroutine[Deferred[Any], Any, None]]
 
 
-class Purge:
+class CachePurge:
     """
-    Purges the backend's cache when it is idle.
+    Purges the backend's prompt cache when no request is active.
 
-    :param forget: makes the backend forget
-    :param possible: says whether it can, as far as is known
-    :ivar skipped: how often the backend was not idle in time
+    :param reset: makes the backend empty its prompt cache
+    :param is_supported: returns False if no reset is possible
+    :ivar purges_skipped: number of purges skipped because requests stayed active
     """
 
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, forget: Forget, possible: Callable[[], bool] = lambda: True
+        self,
+        clock: IReactorTime,
+        reset: ResetCache,
+        is_supported: Callable[[], bool] = lambda: True,
     ) -> None:
         self._clock = clock
-        self._forget = forget
-        self._possible = possible
-        self._working = 0
-        self._owed: set[str] = set()
-        #: Those who wait for the backend to be idle.
-        self._patient: list[Deferred[None]] = []
-        #: Those who wait for the end of the purge that is under way; None if none is.
-        self._behind: list[Deferred[None]] | None = None
-        self.skipped = 0
+        self._reset = reset
+        self._is_supported = is_supported
+        self._active_requests = 0
+        #: Sessions for which a purge is due when the last active request has finished.
+        self._scheduled: set[str] = set()
+        #: Calls of `purge_within` that wait until no request is active.
+        self._idle_waiters: list[Deferred[None]] = []
+        #: Calls that wait for the end of the purge in progress; None if there is no purge.
+        self._purge_waiters: list[Deferred[None]] | None = None
+        self.purges_skipped = 0
 
-    async def begin(self) -> None:
-        """Hold purges off until `end`; wait for the end of the one that is under way."""
-        await self._end_of_purge()
-        self._working += 1
+    async def request_started(self) -> None:
+        """Wait for the end of a purge in progress, then hold off purges until the request ends."""
+        await self._purge_ended()
+        self._active_requests += 1
 
-    def end(self) -> None:
-        """Hold them off no longer."""
-        self._working -= 1
-        if not self._working:
-            self._when_idle()
+    def request_finished(self) -> None:
+        """Record the end of an active request; start a purge that is due after the last one."""
+        self._active_requests -= 1
+        self._purge_if_due()
 
-    def later(self, session: str) -> None:
-        """Purge for `session` as soon as the backend is idle."""
-        self._owed.add(session)
-        if not self._working:
-            self._when_idle()
+    def schedule(self, session: str) -> None:
+        """Purge for `session` as soon as no request is active."""
+        self._scheduled.add(session)
+        self._purge_if_due()
 
-    def never_mind(self, session: str) -> None:
-        """Do not purge for `session` any more: it is filling the cache again."""
-        self._owed.discard(session)
+    def cancel(self, session: str) -> None:
+        """Drop the purge scheduled for `session`, which is filling the cache again."""
+        self._scheduled.discard(session)
 
-    async def within(self, patience: float) -> None:
-        """Purge before anything else is done; let it be if the backend is not idle in time."""
-        if not self._possible():
+    async def purge_within(self, seconds: float) -> None:
+        """Purge now; skip it if requests are still active after `seconds`."""
+        if not self._is_supported():
             return
-        if not self._working:
-            self._forget_now()
+        if not self._active_requests:
+            self._start_purge()
         else:
             try:
-                await _told(self._patient).addTimeout(patience, self._clock)
+                await _add_waiter(self._idle_waiters).addTimeout(seconds, self._clock)
             except defer.TimeoutError:
-                self.skipped += 1
+                self.purges_skipped += 1
                 return
-        await self._end_of_purge()
+        await self._purge_ended()
 
-    async def _end_of_purge(self) -> None:
-        while self._behind is not None:
-            await _told(self._behind)
+    async def _purge_ended(self) -> None:
+        while self._purge_waiters is not None:
+            await _add_waiter(self._purge_waiters)
 
-    def _when_idle(self) -> None:
-        if self._owed or self._patient:
-            self._owed.clear()
-            self._forget_now()
-            _tell(self._patient)
+    def _purge_if_due(self) -> None:
+        if not self._active_requests and (self._scheduled or self._idle_waiters):
+            self._scheduled.clear()
+            self._start_purge()
+            _fire_all(self._idle_waiters)
 
-    def _forget_now(self) -> None:
-        if self._behind is None:
-            self._behind = []
+    def _start_purge(self) -> None:
+        if self._purge_waiters is None:
+            self._purge_waiters = []
             Deferred.fromCoroutine(self._purge())
 
     async def _purge(self) -> None:
-        forgotten: Deferred[None] = Deferred.fromCoroutine(self._forget())
+        reset: Deferred[None] = Deferred.fromCoroutine(self._reset())
         try:
-            await forgotten.addTimeout(LONGEST, self._clock)
+            await reset.addTimeout(PURGE_TIMEOUT, self._clock)
         except defer.TimeoutError:
-            self._log.warn("The backend did not forget its prompt cache in time")
-        except Exception:  # noqa: BLE001 - nobody is there to take it
-            self._log.failure("A purge failed")
+            self._log.warn(
+                "The prompt cache is not reset: the backend did not respond within {timeout:g}"
+                " seconds. The next reset tries again.",
+                timeout=PURGE_TIMEOUT,
+            )
+        except Exception:  # noqa: BLE001 - no caller awaits this coroutine
+            self._log.failure("A purge of the prompt cache failed. Please report this bug.")
         finally:
-            behind, self._behind = self._behind or [], None
-            _tell(behind)
+            waiters, self._purge_waiters = self._purge_waiters or [], None
+            _fire_all(waiters)
 
 
-def _told(line: list[Deferred[None]]) -> Deferred[None]:
-    """Return what fires when those in `line` are told."""
+def _add_waiter(waiters: list[Deferred[None]]) -> Deferred[None]:
+    """Add a Deferred to `waiters`, for `_fire_all` to fire, and return it."""
 
-    def leave(waiting: Deferred[None]) -> None:
+    def remove(waiter: Deferred[None]) -> None:
         with suppress(ValueError):
-            line.remove(waiting)
+            waiters.remove(waiter)
 
-    waiting: Deferred[None] = Deferred(leave)
-    line.append(waiting)
-    return waiting
+    waiter: Deferred[None] = Deferred(remove)
+    waiters.append(waiter)
+    return waiter
 
 
-def _tell(line: list[Deferred[None]]) -> None:
-    told = line[:]
-    line.clear()
-    for waiting in told:
-        waiting.callback(None)
+def _fire_all(waiters: list[Deferred[None]]) -> None:
+    fired = waiters[:]
+    waiters.clear()
+    for waiter in fired:
+        waiter.callback(None)

@@ -1,19 +1,25 @@
 """
-Whether the backend is asked at all: not while it is known to be out of reach.
+The circuit breaker: rejects requests at once while the backend is known to be unreachable.
 
-A backend that is down would let each request fail by itself, after a wait of its own. Here the
-first ones fail, the others are told at once when to come again, and one of them tries for all.
+Without it, each request to a backend that is down would fail only after a connection timeout. With
+it, only the first few do; later ones are rejected at once with `Retry-After`, and one request at a
+time tests whether the backend is reachable again.
 
-| state  | a request comes                  | connected | its connection failed         | given up |
-| ------ | -------------------------------- | --------- | ----------------------------- | -------- |
-| CLOSED | it goes to the backend           | CLOSED    | OPEN, if it was so often      | CLOSED   |
-|        |                                  |           | in a row                      |          |
-| OPEN   | it is refused; behind the pause  | CLOSED    | OPEN (begun before, or not    | OPEN     |
-|        | it is the trial: TRYING          |           | counted)                      |          |
-| TRYING | it is refused                    | CLOSED    | the trial: OPEN, with a pause | OPEN,    |
-|        |                                  |           |                               | no pause |
+| state     | request arrives        | connected | connection failed        | cancelled, or a bug  |
+| --------- | ---------------------- | --------- | ------------------------ | -------------------- |
+| CLOSED    | passes                 | CLOSED    | OPEN, after              | CLOSED               |
+|           |                        |           | `failure_threshold`      |                      |
+|           |                        |           | failures in a row        |                      |
+| OPEN      | rejected until         | CLOSED    | OPEN; not counted, since | OPEN                 |
+|           | `reset_timeout` is     |           | the request started      |                      |
+|           | over; then it is the   |           | before the breaker       |                      |
+|           | trial: HALF_OPEN       |           | opened                   |                      |
+| HALF_OPEN | rejected               | CLOSED    | of the trial: OPEN, for  | of the trial: OPEN,  |
+|           |                        |           | another `reset_timeout`; | and the next request |
+|           |                        |           | of another request: no   | is the trial         |
+|           |                        |           | change                   |                      |
 
-The words are those of an electric circuit: closed, it lets through.
+As in an electric circuit, closed means that requests pass.
 """
 
 from __future__ import annotations
@@ -28,25 +34,26 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from blockops.errors import ApiError
-from blockops.upstream.client import Unreached
+from blockops.upstream.client import ConnectError
 
 
 class State(Enum):
-    """See the table above."""
+    """The states of the table above; the values are those of `/health`."""
 
     CLOSED = "closed"
     OPEN = "open"
-    TRYING = "half-open"
+    HALF_OPEN = "half-open"
 
 
-class Circuit:
+class CircuitBreaker:
     """
-    Counts connections that failed, one behind the other, and turns requests away after too many.
+    Rejects requests after too many consecutive failures to connect to the backend.
 
-    :param after: how many in a row open it; 0: it never opens
-    :param pause: seconds from a failure to the next trial
-    :param dismiss: is called when it opens, with what makes the error for each who waits
-    :ivar opened: how often it has opened
+    :param failure_threshold: consecutive failures that open the breaker; 0 if it never opens
+    :param reset_timeout: seconds from the last counted failure to the next trial
+    :param reject_waiting: called when the breaker opens, with a function that makes the error for
+        each queued request
+    :ivar times_opened: number of times the breaker went from closed to open
     """
 
     _log = Logger()
@@ -55,135 +62,133 @@ class Circuit:
         self,
         clock: IReactorTime,
         *,
-        after: int,
-        pause: float,
-        dismiss: Callable[[Callable[[], ApiError]], object],
+        failure_threshold: int,
+        reset_timeout: float,
+        reject_waiting: Callable[[Callable[[], ApiError]], object],
     ) -> None:
         self._clock = clock
-        self._after = after
-        self._pause = pause
-        self._dismiss = dismiss
+        self._failure_threshold = failure_threshold
+        self._reset_timeout = reset_timeout
+        self._reject_waiting = reject_waiting
         self._failures = 0
-        self._trial: Attempt | None = None
-        # Of the failures that are counted: when the first one was, and what the last one said.
-        self._since = 0.0
-        self._why = ""
-        self._not_before = 0.0
+        self._trial: Guard | None = None
+        # Of the counted failures: the time of the first, the message of the last.
+        self._unreachable_since = 0.0
+        self._last_error = ""
+        self._retry_at = 0.0
         self.state = State.CLOSED
-        self.opened = 0
+        self.times_opened = 0
 
-    def vitals(self) -> dict[str, object]:
-        """Return what `/health` tells."""
-        open_for = (
-            None if self.state is State.CLOSED else round(self._clock.seconds() - self._since)
-        )
+    def status(self) -> dict[str, object]:
+        """Return the fields for `/health`."""
+        closed = self.state is State.CLOSED
         return {
             "circuit": self.state.value,
-            "circuit_opened": self.opened,
-            "backend_unreachable_seconds": open_for,
+            "circuit_opened": self.times_opened,
+            "backend_unreachable_seconds": (
+                None if closed else round(self._clock.seconds() - self._unreachable_since)
+            ),
         }
 
     def check(self) -> None:
         """
-        Turn a request away before anything is done for it, if it would be turned away later.
+        Reject a request early, before any work is done for it, if `guard` would reject it.
 
-        :raises ApiError: 503
+        :raises ApiError: 503, the backend is known to be unreachable
         """
-        if self._refuses():
-            raise self._refusal()
+        if self.state is State.HALF_OPEN or (
+            self.state is State.OPEN and self._clock.seconds() < self._retry_at
+        ):
+            raise self._rejection()
 
-    def attempt(self) -> Attempt:
+    def guard(self) -> Guard:
         """
-        Let a block ask the backend, and learn from how it ends.
+        Return a context manager for one request to the backend, whose outcome is recorded.
 
-        :raises ApiError: 503, at once: the backend is known to be out of reach
+        :raises ApiError: 503, the backend is known to be unreachable
         """
         self.check()
-        attempt = Attempt(self)
+        guard = Guard(self)
         if self.state is State.OPEN:
-            self.state, self._trial = State.TRYING, attempt
-        return attempt
+            self.state, self._trial = State.HALF_OPEN, guard
+        return guard
 
-    def ended(self, attempt: Attempt, failure: BaseException | None) -> None:
-        """Learn from how an attempt ended; None: it has an answer."""
-        if isinstance(failure, Unreached):
-            self._failed(attempt, failure)
+    def record_outcome(self, guard: Guard, failure: BaseException | None) -> None:
+        """
+        Record the outcome of a guarded request.
+
+        :param failure: the exception that ended the block, or None if the backend responded
+        """
+        if isinstance(failure, ConnectError):
+            self._record_failure(guard, failure)
         elif failure is None or isinstance(failure, ApiError):
-            self.connected()  # what failed came later
-        self._given_up(attempt)
+            # Any other ApiError happens after the TCP connection is made, such as a failed TLS
+            # handshake: the backend can be reached.
+            self.record_connection()
+        if guard is self._trial:
+            # The trial ended without a result, so the next request is the trial.
+            self.state, self._trial = State.OPEN, None
 
-    def connected(self) -> None:
-        """Note that there is a connection to the backend: whoever made it, it is there again."""
+    def record_connection(self) -> None:
+        """Close the breaker: a connection to the backend was made, by any request."""
         self._failures = 0
         if self.state is not State.CLOSED:
             self.state, self._trial = State.CLOSED, None
             self._log.info(
-                "The backend can be reached again, after {seconds} seconds",
-                seconds=round(self._clock.seconds() - self._since),
+                "The backend is reachable again, after {seconds} seconds",
+                seconds=round(self._clock.seconds() - self._unreachable_since),
             )
 
-    def _failed(self, attempt: Attempt, failure: Unreached) -> None:
+    def _record_failure(self, guard: Guard, failure: ConnectError) -> None:
         now = self._clock.seconds()
         if self.state is State.CLOSED:
             self._failures += 1
-            self._why = failure.message
+            self._last_error = failure.message
             if self._failures == 1:
-                self._since = now
-            if self._failures == self._after:
+                self._unreachable_since = now
+            if self._failures == self._failure_threshold:
+                self.times_opened += 1
+                self._log.warn(
+                    "{error} After {failures} consecutive failures, requests are rejected until"
+                    " the backend is reachable again.",
+                    error=self._last_error,
+                    failures=self._failures,
+                )
                 self._open(now)
-        elif attempt is self._trial:
-            self._why = failure.message
-            self._shut_out(now)
-
-    def _given_up(self, attempt: Attempt) -> None:
-        """Let the next one be the trial, if `attempt` was it and has learnt nothing."""
-        if attempt is self._trial:
-            self.state, self._trial = State.OPEN, None
+        elif guard is self._trial:
+            self._last_error = failure.message
+            self._open(now)
 
     def _open(self, now: float) -> None:
-        self.opened += 1
-        self._log.warn(
-            "{why} After {failures} attempts in a row, requests are refused until it can be"
-            " reached again.",
-            why=self._why,
-            failures=self._failures,
-        )
-        self._shut_out(now)
-
-    def _shut_out(self, now: float) -> None:
         self.state, self._trial = State.OPEN, None
-        self._not_before = now + self._pause
-        self._dismiss(self._refusal)
+        self._retry_at = now + self._reset_timeout
+        self._reject_waiting(self._rejection)
 
-    def _refuses(self) -> bool:
-        if self.state is State.OPEN:
-            return self._clock.seconds() < self._not_before
-        return self.state is State.TRYING
-
-    def _refusal(self) -> ApiError:
-        left = max(1, math.ceil(self._not_before - self._clock.seconds()))
-        since = datetime.fromtimestamp(self._since, UTC).isoformat(timespec="seconds")
+    def _rejection(self) -> ApiError:
+        seconds = max(1, math.ceil(self._retry_at - self._clock.seconds()))
+        since = datetime.fromtimestamp(self._unreachable_since, UTC).isoformat(timespec="seconds")
         return ApiError(
             503,
-            f"{self._why} It is out of reach since {since}. Ask again in {left} seconds.",
+            f"{self._last_error} It has been unreachable since {since}. Retry in {seconds}"
+            " seconds.",
             type="server_error",
             code="backend_unreachable",
-            retry_after=left,
+            retry_after=seconds,
         )
 
 
-class Attempt:
-    """One attempt to ask the backend, which lasts as long as its block."""
+class Guard:
+    """One guarded request; its block lasts until the backend has responded or failed."""
 
-    __slots__ = ("_circuit",)
+    __slots__ = ("_breaker",)
 
-    def __init__(self, circuit: Circuit) -> None:
-        self._circuit = circuit
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
 
     def __enter__(self) -> None:
-        """Begin: what has to be known for that was asked for before."""
+        pass
 
     def __exit__(
         self, _: type[BaseException] | None, failure: BaseException | None, __: TracebackType | None
     ) -> None:
-        self._circuit.ended(self, failure)
+        self._breaker.record_outcome(self, failure)

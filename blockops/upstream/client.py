@@ -1,10 +1,10 @@
 """
-The backend, as blockops speaks to it: the only module that knows treq.
+`BackendClient`: requests to one backend, through treq. No other module imports treq.
 
-A connection to a model's server is worth nothing once its answer has ended: a new one costs 0.3 ms.
-Several servers close theirs although they advertise keep-alive (llama.cpp failed 43 of 300 requests
-that came at once behind another one), and a POST that meets such an end is not sent again. So each
-request has a connection of its own.
+Each request has its own connection. Reusing one would gain little, since a new connection costs 0.3
+ms, and requests would fail: several servers close connections although they advertise keep-alive
+(llama.cpp failed 43 of 300 requests that were sent at once on reused connections), and a POST that
+was sent on a closing connection must not be sent again.
 """
 
 from __future__ import annotations
@@ -30,50 +30,51 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IResponse
 
 from blockops.errors import ApiError
-from blockops.upstream.http.agent import OneShotAgent, WholeBody
+from blockops.upstream.http.agent import SingleUseAgent
+from blockops.upstream.http.connection import BytesBody
 from blockops.upstream.http.response_parser import BadResponse
 
 
-class Unreached(ApiError):
-    """There was no connection to the backend: not a byte of the request has left."""
+class ConnectError(ApiError):
+    """No connection to the backend was made, so no byte of the request was sent."""
 
 
-class _NoCookies(CookieJar):
-    """Keeps no cookies: those of one caller would be sent with the next one's request."""
+class _NullCookieJar(CookieJar):
+    """A jar that stores nothing: one client's cookies must not reach the next client's request."""
 
     def add_cookie_header(self, request: object) -> None:
-        """There is none to add."""
+        """Do nothing."""
 
     def extract_cookies(self, response: object, request: object) -> None:
-        """None is wanted."""
+        """Do nothing."""
 
 
-class _AsWritten(EncodedURL):
+class _VerbatimURL(EncodedURL):
     """
-    An URL that stays as it was written.
+    A URL that is sent as the client wrote it.
 
-    hyperlink would write some characters of it in another way (`"`, `<`, a lone `?`), and take as
-    long for it as all else that treq does.
+    hyperlink would encode some characters differently (`"`, `<`, a trailing `?`), and would take
+    as long as the rest of treq's work together.
     """
 
-    __slots__ = ("_written",)
+    __slots__ = ("_text",)
 
-    def __init__(self, written: str) -> None:
-        self._written = written
+    def __init__(self, text: str) -> None:
+        self._text = text
 
     def to_uri(self) -> EncodedURL:
         return self
 
     def to_text(self, with_password: bool = False) -> str:  # noqa: FBT001, FBT002
-        return self._written
+        return self._text
 
 
-def trust(ca: Path | None) -> BrowserLikePolicyForHTTPS:
+def https_policy(ca: Path | None) -> BrowserLikePolicyForHTTPS:
     """
-    Return whom to believe behind `https://`.
+    Return the policy that verifies the backend's certificate.
 
-    :param ca: PEM file with the certificates to trust; None for those that the platform trusts
-    :raises ValueError: there is no certificate in `ca`
+    :param ca: PEM file with the certificates to trust, or None to trust those of the platform
+    :raises ValueError: `ca` contains no certificate
     """
     if ca is None:
         return BrowserLikePolicyForHTTPS()
@@ -85,17 +86,18 @@ def trust(ca: Path | None) -> BrowserLikePolicyForHTTPS:
     return BrowserLikePolicyForHTTPS(trustRootFromCertificates(roots))
 
 
-def _nobody_asks() -> None:
-    """Tell nobody."""
+def _noop() -> None:
+    pass
 
 
-class Upstream:
+class BackendClient:
     """
-    One backend.
+    The HTTP client of one backend.
 
-    :param url: `http://host:port` and the path above its `/v1`, if any, without `/` at the end
-    :param key: sent as bearer token with each request
-    :param connect_timeout: seconds that connecting may take
+    :param url: `http://host:port` and the path before its `/v1`, if any, without a trailing `/`
+    :param key: sent as a bearer token with each request
+    :param ca: PEM file with the certificates to trust; see `https_policy`
+    :param connect_timeout: seconds that connecting may take, TLS handshake included
     :param on_connected: called when a connection is made, before anything is sent on it
     """
 
@@ -107,15 +109,15 @@ class Upstream:
         key: str | None = None,
         ca: Path | None = None,
         connect_timeout: float = 5.0,
-        on_connected: Callable[[], object] = _nobody_asks,
+        on_connected: Callable[[], object] = _noop,
     ) -> None:
         self.url = url
         self.key = key
         self._connect_timeout = connect_timeout
         self._reactor = reactor
-        self._no_cookies = cast("Any", _NoCookies())
-        agent = OneShotAgent(reactor, trust(ca), connect_timeout, on_connected)
-        self._client = HTTPClient(agent, self._no_cookies)
+        self._cookies = cast("Any", _NullCookieJar())
+        agent = SingleUseAgent(reactor, https_policy(ca), connect_timeout, on_connected)
+        self._client = HTTPClient(agent, self._cookies)
 
     def request(
         self,
@@ -125,75 +127,72 @@ class Upstream:
         body: bytes | IBodyProducer | None = None,
     ) -> Coroutine[Deferred[Any], Any, IResponse]:
         """
-        Ask the backend, and return what awaits its answer, which is here when its headers are.
+        Send a request; return a coroutine that returns the response when its headers are complete.
 
-        Nothing of what was asked is kept meanwhile: a model may read a prompt for minutes.
-
-        The body of the answer waits: `deliverBody` starts it. Cancelling closes the connection.
+        The coroutine holds neither the headers nor the body of the request, since a prefill may
+        take minutes. The body of the response is read after `deliverBody` is called. Cancelling
+        aborts the connection.
 
         :param target: path and query as the client wrote them, from `/v1` on
-        :param headers: the request's own from here on
-        :raises ApiError: 502 or 504, no answer came; the message says which part failed
-        :raises Unreached: the same, and not a byte of the request has left
+        :param headers: belongs to the request from now on; the caller must not use it again
+        :raises ApiError: 502, there is no valid response; or the error that `body` failed with
+        :raises ConnectError: 502 or 504, no connection was made, so nothing was sent
         """
         sent = headers if headers is not None else Headers()
         if self.key is not None:
             sent.setRawHeaders("Authorization", [f"Bearer {self.key}"])
-        asked = self._client.request(
+        response = self._client.request(
             method,
-            _AsWritten(self.url + target),
+            _VerbatimURL(self.url + target),
             headers=sent,
-            data=WholeBody(body) if isinstance(body, bytes) else body,
-            cookies=self._no_cookies,
+            data=BytesBody(body) if isinstance(body, bytes) else body,
+            cookies=self._cookies,
             unbuffered=True,
             allow_redirects=False,
             reactor=self._reactor,
         )
-        return self._answer(asked)
+        return self._response(response)
 
-    async def _answer(self, asked: Deferred[Any]) -> IResponse:
+    async def _response(self, response: Deferred[Any]) -> IResponse:
         try:
-            return cast("IResponse", await asked)
+            return cast("IResponse", await response)
         except CancelledError:
             raise
         except Exception as failure:
-            raise self._explain(failure) from failure
+            raise self._to_api_error(failure) from failure
 
-    def _explain(self, failure: Exception) -> ApiError:
-        """Return what the client is told when no answer came."""
-        reason = _root(failure)
-        if isinstance(reason, ApiError):
-            return reason  # the client's body was at fault
-        kind: type[ApiError] = Unreached
-        if isinstance(reason, error.TimeoutError):
+    def _to_api_error(self, failure: Exception) -> ApiError:
+        cause = _root_cause(failure)
+        if isinstance(cause, ApiError):
+            # The client's upload failed.
+            return cause
+        error_class: type[ApiError] = ConnectError
+        status, code = 502, "backend_unreachable"
+        if isinstance(cause, error.TimeoutError):
             status = 504
-            what = f"did not accept a connection within {self._connect_timeout:g} seconds."
-        elif isinstance(reason, error.ConnectError | error.DNSLookupError):
-            status, what = (
-                502,
-                f"cannot be reached ({reason}). Is it running, and is --backend right?",
+            problem = (
+                f"did not accept a connection within {self._connect_timeout:g} seconds. Is it "
+                "overloaded, or is --backend wrong?"
             )
-        elif isinstance(reason, BadResponse):
-            return ApiError(
-                502,
-                f"The backend at {self.url} gave an answer that cannot be read as HTTP ({reason}). "
-                "Is --backend an HTTP server?",
-                type="server_error",
-                code="backend_invalid_response",
-            )
+        elif isinstance(cause, error.ConnectError | error.DNSLookupError):
+            problem = f"cannot be reached ({cause}). Is it running, and is --backend correct?"
+        elif isinstance(cause, BadResponse):
+            error_class, code = ApiError, "backend_invalid_response"
+            problem = f"sent an invalid HTTP response ({cause}). Is --backend an HTTP server?"
         else:
-            kind, status = ApiError, 502
-            what = f"closed the connection before it answered ({_describe(reason)})"
-        return kind(
-            status,
-            f"The backend at {self.url} {what}",
-            type="server_error",
-            code="backend_unreachable",
+            error_class = ApiError
+            text = str(cause).strip()
+            reason = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+            problem = f"closed the connection before it responded ({reason}). See its log."
+            if self.url.startswith("https:"):
+                problem += " If its certificate is the reason, check --backend-ca."
+        return error_class(
+            status, f"The backend at {self.url} {problem}", type="server_error", code=code
         )
 
 
-def _root(failure: Exception) -> Exception:
-    """Return what went wrong below the wrappers that twisted.web puts around it."""
+def _root_cause(failure: Exception) -> Exception:
+    """Return the error that the wrappers of `twisted.web.client` contain."""
     wrappers = RequestGenerationFailed | ResponseNeverReceived | ResponseFailed
     while isinstance(failure, wrappers):
         reasons: list[Failure] = failure.reasons
@@ -202,8 +201,3 @@ def _root(failure: Exception) -> Exception:
             break
         failure = inner
     return failure
-
-
-def _describe(reason: Exception) -> str:
-    text = str(reason).strip()
-    return f"{type(reason).__name__}: {text}" if text else type(reason).__name__

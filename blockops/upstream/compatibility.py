@@ -1,9 +1,10 @@
 """
-What the backend has refused, and is asked for in another way from then on.
+Optional features that the backend has rejected, so that they are no longer requested.
 
-Two wishes may be too much for a backend: to be told what a prompt has (`include_usage`), and to
-render tools. A request that is refused for one of them is sent again without it, once, and what was
-learnt is kept: of the first for the backend, of the second for each model.
+Backends may reject two features: `stream_options.include_usage`, which reports a prompt's token
+count, and `tools`, which the backend's chat template must be able to render. A request that is
+rejected because of one of them is sent again once, without it. `BackendCompatibility` remembers the
+first for the whole backend and the second for each model.
 """
 
 from __future__ import annotations
@@ -14,78 +15,82 @@ from twisted.logger import Logger
 
 from blockops.errors import ApiError
 
-#: Models that are remembered: their names come from clients, who may make them up.
+#: Bound of the models that are remembered: clients choose the names, and may invent them.
 MAX_MODELS = 64
 
-#: Words by which a backend says that it does not know the wish for usage.
-_USAGE = ("stream_options", "include_usage")
+#: A backend that rejects `include_usage` names one of these fields in its error.
+_USAGE_FIELDS = ("stream_options", "include_usage")
 
-#: What backends say of tools that they do not take: vLLM without a tool parser ("auto" and others),
-#: llama.cpp without its templates, ik_llama.cpp, llama.cpp before 2025, Ollama.
-_TOOLS = re.compile(
+#: Errors of backends that reject tools, in the order of the pattern: vLLM without a tool parser;
+#: llama.cpp without `--jinja`, and ik_llama.cpp; llama.cpp before 2025; Ollama.
+_TOOLS_REJECTED = re.compile(
     r"enable-auto-tool-choice|tool-call-parser"
     r"|tool(?:s|_choice) param (?:requires|is not)|unsupported param: tool"
     r"|does not support (?:tools|function)",
     re.IGNORECASE,
 )
 
-#: What templates say that know no results of tools (Mistral, Gemma, Llama 2).
-_ROLES = re.compile(
+#: Errors of chat templates without a role for tool results (Mistral, Gemma, Llama 2).
+_ROLE_REJECTED = re.compile(
     r"roles must alternate|only user(?:, system)? and assistant roles"
     r"|(?:unknown|unexpected|unsupported|invalid)(?: message)? role",
     re.IGNORECASE,
 )
 
 
-class Refusals:
+class BackendCompatibility:
     """
-    What was learnt of the backend.
+    The optional features that the backend is known to reject.
 
-    :ivar asks_usage: it is asked for usage
+    :ivar supports_usage: the backend has not rejected `include_usage`
     """
 
     _log = Logger()
 
     def __init__(self) -> None:
-        self.asks_usage = True
-        self._told: dict[str, None] = {}
+        self.supports_usage = True
+        # An ordered set, so that the model that was recorded first can be removed first.
+        self._models_without_tools: dict[str, None] = {}
 
-    def of_usage(self, refused: ApiError) -> bool:
-        """Say whether the backend refused the wish for usage, which is then not sent any more."""
-        if not any(word in refused.message for word in _USAGE):
+    def detect_usage_error(self, error: ApiError) -> bool:
+        """Return True if `error` rejects `include_usage`; if so, stop requesting it."""
+        if not any(field in error.message for field in _USAGE_FIELDS):
             return False
-        if self.asks_usage:
-            self.asks_usage = False
-            self._log.info("The backend does not tell what prompts have: it refuses include_usage")
+        if self.supports_usage:
+            self.supports_usage = False
+            self._log.info(
+                "The backend rejects include_usage: it does not report the token counts of prompts"
+            )
         return True
 
-    def of_tools(self, refused: ApiError, model: str | None, *, with_results: bool) -> bool:
+    def detect_tools_error(self, error: ApiError, model: str | None, *, with_results: bool) -> bool:
         """
-        Say whether the backend may have refused the tools, so that it is asked without them.
+        Return True if `error` may reject the tools; the caller retries without them.
 
-        If it says so in so many words, that is remembered for `model`. What a template says of
-        roles may have other reasons: that is `learn`t from an answer to the request without tools.
+        If the error names the tools, they are recorded as rejected for `model` at once. A chat
+        template's error about roles may have other reasons: call `record_tools_rejected` if the
+        retry succeeds.
 
-        :param with_results: the request had results of tools too
+        :param with_results: the request contained results of tools
         """
-        if _TOOLS.search(refused.message):
-            self.learn(model, refused)
+        if _TOOLS_REJECTED.search(error.message):
+            self.record_tools_rejected(model, error)
             return True
-        return with_results and bool(_ROLES.search(refused.message))
+        return with_results and bool(_ROLE_REJECTED.search(error.message))
 
-    def learn(self, model: str | None, refused: ApiError) -> None:
-        """Remember that `model` is told of its tools in its prompt."""
-        if not self.takes_no_tools(model):
+    def record_tools_rejected(self, model: str | None, error: ApiError) -> None:
+        """Record that the backend rejects tools for `model`; `error` is for the log."""
+        if not self.rejects_tools(model):
             self._log.info(
-                "The backend takes no tools for {model!r}: they are written into its prompt from "
-                "now on. It said: {said}",
+                "The backend rejects tools for {model!r}: from now on they are described in the"
+                " prompt. Its error: {error}",
                 model=model or "",
-                said=refused.message,
+                error=error.message,
             )
-        self._told[model or ""] = None
-        if len(self._told) > MAX_MODELS:
-            del self._told[next(iter(self._told))]
+        self._models_without_tools[model or ""] = None
+        if len(self._models_without_tools) > MAX_MODELS:
+            del self._models_without_tools[next(iter(self._models_without_tools))]
 
-    def takes_no_tools(self, model: str | None) -> bool:
-        """Say whether tools were refused for `model`."""
-        return (model or "") in self._told
+    def rejects_tools(self, model: str | None) -> bool:
+        """Return True if the backend is known to reject tools for `model`."""
+        return (model or "") in self._models_without_tools

@@ -1,4 +1,4 @@
-"""Requests and events for the tests of the core, in as few words as each test needs."""
+"""Short constructors of requests and events, for the tests of the core."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from blockops.api.chat.request import ChatRequest, CompletionRequest
-from blockops.toolcalls.options import Rules
-from blockops.translation.stream import StreamTranscoder
+from blockops.api.chat.request import ChatRequest
+from blockops.api.completions import CompletionRequest
+from blockops.toolcalls.options import TranslationOptions
+from blockops.translation.stream import StreamTranslator
 
 DONE = b"data: [DONE]\n\n"
 
@@ -33,10 +34,10 @@ def event(value: Any) -> bytes:
     return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
-def delta(_index: int = 0, _finish: str | None = None, _beside: Any = None, **fields: Any) -> bytes:
+def delta(_index: int = 0, _finish: str | None = None, _extra: Any = None, **fields: Any) -> bytes:
     """Return the event of a chunk with one delta."""
     choice = {"index": _index, "delta": fields, "finish_reason": _finish}
-    return event({"id": "c", "choices": [choice], **(_beside or {})})
+    return event({"id": "c", "choices": [choice], **(_extra or {})})
 
 
 def text(value: str, index: int = 0) -> bytes:
@@ -50,17 +51,20 @@ CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "x"}}\n</tool_cal
 
 
 def counted_ids() -> Callable[[], str]:
-    """Return what makes ids that are the same in every run."""
+    """Return a function that makes the same ids in every run."""
     numbers = itertools.count()
     return lambda: f"call_{next(numbers):024}"
 
 
-def transcoder(asked: Any = None, rules: Rules | None = None, **options: Any) -> StreamTranscoder:
-    options.setdefault("new_id", counted_ids())
-    return StreamTranscoder(asked or chat("search", "get_weather"), rules or Rules(), **options)
+def translator(
+    request: Any = None, options: TranslationOptions | None = None, **more: Any
+) -> StreamTranslator:
+    more.setdefault("new_id", counted_ids())
+    request = request or chat("search", "get_weather")
+    return StreamTranslator(request, options or TranslationOptions(), **more)
 
 
-def transcode(stream: bytes, asked: Any = None, **options: Any) -> bytes:
-    """Return what the client gets of a stream that comes in one packet."""
-    through = transcoder(asked, **options)
-    return through.receive_data(stream) + through.end(cut=False)
+def translate(stream: bytes, request: Any = None, **more: Any) -> bytes:
+    """Return the client's stream for a backend's stream that is received at once."""
+    stream_translator = translator(request, **more)
+    return stream_translator.receive_data(stream) + stream_translator.end(is_truncated=False)

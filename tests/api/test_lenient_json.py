@@ -1,4 +1,4 @@
-"""JSON that strict readers refuse becomes JSON that they take."""
+"""JSON that strict parsers reject becomes JSON that they accept."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.lenient_json import Mender, clean_text, dumps, is_strict, loads
+from blockops.api.lenient_json import JsonRepairer, dumps, is_strict, loads
+from blockops.errors import replace_surrogates
 
 
 def chunk(**delta: Any) -> bytes:
-    """Return a chunk whose strings are escaped, halves of surrogate pairs too."""
+    """Return a chunk with escaped strings, which may contain halves of surrogate pairs."""
     return json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode()
 
 
-class MendTests(SynchronousTestCase):
-    def mended(self, data: bytes, mender: Mender | None = None) -> Any:
-        return json.loads((mender or Mender()).mend(data))
+class RepairTests(SynchronousTestCase):
+    def repair(self, data: bytes) -> Any:
+        return json.loads(JsonRepairer().repair(data))
 
-    def test_what_is_strict_stays(self) -> None:
+    def test_strict_json_is_unchanged(self) -> None:
         for data in (
             b'{"a":1.50,"b":-0,"c":[null,true,"\xc3\xa9"],"d":12345678901234567890}',
             b"[]",
         ):
-            self.assertEqual(Mender().mend(data), data)
+            self.assertEqual(JsonRepairer().repair(data), data)
 
-    def test_no_numbers(self) -> None:
-        """JSON has no word for them, and null is what others write."""
+    def test_numbers_outside_of_json(self) -> None:
+        """JSON cannot express them; other programs write null."""
         data = b'{"a": NaN, "b": -Infinity, "c": 1e400, "d": 1}'
-        self.assertEqual(self.mended(data), {"a": None, "b": None, "c": None, "d": 1})
+        self.assertEqual(self.repair(data), {"a": None, "b": None, "c": None, "d": 1})
 
     def test_control_characters(self) -> None:
-        self.assertEqual(self.mended(b'{"a": "b\nc\td\x00"}'), {"a": "b\nc\td\x00"})
+        self.assertEqual(self.repair(b'{"a": "b\nc\td\x00"}'), {"a": "b\nc\td\x00"})
 
-    def test_bytes_that_are_no_text(self) -> None:
-        self.assertEqual(self.mended(b'{"a": "\xff\xe2\x82"}'), {"a": "\ufffd\ufffd"})
+    def test_invalid_utf8(self) -> None:
+        self.assertEqual(self.repair(b'{"a": "\xff\xe2\x82"}'), {"a": "\ufffd\ufffd"})
 
     def test_huge_numbers(self) -> None:
         digits = b"1" * 5000
-        self.assertEqual(Mender().mend(b'{"a":%s}' % digits), b'{"a":null}')
+        self.assertEqual(JsonRepairer().repair(b'{"a":%s}' % digits), b'{"a":null}')
 
-    def test_no_json(self) -> None:
+    def test_not_json(self) -> None:
         for data in (b"", b"{", b"nope", b'{"a": 1} x', b"[" * 100_000, b'{"a":' * 100_000):
-            self.assertRaises(ValueError, Mender().mend, data)
+            self.assertRaises(ValueError, JsonRepairer().repair, data)
 
-    def test_deep_but_no_deeper(self) -> None:
-        """Whatever is read can be written, or is refused."""
+    def test_depth(self) -> None:
+        """A value that can be parsed can also be encoded, or is rejected."""
         for depth in range(100, 1200, 20):
             try:
-                Mender().mend(b'{"choices":[' + b"[" * depth + b"]" * depth + b"]}")
+                JsonRepairer().repair(b'{"choices":[' + b"[" * depth + b"]" * depth + b"]}")
             except ValueError:
                 continue
 
@@ -62,37 +63,42 @@ class MendTests(SynchronousTestCase):
             b'{"choices":[{"delta":null}]}',
             b"[1]",
         ):
-            self.assertEqual(Mender().mend(data), data)
+            self.assertEqual(JsonRepairer().repair(data), data)
 
 
 class SurrogateTests(SynchronousTestCase):
-    """Halves of surrogate pairs, as tokens that end in the middle of an emoji make them."""
+    """Halves of surrogate pairs: tokens may end in the middle of an emoji."""
 
-    def joined(self, mender: Mender, *contents: Any, **names: Any) -> list[Any]:
-        return [json.loads(mender.mend(chunk(content=c)))["choices"][0]["delta"] for c in contents]
+    def deltas(self, repairer: JsonRepairer, *contents: Any) -> list[Any]:
+        """Return the repaired deltas of chunks with these contents."""
+        return [
+            json.loads(repairer.repair(chunk(content=c)))["choices"][0]["delta"] for c in contents
+        ]
 
-    def test_pair_cut_over_two_deltas(self) -> None:
-        mender = Mender()
-        first, second = self.joined(mender, "a\ud83d", "\ude42b")
+    def test_pair_split_across_two_deltas(self) -> None:
+        repairer = JsonRepairer()
+        first, second = self.deltas(repairer, "a\ud83d", "\ude42b")
         self.assertEqual((first["content"], second["content"]), ("a", "🙂b"))
-        self.assertEqual(mender.pending, {})
+        self.assertEqual(repairer.pending, {})
 
     def test_delta_between(self) -> None:
-        """A delta without text lets the half wait on."""
-        mender = Mender()
-        self.joined(mender, "\ud83d")
-        mender.mend(b'{"choices":[{"index":0,"delta":{"role":"assistant"}}]}')
-        mender.mend(b'{"choices":[{"index":1,"delta":{"content":"other"}}]}')
-        self.assertEqual(self.joined(mender, "\ude42"), [{"content": "🙂"}])
+        """The half stays pending during a delta without text."""
+        repairer = JsonRepairer()
+        self.deltas(repairer, "\ud83d")
+        repairer.repair(b'{"choices":[{"index":0,"delta":{"role":"assistant"}}]}')
+        repairer.repair(b'{"choices":[{"index":1,"delta":{"content":"other"}}]}')
+        self.assertEqual(self.deltas(repairer, "\ude42"), [{"content": "🙂"}])
 
-    def test_halves_that_stay_alone(self) -> None:
-        mender = Mender()
-        said = self.joined(mender, "\ude42", "a\ud83d", "b", "\ud83dx", "\ud83d", "\ud83d\ude42")
-        content = "".join(delta["content"] for delta in said)
+    def test_unpaired_halves(self) -> None:
+        repairer = JsonRepairer()
+        deltas = self.deltas(
+            repairer, "\ude42", "a\ud83d", "b", "\ud83dx", "\ud83d", "\ud83d\ude42"
+        )
+        content = "".join(delta["content"] for delta in deltas)
         self.assertEqual(content, "\ufffda\ufffdb\ufffdx\ufffd🙂")
 
-    def test_wherever_it_stands_in_the_delta(self) -> None:
-        mender = Mender()
+    def test_every_field_of_the_delta(self) -> None:
+        repairer = JsonRepairer()
         arguments = [
             {
                 "tool_calls": [{"index": 1, "function": {"arguments": half}}],
@@ -101,46 +107,53 @@ class SurrogateTests(SynchronousTestCase):
             for half in ("\ud83d", "\ude42")
         ]
         first, second = (
-            json.loads(mender.mend(chunk(**delta)))["choices"][0]["delta"] for delta in arguments
+            json.loads(repairer.repair(chunk(**delta)))["choices"][0]["delta"]
+            for delta in arguments
         )
         self.assertEqual(first["reasoning_content"], "")
         self.assertEqual(second["reasoning_content"], "🙂")
         self.assertEqual(second["tool_calls"][0]["function"]["arguments"], "🙂")
 
-    def test_each_choice_has_its_own(self) -> None:
-        mender = Mender()
+    def test_each_choice_has_its_own_halves(self) -> None:
+        repairer = JsonRepairer()
         for index in (0, 1):
-            mender.mend(b'{"choices":[{"index":%d,"text":"\\ud83d"}]}' % index)
-        self.assertEqual(len(mender.pending), 2)
-        mended = mender.mend(b'{"choices":[{"index":1,"text":"\\ude42"},{"index":0,"text":"x"}]}')
-        texts = [choice["text"] for choice in json.loads(mended)["choices"]]
+            repairer.repair(b'{"choices":[{"index":%d,"text":"\\ud83d"}]}' % index)
+        self.assertEqual(len(repairer.pending), 2)
+        repaired = repairer.repair(
+            b'{"choices":[{"index":1,"text":"\\ude42"},{"index":0,"text":"x"}]}'
+        )
+        texts = [choice["text"] for choice in json.loads(repaired)["choices"]]
         self.assertEqual(texts, ["🙂", "\ufffdx"])
 
-    def test_no_more_than_so_many_wait(self) -> None:
-        mender = Mender()
+    def test_limit_of_pending_halves(self) -> None:
+        repairer = JsonRepairer()
         for index in range(2000):
-            mended = mender.mend(b'{"choices":[{"index":%d,"text":"\\ud83d"}]}' % index)
-        self.assertEqual(json.loads(mended)["choices"][0]["text"], "\ufffd")
-        self.assertEqual(len(mender.pending), 1024)
+            repaired = repairer.repair(b'{"choices":[{"index":%d,"text":"\\ud83d"}]}' % index)
+        self.assertEqual(json.loads(repaired)["choices"][0]["text"], "\ufffd")
+        self.assertEqual(len(repairer.pending), 1024)
 
-    def test_beside_the_delta(self) -> None:
-        mended = Mender().mend(b'{"choices":[{"logprobs":{"token":"\\ud83d"}}],"\\ud83d":1}')
+    def test_outside_of_the_delta(self) -> None:
+        repaired = JsonRepairer().repair(
+            b'{"choices":[{"logprobs":{"token":"\\ud83d"}}],"\\ud83d":1}'
+        )
         self.assertEqual(
-            mended.decode(), '{"choices":[{"logprobs":{"token":"\ufffd"}}],"\ufffd":1}'
+            repaired.decode(), '{"choices":[{"logprobs":{"token":"\ufffd"}}],"\ufffd":1}'
         )
 
     @given(st.lists(st.text(st.sampled_from("a\ud83d\ude42é"))))
     def test_no_text_is_lost(self, contents: list[str]) -> None:
-        """What leaves, joined, is what came, joined, its lonely halves replaced."""
-        mender = Mender()
-        said = "".join(delta["content"] for delta in self.joined(mender, *contents))
+        """The joined output is the joined input with its unpaired halves replaced."""
+        repairer = JsonRepairer()
+        output = "".join(delta["content"] for delta in self.deltas(repairer, *contents))
         whole = "".join(contents).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        half = "".join(mender.pending.values())
-        self.assertEqual(len(said + half), len(clean_text(paired("".join(contents)))))
-        self.assertEqual(said, clean_text(paired("".join(contents)))[: len(said)], whole)
+        half = "".join(repairer.pending.values())
+        self.assertEqual(len(output + half), len(replace_surrogates(join_pairs("".join(contents)))))
+        self.assertEqual(
+            output, replace_surrogates(join_pairs("".join(contents)))[: len(output)], whole
+        )
 
 
-def paired(text: str) -> str:
+def join_pairs(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
@@ -168,5 +181,5 @@ class ValueTests(SynchronousTestCase):
     def test_round_trip(self, value: Any) -> None:
         self.assertEqual(json.loads(dumps(loads(json.dumps(value).encode()))), value)
 
-    def test_clean_text(self) -> None:
-        self.assertEqual(clean_text("a\ud83d\U0001f642\udc00"), "a\ufffd\U0001f642\ufffd")
+    def test_replace_surrogates(self) -> None:
+        self.assertEqual(replace_surrogates("a\ud83d\U0001f642\udc00"), "a\ufffd\U0001f642\ufffd")

@@ -1,4 +1,4 @@
-"""Bytes become events as WHATWG's rules have it, wherever they are cut."""
+"""Bytes become events by WHATWG's rules, independent of how they are split into packets."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.sse import Event, EventDecoder, EventTooLong
+from blockops.api.sse import Event, EventDecoder, EventTooLong, encode_event
 
-MANY = 1 << 20
+NO_LIMIT = 1 << 20
 
 
-def decode(*packets: bytes, max_event: int = MANY) -> list[Event]:
+def decode(*packets: bytes, max_event: int = NO_LIMIT) -> list[Event]:
     decoder = EventDecoder(max_event)
     return [event for packet in packets for event in decoder.receive_data(packet)]
 
@@ -22,11 +22,21 @@ def data(*packets: bytes) -> list[bytes]:
     return [event.data for event in decode(*packets)]
 
 
+class EncodeEventTests(SynchronousTestCase):
+    def test_one_line(self) -> None:
+        self.assertEqual(encode_event(b'{"a": 1}'), b'data: {"a": 1}\n\n')
+
+    def test_line_ends_are_removed(self) -> None:
+        event = encode_event(b'{\r\n "a": [1.50,\n "\\n"]\n}')
+        self.assertEqual(event, b'data: {"a":[1.50,"\\n"]}\n\n')
+        self.assertEqual(encode_event(b'{\r"a":\r1}'), b'data: {"a":1}\n\n')
+
+
 class StandardTests(SynchronousTestCase):
     """The rules of the HTML standard, with its examples."""
 
     def test_examples(self) -> None:
-        """The event streams that the standard itself interprets."""
+        """The event streams that the standard explains."""
         stocks = b"data: YHOO\ndata: +2\ndata: 10\n\n"
         self.assertEqual(data(stocks), [b"YHOO\n+2\n10"])
         four = b": test stream\n\ndata: first event\nid: 1\n\n"
@@ -40,7 +50,7 @@ class StandardTests(SynchronousTestCase):
         names = [(event.name, event.data) for event in decode(stream)]
         self.assertEqual(names, [(b"add", b"73857293"), (b"remove", b"2153"), (b"", b"1")])
 
-    def test_every_line_end(self) -> None:
+    def test_each_line_end(self) -> None:
         for end in (b"\n", b"\r", b"\r\n"):
             stream = end.join([b"data: a", b"data: b", b"", b": c", b"data: d", b"", b""])
             self.assertEqual(data(stream), [b"a\nb", b"d"], end)
@@ -50,13 +60,13 @@ class StandardTests(SynchronousTestCase):
             data(b"data: a\r\ndata: b\n\rdata: c\r\r\ndata: d\n\n"), [b"a\nb", b"c", b"d"]
         )
 
-    def test_line_end_in_the_line(self) -> None:
-        """A CR ends a line even where LFs are what ends the others."""
+    def test_carriage_return_among_line_feeds(self) -> None:
+        """A CR ends a line even if the other lines end with LF."""
         self.assertEqual(data(b"data: a\rdata: b\n\n"), [b"a\nb"])
 
-    def test_carriage_return_needs_no_successor(self) -> None:
-        """An event that CRs end fires with the last of them, and a LF behind it is no line."""
-        decoder = EventDecoder(MANY)
+    def test_event_ends_without_waiting_for_a_line_feed(self) -> None:
+        """An event that ends with CRs fires with the last CR; a LF after it is not a blank line."""
+        decoder = EventDecoder(NO_LIMIT)
         self.assertEqual(len(list(decoder.receive_data(b"data: a\r\r"))), 1)
         self.assertEqual(list(decoder.receive_data(b"\n")), [])
         self.assertEqual([e.data for e in decoder.receive_data(b"data: b\n\n")], [b"b"])
@@ -69,7 +79,7 @@ class StandardTests(SynchronousTestCase):
         self.assertEqual(data(b"\xef", b"data: lost\n\n", b"data: b\n\n"), [b"b"])
 
     def test_without_blank_line(self) -> None:
-        """What the stream's end cuts off is no event."""
+        """An event without its blank line is dropped."""
         self.assertEqual(data(b"data: a\n\ndata: b\n"), [b"a"])
         self.assertEqual(data(b"data: b"), [])
 
@@ -85,16 +95,16 @@ class StandardTests(SynchronousTestCase):
 
 
 class RawTests(SynchronousTestCase):
-    """What may be sent on."""
+    """The bytes of an event that may be forwarded."""
 
-    def test_whole_event_as_it_came(self) -> None:
+    def test_one_line_is_unchanged(self) -> None:
         (event,) = decode(b'data: {"a": 1}\n\n')
         self.assertEqual(event.raw, b'data: {"a": 1}\n\n')
         (event,) = decode(b'data:{"a": 1}\n\n')
         self.assertEqual(event.raw, b'data:{"a": 1}\n\n')
 
     def test_packet_of_one_event_is_not_copied(self) -> None:
-        decoder = EventDecoder(MANY)
+        decoder = EventDecoder(NO_LIMIT)
         packet = b'data: {"a": 1}\n\n'
         (event,) = decoder.receive_data(packet)
         self.assertIs(event.raw, packet)
@@ -103,28 +113,28 @@ class RawTests(SynchronousTestCase):
         (event,) = decode(b": one\nevent: x\n: two\ndata: 1\nid: 7\n:\n\n")
         self.assertEqual(event.raw, b"event: x\ndata: 1\nid: 7\n\n")
 
-    def test_line_ends_become_one_kind(self) -> None:
+    def test_line_ends_become_line_feeds(self) -> None:
         (event,) = decode(b"data: 1\r\ndata: 2\r\r\n")
         self.assertEqual(event.raw, b"data: 1\ndata: 2\n\n")
 
-    def test_all_lines(self) -> None:
-        """A string with a line end inside of it is still whole in the event."""
+    def test_lenient_data(self) -> None:
+        """A string with a raw line end is complete in `raw`."""
         (event,) = decode(b'event: error\nid: 1\nretry: 5\ndata: {"error": "a\n b\nc: d"}\n\n')
         self.assertEqual(event.data, b'{"error": "a')
-        self.assertEqual(event.all_lines(), b'{"error": "a\n b\nc: d"}')
+        self.assertEqual(event.lenient_data(), b'{"error": "a\n b\nc: d"}')
 
     def test_error_field(self) -> None:
         (event,) = decode(b'error: {"message": "no"}\n\n')
         self.assertEqual((event.name, event.data), (b"error", b'{"message": "no"}'))
 
-    def test_unfinished(self) -> None:
-        decoder = EventDecoder(MANY)
+    def test_pending(self) -> None:
+        decoder = EventDecoder(NO_LIMIT)
         list(decoder.receive_data(b"data: a\n\ndata: b\n: comment\nda"))
-        self.assertEqual(decoder.unfinished, b"data: b\nda")
+        self.assertEqual(decoder.pending, b"data: b\nda")
 
 
 class LimitTests(SynchronousTestCase):
-    """An event may only be so long."""
+    """`max_event` bounds the length of an event."""
 
     def test_up_to_the_limit(self) -> None:
         for stream in (b"data: 456789\n\n", b"data: 4\nid:1\n\n", b": comments\n" * 99 + b"\n"):
@@ -134,23 +144,23 @@ class LimitTests(SynchronousTestCase):
         for stream in (b"data: 4567890\n\n", b"data: 4\nid:12\n\n", b"data: 45678901", b":" * 14):
             self.assertRaises(EventTooLong, decode, stream, max_event=13)
 
-    def test_limit_is_an_events(self) -> None:
+    def test_limit_applies_to_each_event(self) -> None:
         self.assertEqual(len(decode(b"data: 456789\n\n" * 9, max_event=13)), 9)
 
-    def test_events_before_it_come_out(self) -> None:
+    def test_events_before_the_long_one(self) -> None:
         self.assertEqual(outcome(13, b"data: 4\n\n" + b"x" * 20), [b"4", "too long"])
 
 
 def outcome(limit: int, *packets: bytes) -> list[bytes | str]:
-    """Return the data of the events, and whether they ended in an error."""
-    found: list[bytes | str] = []
+    """Return the data of the events, followed by "too long" if the decoder raised."""
+    results: list[bytes | str] = []
     decoder = EventDecoder(limit)
     try:
         for packet in packets:
-            found.extend(event.data for event in decoder.receive_data(packet))
+            results.extend(event.data for event in decoder.receive_data(packet))
     except EventTooLong:
-        found.append("too long")
-    return found
+        results.append("too long")
+    return results
 
 
 LINES = st.sampled_from(
@@ -164,7 +174,7 @@ STREAMS = st.tuples(
 
 
 def reference(stream: bytes) -> list[tuple[bytes, bytes]]:
-    """The standard's algorithm, word by word, for a stream that is there as a whole."""
+    """Return (name, data) of each event by the standard's algorithm, for a complete stream."""
     lines = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     events = []
     name, values = b"", list[bytes]()
@@ -180,21 +190,21 @@ def reference(stream: bytes) -> list[tuple[bytes, bytes]]:
             values.append(value + b"\n")
         elif field == b"event":
             name = value
-        elif field == b"error":  # the one rule that is ours
+        elif field == b"error":  # the rule that blockops adds
             name = b"error"
             values.append(value + b"\n")
     return events
 
 
-class CutTests(SynchronousTestCase):
-    """However the bytes are cut, the events are those of the whole."""
+class SplitTests(SynchronousTestCase):
+    """The events do not depend on how the bytes are split."""
 
     @given(STREAMS)
     def test_whole(self, stream: bytes) -> None:
         self.assertEqual([(e.name, e.data) for e in decode(stream)], reference(stream))
 
     @given(STREAMS, st.lists(st.integers(0, 200)))
-    def test_cut_anywhere(self, stream: bytes, cuts: list[int]) -> None:
+    def test_split_anywhere(self, stream: bytes, cuts: list[int]) -> None:
         edges = [0, *sorted(cuts), len(stream)]
         packets = [stream[a:b] for a, b in itertools.pairwise(edges)]
         self.assertEqual(decode(*packets), decode(stream))
@@ -204,5 +214,5 @@ class CutTests(SynchronousTestCase):
         self.assertEqual(decode(*(stream[i : i + 1] for i in range(len(stream)))), decode(stream))
 
     @given(STREAMS, st.integers(0, 200), st.integers(1, 20))
-    def test_limit_does_not_see_cuts(self, stream: bytes, cut: int, limit: int) -> None:
+    def test_limit_with_splits(self, stream: bytes, cut: int, limit: int) -> None:
         self.assertEqual(outcome(limit, stream[:cut], stream[cut:]), outcome(limit, stream))

@@ -1,4 +1,4 @@
-"""The strict reader takes what OpenAI sends, and refuses what has broken clients."""
+"""The strict reader accepts OpenAI's streams, and rejects those that have broken clients."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.api.requests import DONE, ROLE, STOP, delta, event, text
-from tests.api.strict import StreamRefused, read_strictly
+from tests.api.strict import InvalidStream, read_strictly
 
 CALL = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
 REST = {"index": 0, "function": {"arguments": "{}"}}
 ERROR = event({"error": {"message": "no"}})
-CALLED = ROLE + delta(tool_calls=[CALL]) + delta(tool_calls=[REST])
+COMPLETE_CALL = ROLE + delta(tool_calls=[CALL]) + delta(tool_calls=[REST])
 
 
 def call(**fields: Any) -> bytes:
@@ -24,18 +24,20 @@ class StrictTests(SynchronousTestCase):
         for stream in (
             ROLE + text("a") + STOP + DONE,
             b": comment\n\n" + ROLE + text("a") + STOP + event({"choices": [], "usage": {}}) + DONE,
-            CALLED + call(index=1, id="b") + delta(_finish="length") + DONE,
+            COMPLETE_CALL + call(index=1, id="b") + delta(_finish="length") + DONE,
             ROLE + text("a") + ERROR,
             ERROR,
         ):
             read_strictly(stream, bare=True)
 
-    def test_said(self) -> None:
-        answer = read_strictly(CALLED + text("x") + delta(_finish="tool_calls") + DONE, bare=True)
-        self.assertEqual(answer.said.pairs(), [("f", {})])
-        self.assertEqual((answer.said.content, answer.said.finish_reason), ("x", "tool_calls"))
+    def test_contents(self) -> None:
+        answer = read_strictly(
+            COMPLETE_CALL + text("x") + delta(_finish="tool_calls") + DONE, bare=True
+        )
+        self.assertEqual(answer.choice.pairs(), [("f", {})])
+        self.assertEqual((answer.choice.content, answer.choice.finish_reason), ("x", "tool_calls"))
 
-    def test_refused(self) -> None:
+    def test_rejected(self) -> None:
         for stream in (
             b"",
             b": comment\n\n",
@@ -67,17 +69,20 @@ class StrictTests(SynchronousTestCase):
             ROLE + call(type=None) + STOP + DONE,
             ROLE + call(index=1) + STOP + DONE,
             ROLE + call(function={"arguments": "{}"}) + STOP + DONE,
-            CALLED + call(index=1) + STOP + DONE,
-            CALLED + call() + STOP + DONE,
-            CALLED + delta(tool_calls=[{"index": 0, "function": {"name": "f"}}]) + STOP + DONE,
-            CALLED + call(index=1, id="b") + STOP + DONE,
-            CALLED + delta(tool_calls=[REST]) + delta(_finish="tool_calls") + DONE,
+            COMPLETE_CALL + call(index=1) + STOP + DONE,
+            COMPLETE_CALL + call() + STOP + DONE,
+            COMPLETE_CALL
+            + delta(tool_calls=[{"index": 0, "function": {"name": "f"}}])
+            + STOP
+            + DONE,
+            COMPLETE_CALL + call(index=1, id="b") + STOP + DONE,
+            COMPLETE_CALL + delta(tool_calls=[REST]) + delta(_finish="tool_calls") + DONE,
         ):
             try:
                 read_strictly(stream, bare=True)
-            except (StreamRefused, UnicodeEncodeError):
+            except (InvalidStream, UnicodeEncodeError):
                 continue
             self.fail(f"accepted: {stream!r}")
 
     def test_bare(self) -> None:
-        self.assertRaises(StreamRefused, read_strictly, ROLE + STOP + DONE)
+        self.assertRaises(InvalidStream, read_strictly, ROLE + STOP + DONE)

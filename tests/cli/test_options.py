@@ -1,4 +1,4 @@
-"""The command line, the help, and what the shells complete."""
+"""The command line, the help, the shell completions, and `blockops.tap`."""
 
 from __future__ import annotations
 
@@ -21,44 +21,46 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from blockops import __version__, tap
 from blockops.cli.options import Options
 from blockops.daemon import service
-from blockops.daemon.signals import Held
+from blockops.daemon.signals import PendingHangup
 from blockops.settings.table import TABLE, Settings
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def parse(*line: str, environ: Mapping[str, str] | None = None) -> Settings:
-    parsed = Options(environ or {}, system_file="/nowhere")
-    parsed.parseOptions(list(line))
-    return parsed.settings
+def parse(*arguments: str, environ: Mapping[str, str] | None = None) -> Settings:
+    options = Options(environ or {}, system_file="/missing")
+    options.parseOptions(list(arguments))
+    return options.settings
 
 
-def line_of_error(case: SynchronousTestCase, *line: str, environ: Mapping[str, str] | None = None):
-    error = case.assertRaises(UsageError, parse, *line, environ=environ)
+def error_line(
+    case: SynchronousTestCase, *arguments: str, environ: Mapping[str, str] | None = None
+) -> str:
+    error = case.assertRaises(UsageError, parse, *arguments, environ=environ)
     text = str(error)
     case.assertEqual(len(text.splitlines()), 1, text)
     return text
 
 
-def printed(*line: str) -> str:
-    """Return what is printed on standard output before the parser leaves the process."""
+def printed(*arguments: str) -> str:
+    """Return the standard output of an option that ends the process."""
     with mock.patch.object(sys, "stdout", io.StringIO()) as out:
         try:
-            parse(*line)
-        except SystemExit as leaving:
-            assert leaving.code == 0
+            parse(*arguments)
+        except SystemExit as exit_:
+            assert exit_.code == 0
     return out.getvalue()
 
 
 class CommandLineTests(SynchronousTestCase):
-    def test_nothing_given(self):
+    def test_no_arguments(self):
         self.assertEqual(parse(), Settings())
 
-    def test_every_option_but_secrets_is_there(self):
+    def test_every_setting_but_secrets_has_an_option(self):
         known = {each.rstrip("=") for each in Options({}).longOpt}
         for each in TABLE:
-            self.assertEqual(each.option in known, not each.secret, each.option)
-            self.assertEqual(f"no-{each.option}" in known, each.flag, each.option)
+            self.assertEqual(each.option in known, not each.is_secret, each.option)
+            self.assertEqual(f"no-{each.option}" in known, each.is_flag, each.option)
 
     def test_values(self):
         settings = parse("--port", "9000", "--heartbeat=2s", "--reasoning=split", "--log-file=off")
@@ -67,82 +69,82 @@ class CommandLineTests(SynchronousTestCase):
         self.assertEqual(settings.reasoning, "split")
         self.assertIsNone(settings.log_file)
 
-    def test_switches(self):
+    def test_flags(self):
         on = {"BLOCKOPS_THINK_CALLS": "on"}
         self.assertTrue(parse("--think-calls").think_calls)
         self.assertTrue(parse(environ=on).think_calls)
         self.assertFalse(parse("--no-think-calls", environ=on).think_calls)
 
-    def test_the_last_word_counts(self):
+    def test_the_last_occurrence_counts(self):
         self.assertEqual(parse("--port=1", "--port=2").port, 2)
         self.assertTrue(parse("--no-think-calls", "--think-calls").think_calls)
         self.assertFalse(parse("--think-calls", "--no-think-calls").think_calls)
 
-    def test_listen_adds_up(self):
+    def test_repeated_options_accumulate(self):
         settings = parse(
             "--listen=tcp:1", "--listen", "unix:/a b", environ={"BLOCKOPS_LISTEN": "x"}
         )
         self.assertEqual(settings.listen, ("tcp:1", "unix:/a b"))
 
-    def test_names_may_be_cut_short_while_they_are_clear(self):
+    def test_unambiguous_prefixes(self):
         self.assertEqual(parse("--max-conc", "7").max_concurrent, 7)
         self.assertEqual(parse("--heartbeat", "7").heartbeat, 7.0)
-        self.assertIn("max-", line_of_error(self, "--max-", "7"))
+        self.assertIn("max-", error_line(self, "--max-", "7"))
 
-    def test_bad_values(self):
+    def test_invalid_values(self):
         accepted = "'zzz' is not accepted; give a whole number from 0 to 65535"
-        self.assertEqual(line_of_error(self, "--port", "zzz"), f"--port: {accepted}")
-        self.assertEqual(line_of_error(self, environ={"PORT": "zzz"}), f"PORT: {accepted}")
+        self.assertEqual(error_line(self, "--port", "zzz"), f"--port: {accepted}")
+        self.assertEqual(error_line(self, environ={"PORT": "zzz"}), f"PORT: {accepted}")
 
-    def test_a_cut_name_is_told_in_full(self):
-        self.assertIn("--max-concurrent:", line_of_error(self, "--max-conc", "-1"))
+    def test_errors_name_the_full_option(self):
+        self.assertIn("--max-concurrent:", error_line(self, "--max-conc", "-1"))
 
-    def test_unknown_options_and_words(self):
-        self.assertIn("--prot is no option", line_of_error(self, "--prot", "80"))
-        self.assertIn("'demo' is no option", line_of_error(self, "demo"))
-        self.assertIn("-b", line_of_error(self, "-b", "demo"))
+    def test_unknown_options_and_arguments(self):
+        self.assertIn("--prot is not an option", error_line(self, "--prot", "80"))
+        self.assertIn("'demo' is not an option", error_line(self, "demo"))
+        self.assertIn("-b", error_line(self, "-b", "demo"))
 
-    def test_secrets_are_refused_without_being_repeated(self):
-        for line in (["--backend-key", "sk-1"], ["--backend-key=sk-1"]):
-            text = line_of_error(self, *line)
+    def test_secrets_are_rejected_and_not_printed(self):
+        for arguments in (["--backend-key", "sk-1"], ["--backend-key=sk-1"]):
+            text = error_line(self, *arguments)
             self.assertNotIn("sk-1", text)
             self.assertIn("BLOCKOPS_BACKEND_KEY_FILE", text)
 
-    def test_a_switch_takes_no_value(self):
-        self.assertIn("heartbeat-json", line_of_error(self, "--heartbeat-json=yes"))
+    def test_a_flag_with_a_value(self):
+        self.assertIn("heartbeat-json", error_line(self, "--heartbeat-json=yes"))
 
-    def test_an_option_without_its_value(self):
-        self.assertIn("port", line_of_error(self, "--port"))
+    def test_an_option_without_a_value(self):
+        self.assertIn("port", error_line(self, "--port"))
 
-    def test_two_parsers_share_nothing(self):
+    def test_parsers_share_no_state(self):
         self.assertEqual(parse("--listen=tcp:1").listen, ("tcp:1",))
         self.assertEqual(parse("--listen=tcp:2").listen, ("tcp:2",))
 
 
-class BelowTwistdTests(SynchronousTestCase):
-    """Under `twistd`, which answers a UsageError with all of the help and then the error."""
+class UnderTwistdTests(SynchronousTestCase):
+    """Under `twistd`, which prints all of the help before a UsageError."""
 
-    def test_the_process_ends_with_the_line_alone(self):
-        below = Options({})
-        below.parent = cast(AnyOptions, object())
-        leaving = self.assertRaises(SystemExit, below.parseOptions, ["--port", "zzz"])
-        self.assertTrue(str(leaving.code).startswith("blockops: --port: 'zzz'"))
+    def test_only_the_error_line_is_printed(self):
+        options = Options({})
+        options.parent = cast(AnyOptions, object())
+        exit_ = self.assertRaises(SystemExit, options.parseOptions, ["--port", "zzz"])
+        self.assertTrue(str(exit_.code).startswith("blockops: --port: 'zzz'"))
 
-    def twistd(self, *line: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    def twistd(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *line],
+            [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *arguments],
             cwd=ROOT,
-            env={"PATH": "/usr/bin:/bin", "HOME": "/nowhere", "PYTHONPATH": str(ROOT), **environ},
+            env={"PATH": "/usr/bin:/bin", "HOME": "/missing", "PYTHONPATH": str(ROOT), **environ},
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
 
-    def test_the_real_one(self):
-        ended = self.twistd("-n", "--pidfile=", "blockops", "--port", "zzz")
+    def test_twistd(self):
+        result = self.twistd("-n", "--pidfile=", "blockops", "--port", "zzz")
         self.assertEqual(
-            (ended.returncode, ended.stdout, ended.stderr),
+            (result.returncode, result.stdout, result.stderr),
             (
                 1,
                 "",
@@ -150,86 +152,88 @@ class BelowTwistdTests(SynchronousTestCase):
             ),
         )
 
-    def test_the_real_one_with_an_endpoint_that_is_none(self):
-        ended = self.twistd("-n", "--pidfile=", "blockops", "--listen", "carrier-pigeon:1")
-        self.assertEqual(ended.returncode, 1)
-        self.assertEqual(ended.stdout, "")
-        self.assertEqual(len(ended.stderr.splitlines()), 1, ended.stderr)
-        self.assertIn("'carrier-pigeon:1' is not accepted", ended.stderr)
+    def test_twistd_with_an_unknown_endpoint_type(self):
+        result = self.twistd("-n", "--pidfile=", "blockops", "--listen", "carrier-pigeon:1")
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(result.stdout, "")
+        self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
+        self.assertIn("'carrier-pigeon:1' is not accepted", result.stderr)
 
-    def test_the_version_is_blockops_own(self):
-        ended = self.twistd("blockops", "--version")
-        self.assertEqual((ended.returncode, ended.stdout), (0, f"blockops {__version__}\n"))
+    def test_the_version_is_that_of_blockops(self):
+        result = self.twistd("blockops", "--version")
+        self.assertEqual((result.returncode, result.stdout), (0, f"blockops {__version__}\n"))
 
-    def test_the_help_of_the_real_one_shows_nothing_of_the_environment(self):
-        ended = self.twistd("blockops", "--help", BLOCKOPS_BACKEND_KEY="sk-1", PORT="4711")
-        self.assertEqual(ended.returncode, 0, ended.stderr)
-        self.assertIn("--max-concurrent", ended.stdout)
-        self.assertNotIn("sk-1", ended.stdout)
-        self.assertNotIn("4711", ended.stdout)
+    def test_the_help_of_twistd_omits_the_environment(self):
+        result = self.twistd("blockops", "--help", BLOCKOPS_BACKEND_KEY="sk-1", PORT="4711")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("--max-concurrent", result.stdout)
+        self.assertNotIn("sk-1", result.stdout)
+        self.assertNotIn("4711", result.stdout)
 
 
 class ConfigurationFileTests(SynchronousTestCase):
-    """Which file is read."""
+    """Which configuration file is read."""
 
     def setUp(self):
         self.home = Path(self.mktemp()).absolute()
         (self.home / ".blockops").mkdir(parents=True)
-        self.of_user = self.home / ".blockops" / "config.toml"
-        self.of_system = self.home / "system.toml"
-        self.other = self.home / "other.toml"
-        for number, path in enumerate((self.of_user, self.of_system, self.other), 1):
+        self.user_file = self.home / ".blockops" / "config.toml"
+        self.system_file = self.home / "system.toml"
+        self.other_file = self.home / "other.toml"
+        for number, path in enumerate((self.user_file, self.system_file, self.other_file), 1):
             path.write_text(f"port = {number}\n")
 
-    def port(self, *line: str, **environ: str) -> int:
-        parsed = Options({"HOME": str(self.home), **environ}, system_file=str(self.of_system))
-        parsed.parseOptions(list(line))
-        return parsed.settings.port
+    def port(self, *arguments: str, **environ: str) -> int:
+        options = Options({"HOME": str(self.home), **environ}, system_file=str(self.system_file))
+        options.parseOptions(list(arguments))
+        return options.settings.port
 
-    def test_the_users_own(self):
+    def test_the_users_file(self):
         self.assertEqual(self.port(), 1)
 
-    def test_that_of_the_system(self):
-        self.of_user.unlink()
+    def test_the_machines_file(self):
+        self.user_file.unlink()
         self.assertEqual(self.port(), 2)
 
-    def test_none(self):
-        self.of_user.unlink()
-        self.of_system.unlink()
+    def test_no_file(self):
+        self.user_file.unlink()
+        self.system_file.unlink()
         self.assertEqual(self.port(), 8080)
 
     def test_no_home(self):
-        parsed = Options({}, system_file=str(self.of_system))
-        parsed.parseOptions([])
-        self.assertEqual(parsed.settings.port, 2)
+        options = Options({}, system_file=str(self.system_file))
+        options.parseOptions([])
+        self.assertEqual(options.settings.port, 2)
 
-    def test_the_one_that_is_named(self):
-        self.assertEqual(self.port("--config", str(self.other)), 3)
-        self.assertEqual(self.port(BLOCKOPS_CONFIG=str(self.other)), 3)
-        self.assertEqual(self.port("--config=/dev/null", BLOCKOPS_CONFIG=str(self.other)), 8080)
+    def test_a_named_file(self):
+        self.assertEqual(self.port("--config", str(self.other_file)), 3)
+        self.assertEqual(self.port(BLOCKOPS_CONFIG=str(self.other_file)), 3)
+        self.assertEqual(
+            self.port("--config=/dev/null", BLOCKOPS_CONFIG=str(self.other_file)), 8080
+        )
 
-    def test_the_named_one_must_exist(self):
-        for line, environ in (
-            (["--config=/nowhere"], {}),
-            (["--config=~nobody-of-this-name/x"], {}),
-            ([], {"BLOCKOPS_CONFIG": "/nowhere"}),
+    def test_a_named_file_must_exist(self):
+        for arguments, environ in (
+            (["--config=/missing"], {}),
+            (["--config=~no-user-of-this-name/x"], {}),
+            ([], {"BLOCKOPS_CONFIG": "/missing"}),
         ):
-            text = str(self.assertRaises(UsageError, self.port, *line, **environ))
+            text = str(self.assertRaises(UsageError, self.port, *arguments, **environ))
             self.assertIn("cannot be read", text)
             self.assertIn("No such file", text)
 
-    def test_a_broken_default_file_stops_the_start(self):
-        self.of_user.write_text("prot = 1\n")
+    def test_an_invalid_default_file_is_an_error(self):
+        self.user_file.write_text("prot = 1\n")
         text = str(self.assertRaises(UsageError, self.port))
         self.assertIn("did you mean port?", text)
-        self.assertIn(str(self.of_user), text)
+        self.assertIn(str(self.user_file), text)
 
-    def test_a_default_file_that_cannot_be_looked_at_stops_the_start(self):
-        self.of_user.unlink()
-        self.of_user.symlink_to(self.of_user)
-        self.assertIn(str(self.of_user), str(self.assertRaises(UsageError, self.port)))
+    def test_an_unreadable_default_file_is_an_error(self):
+        self.user_file.unlink()
+        self.user_file.symlink_to(self.user_file)
+        self.assertIn(str(self.user_file), str(self.assertRaises(UsageError, self.port)))
 
-    def test_environment_and_command_line_are_stronger(self):
+    def test_environment_and_command_line_take_precedence(self):
         self.assertEqual(self.port(PORT="5"), 5)
         self.assertEqual(self.port("--port=6", PORT="5"), 6)
 
@@ -238,14 +242,14 @@ class HelpTests(SynchronousTestCase):
     def setUp(self):
         self.help = Options({"BLOCKOPS_BACKEND_KEY": "sk-1", "PORT": "4711"}).getUsage(80)
 
-    def test_every_setting_with_all_its_names_and_its_default(self):
+    def test_every_setting_with_its_names_and_default(self):
         flat = " ".join(self.help.split())
         for each in TABLE:
-            self.assertIn(each.environ, flat)
-            self.assertEqual(f"--{each.option}" in flat, not each.secret, each.option)
-            self.assertIn(f"{each.help} Default: {each.shown}.", flat)
+            self.assertIn(each.env_var, flat)
+            self.assertEqual(f"--{each.option}" in flat, not each.is_secret, each.option)
+            self.assertIn(f"{each.help} Default: {each.default_text}.", flat)
 
-    def test_the_environment_stays_out(self):
+    def test_the_environment_is_omitted(self):
         self.assertNotIn("sk-1", self.help)
         self.assertNotIn("4711", self.help)
 
@@ -264,32 +268,32 @@ class HelpTests(SynchronousTestCase):
 
 
 class ZshTests(SynchronousTestCase):
-    """zsh completes by asking the command itself."""
+    """zsh completes by running the command."""
 
-    def test_options_words_and_files(self):
+    def test_options_choices_and_files(self):
         out = io.BytesIO()
-        asked = Options({})
-        asked._shellCompFile = cast(io.TextIOWrapper, out)
-        self.assertRaises(SystemExit, asked.parseOptions, ["--", "--_shell-completion", "zsh:2"])
+        options = Options({})
+        options._shellCompFile = cast(io.TextIOWrapper, out)
+        self.assertRaises(SystemExit, options.parseOptions, ["--", "--_shell-completion", "zsh:2"])
         lines = out.getvalue().decode().splitlines()
         for each in TABLE:
             found = [line for line in lines if f"--{each.option}=[" in line]
-            if not each.flag:
-                self.assertEqual(len(found), not each.secret, each.option)
-            for word in each.kind.words if not each.flag else ():
-                self.assertIn(word, found[0].rpartition(":")[2])
+            if not each.is_flag:
+                self.assertEqual(len(found), not each.is_secret, each.option)
+            for choice in each.value_type.choices if not each.is_flag else ():
+                self.assertIn(choice, found[0].rpartition(":")[2])
         self.assertTrue(any("--log-file=" in each and "_files" in each for each in lines))
         self.assertTrue(any(each.startswith("'*--listen=") for each in lines))
         port = next(each for each in lines if "--port=" in each)
         self.assertNotIn("_files", port)
 
-    def test_what_twistd_imports_for_it_is_light(self):
+    def test_the_plugin_imports_little(self):
         code = (
             "import sys, blockops.tap\n"
             "print([name for name in ('twisted.internet.reactor', 'treq', 'twisted.web',"
-            " 'blockops.service') if name in sys.modules])"
+            " 'blockops.daemon.service') if name in sys.modules])"
         )
-        ended = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
             env={"PYTHONPATH": str(ROOT)},
@@ -298,23 +302,23 @@ class ZshTests(SynchronousTestCase):
             timeout=60,
             check=False,
         )
-        self.assertEqual(ended.stdout.strip(), "[]", ended.stderr)
+        self.assertEqual(result.stdout.strip(), "[]", result.stderr)
 
 
 class BashTests(SynchronousTestCase):
     """The script, in a real bash."""
 
     def complete(self, *words: str) -> list[str]:
-        """Return what is offered for the last of `words`."""
+        """Return the completions of the last of `words`."""
         script = Path(self.mktemp())
         script.write_text(printed("--bash-completion"))
         program = (
-            'compopt() { echo "compopt $*"; }\n'  # the real one works while one types, only
+            'compopt() { echo "compopt $*"; }\n'  # the real one works only during completion
             f"source {script}\n"
             'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _blockops; printf "%s\\n" "${COMPREPLY[@]}"'
         )
         try:
-            ended = subprocess.run(
+            result = subprocess.run(
                 ["bash", "--norc", "-uc", program, "bash", *words],
                 capture_output=True,
                 text=True,
@@ -322,36 +326,36 @@ class BashTests(SynchronousTestCase):
                 check=False,
             )
         except FileNotFoundError:
-            raise SkipTest("there is no bash on this machine") from None
-        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
-        return ended.stdout.split("\n")[:-1]
+            raise SkipTest("bash is missing on this machine") from None
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        return result.stdout.split("\n")[:-1]
 
     def test_the_command(self):
         self.assertEqual(self.complete("twistd", "-n", "blo"), ["blockops"])
 
     def test_all_options(self):
-        offered = {each.rstrip("=") for each in self.complete("twistd", "blockops", "--")}
+        completed = {each.rstrip("=") for each in self.complete("twistd", "blockops", "--")}
         known = {f"--{each.rstrip('=')}" for each in Options({}).longOpt}
-        self.assertEqual(offered, known)
+        self.assertEqual(completed, known)
 
-    def test_one_option_waits_for_its_value(self):
+    def test_an_option_is_followed_by_its_value(self):
         self.assertEqual(
             self.complete("twistd", "-n", "blockops", "--max-conc"),
             ["compopt -o nospace", "--max-concurrent="],
         )
 
-    def test_one_switch_is_finished(self):
+    def test_a_flag_is_followed_by_a_space(self):
         self.assertEqual(self.complete("twistd", "blockops", "--no-heart"), ["--no-heartbeat-json"])
 
-    def test_words(self):
+    def test_choices(self):
         self.assertEqual(self.complete("twistd", "blockops", "--reasoning", ""), ["keep", "split"])
         self.assertEqual(self.complete("twistd", "blockops", "--reasoning", "="), ["keep", "split"])
         self.assertEqual(self.complete("twistd", "blockops", "--reasoning", "=", "s"), ["split"])
 
-    def test_files_are_left_to_bash(self):
+    def test_files_are_completed_by_bash(self):
         self.assertEqual(self.complete("twistd", "blockops", "--config", "pyp"), [""])
 
-    def test_nothing_is_made_up_for_numbers(self):
+    def test_numbers_have_no_completion(self):
         self.assertEqual(
             self.complete("twistd", "blockops", "--port", ""),
             ["compopt +o bashdefault +o default", ""],
@@ -361,43 +365,43 @@ class BashTests(SynchronousTestCase):
 class MakeServiceTests(SynchronousTestCase):
     """`blockops.tap`, which `twistd` calls."""
 
-    def make(self, *line: str) -> IService:
-        parsed = Options({"BLOCKOPS_LOG_FILE": "off"}, system_file="/nowhere")
-        parsed.parseOptions(list(line))
-        self.patch(tap, "settle", lambda: None)
-        return tap.makeService(parsed)
+    def make(self, *arguments: str) -> IService:
+        options = Options({"BLOCKOPS_LOG_FILE": "off"}, system_file="/missing")
+        options.parseOptions(list(arguments))
+        self.patch(tap, "freeze_gc", lambda: None)
+        return tap.makeService(options)
 
     def test_a_daemon(self):
         self.assertTrue(IService.providedBy(self.make("--port=0")))
 
-    def test_a_hangup_is_held_while_the_daemon_starts(self):
+    def test_a_hangup_is_deferred_while_the_daemon_starts(self):
         before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self.addCleanup(signal.signal, signal.SIGHUP, before)
-        parsed = tap.Options({"BLOCKOPS_LOG_FILE": "off"}, system_file="/nowhere")
-        parsed.parseOptions(["--port=0"])
+        options = tap.Options({"BLOCKOPS_LOG_FILE": "off"}, system_file="/missing")
+        options.parseOptions(["--port=0"])
         os.kill(os.getpid(), signal.SIGHUP)
-        held = signal.getsignal(signal.SIGHUP)
-        assert isinstance(held, Held)
-        self.assertTrue(held.came)
-        self.assertEqual(parsed.settings.port, 0)
+        pending = signal.getsignal(signal.SIGHUP)
+        assert isinstance(pending, PendingHangup)
+        self.assertTrue(pending.is_received)
+        self.assertEqual(options.settings.port, 0)
 
-    def test_what_is_here_when_it_runs_is_not_looked_at_again(self):
+    def test_objects_created_at_start_are_frozen(self):
         before = gc.get_freeze_count()
         self.addCleanup(gc.unfreeze)
-        tap.settle()
+        tap.freeze_gc()
         self.assertGreater(gc.get_freeze_count(), before + 10_000)
 
-    def test_what_cannot_be_made(self):
+    def test_an_invalid_plugin(self):
         def impossible(*_):
-            raise ValueError("the format 'x' of a plugin has no openers")
+            raise ValueError("the dialect 'x' of a plugin has no openers")
 
         self.patch(service, "make_service", impossible)
-        leaving = self.assertRaises(SystemExit, self.make)
-        self.assertEqual(leaving.code, "blockops: the format 'x' of a plugin has no openers")
+        exit_ = self.assertRaises(SystemExit, self.make)
+        self.assertEqual(exit_.code, "blockops: the dialect 'x' of a plugin has no openers")
 
-    def test_endpoints_that_are_none(self):
-        for text in ("carrier-pigeon:1", "tcp:http", "tcp", "ssl:1:privateKey=/nowhere", "unix"):
-            leaving = self.assertRaises(SystemExit, self.make, "--listen=tcp:0", "--listen", text)
-            line = str(leaving.code)
+    def test_invalid_endpoints(self):
+        for text in ("carrier-pigeon:1", "tcp:http", "tcp", "ssl:1:privateKey=/missing", "unix"):
+            exit_ = self.assertRaises(SystemExit, self.make, "--listen=tcp:0", "--listen", text)
+            line = str(exit_.code)
             self.assertTrue(line.startswith(f"blockops: listen: '{text}' is not accepted"), line)
             self.assertEqual(len(line.splitlines()), 1, line)

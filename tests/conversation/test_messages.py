@@ -1,4 +1,4 @@
-"""Messages: what is found out about them, and where a session begins anew."""
+"""Tests of parsing messages, of resets, and of the cache."""
 
 from __future__ import annotations
 
@@ -8,52 +8,54 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.conversation.cache import RecentCache
 from blockops.conversation.messages import (
-    Facts,
-    Reader,
-    Recent,
-    first_user,
-    text_in,
-    weigh,
-    without_marker,
+    MessageInfo,
+    MessageParser,
+    estimate_tokens,
+    first_user_digest,
+    message_text,
+    strip_reset_command,
 )
-from blockops.conversation.notices import opening, session_banner
-from tests.conversation.histories import assistant, raw, result, said, system, user
+from blockops.conversation.notices import leading_block, session_banner
+from tests.conversation.histories import assistant, decoded, system, to_json, tool_result, user
 
 
-def facts(message: Any) -> Facts:
-    return Reader().read(raw(message))[0].facts
+def info_of(message: Any) -> MessageInfo:
+    return MessageParser().parse(to_json(message))[0].info
 
 
-class Finding(SynchronousTestCase):
+class MessageInfoTests(SynchronousTestCase):
     def test_roles(self) -> None:
-        for role, found in (
+        for api_role, role in (
             ("system", "system"),
             ("developer", "system"),
             ("user", "user"),
             ("assistant", "assistant"),
-            ("tool", "result"),
-            ("function", "result"),
+            ("tool", "tool"),
+            ("function", "tool"),
             ("critic", "other"),
         ):
-            self.assertEqual(facts({"role": role, "content": "x"}).role, found)
+            self.assertEqual(info_of({"role": api_role, "content": "x"}).role, role)
 
     def test_calls_and_results(self) -> None:
-        self.assertEqual(facts(assistant(None, "a", "b")).calls, ("a", "b"))
-        self.assertEqual(facts({"role": "assistant", "tool_calls": [{}]}).calls, ("",))
-        self.assertEqual(facts({"role": "assistant", "function_call": {"name": "f"}}).calls, ("",))
-        self.assertEqual(facts({"role": "user", "tool_calls": [{"id": "a"}]}).calls, ())
-        self.assertEqual(facts(result("a")).answers, "a")
+        self.assertEqual(info_of(assistant(None, "a", "b")).call_ids, ("a", "b"))
+        self.assertEqual(info_of({"role": "assistant", "tool_calls": [{}]}).call_ids, ("",))
+        self.assertEqual(
+            info_of({"role": "assistant", "function_call": {"name": "f"}}).call_ids, ("",)
+        )
+        self.assertEqual(info_of({"role": "user", "tool_calls": [{"id": "a"}]}).call_ids, ())
+        self.assertEqual(info_of(tool_result("a")).tool_call_id, "a")
 
-    def test_long_ids_are_not_kept_whole(self) -> None:
+    def test_long_call_ids_are_replaced_by_digests(self) -> None:
         for long in ("c" * 65, "c" * 2_000_000, "\ud83d" * 100):
-            call, answer = facts(assistant(None, long, "b")), facts(result(long))
-            self.assertEqual(call.calls, (answer.answers, "b"))
-            self.assertLessEqual(len(answer.answers), 64)
-            self.assertNotEqual(facts(result(long + "d")).answers, answer.answers)
-        self.assertEqual(facts(result("c" * 64)).answers, "c" * 64)
+            call, answer = info_of(assistant(None, long, "b")), info_of(tool_result(long))
+            self.assertEqual(call.call_ids, (answer.tool_call_id, "b"))
+            self.assertLessEqual(len(answer.tool_call_id), 64)
+            self.assertNotEqual(info_of(tool_result(long + "d")).tool_call_id, answer.tool_call_id)
+        self.assertEqual(info_of(tool_result("c" * 64)).tool_call_id, "c" * 64)
 
-    def test_all_that_a_template_writes_counts(self) -> None:
+    def test_text_contains_all_that_a_template_writes(self) -> None:
         function = {"name": "read_file", "arguments": '{"path": "setup.cfg"}'}
         message = {
             "role": "assistant",
@@ -61,13 +63,13 @@ class Finding(SynchronousTestCase):
             "reasoning_content": "thoughts",
             "tool_calls": [{"id": "c", "function": function}],
         }
-        text = text_in(json.dumps(message).encode())
-        for each in ("one", "two", "thoughts", "read_file", "setup.cfg"):
-            self.assertIn(each, text)
+        text = message_text(json.dumps(message).encode())
+        for part in ("one", "two", "thoughts", "read_file", "setup.cfg"):
+            self.assertIn(part, text)
 
-    def test_pictures_are_counted_and_their_bytes_are_not(self) -> None:
+    def test_images_are_counted_without_their_bytes(self) -> None:
         url = {"url": "data:image/png;base64," + "A" * 100_000}
-        found = facts(
+        info = info_of(
             {
                 "role": "user",
                 "content": [
@@ -76,37 +78,39 @@ class Finding(SynchronousTestCase):
                 ],
             }
         )
-        self.assertEqual((found.images, found.size), (1, len("What is it?")))
+        self.assertEqual((info.images, info.text_bytes), (1, len("What is it?")))
 
-    def test_what_is_no_message(self) -> None:
+    def test_invalid_messages(self) -> None:
         for odd in ({}, {"role": 7}, {"role": "user", "content": 5}, {"content": "x"}):
-            self.assertFalse(facts(odd).readable, odd)
-            self.assertGreater(facts(odd).weight, 0)
+            self.assertFalse(info_of(odd).is_valid, odd)
+            self.assertGreater(info_of(odd).text_estimate, 0)
 
-    def test_half_a_surrogate_pair(self) -> None:
-        found = facts(user("half \ud83d"))
-        self.assertEqual((found.role, found.readable), ("user", True))
+    def test_lone_surrogate(self) -> None:
+        info = info_of(user("half \ud83d"))
+        self.assertEqual((info.role, info.is_valid), ("user", True))
 
-    def test_each_message_is_read_once(self) -> None:
-        reader = Reader()
-        first, second = (reader.read(raw(user("x")))[0] for _ in range(2))
-        self.assertIs(first.facts, second.facts)
+    def test_each_message_is_parsed_once(self) -> None:
+        parser = MessageParser()
+        first, second = (parser.parse(to_json(user("x")))[0] for _ in range(2))
+        self.assertIs(first.info, second.info)
 
-    def test_bytes_stay(self) -> None:
+    def test_raw_bytes_are_unchanged(self) -> None:
         odd = b'{ "content":"\\u00e9",  "role" : "user", "x": 1.50 }'
-        self.assertEqual(Reader().read([odd])[0].raw, odd)
+        self.assertEqual(MessageParser().parse([odd])[0].raw, odd)
 
-    def test_a_message_of_notices_alone_is_gone(self) -> None:
-        lines = Reader().read(raw(user(), assistant(opening([session_banner("Q")])), user("more")))
-        self.assertEqual(said(lines), [user(), user("more")])
+    def test_message_of_only_notices_is_dropped(self) -> None:
+        messages = MessageParser().parse(
+            to_json(user(), assistant(leading_block([session_banner("Q")])), user("more"))
+        )
+        self.assertEqual(decoded(messages), [user(), user("more")])
 
-    def test_the_first_user(self) -> None:
-        lines = Reader().read(raw(system(), user("a"), user("b")))
-        self.assertEqual(first_user(lines), lines[1].facts.digest)
-        self.assertEqual(first_user(lines[:1]), b"")
+    def test_first_user_digest(self) -> None:
+        messages = MessageParser().parse(to_json(system(), user("a"), user("b")))
+        self.assertEqual(first_user_digest(messages), messages[1].info.digest)
+        self.assertEqual(first_user_digest(messages[:1]), b"")
 
 
-class Weighing(SynchronousTestCase):
+class EstimateTokensTests(SynchronousTestCase):
     def test_scripts(self) -> None:
         for text, low, high in (
             ("The quick brown fox jumps over the lazy dog. " * 20, 200, 300),
@@ -114,16 +118,16 @@ class Weighing(SynchronousTestCase):
             ("Быстрая коричневая лиса прыгает. " * 20, 250, 450),
             ("2026-11-22 16:00:00 " * 20, 200, 400),
         ):
-            self.assertTrue(low < weigh(text) < high, (text[:10], weigh(text)))
+            self.assertTrue(low < estimate_tokens(text) < high, (text[:10], estimate_tokens(text)))
 
-    def test_nothing(self) -> None:
-        self.assertEqual(weigh(""), 0)
+    def test_empty_text(self) -> None:
+        self.assertEqual(estimate_tokens(""), 0)
 
 
-class Resets(SynchronousTestCase):
+class ResetTests(SynchronousTestCase):
     def sent(self, *messages: Any, pattern: str | None = None) -> list[Any]:
-        reader = Reader() if pattern is None else Reader(re.compile(pattern))
-        return said(reader.since_reset(reader.read(raw(*messages))))
+        parser = MessageParser() if pattern is None else MessageParser(re.compile(pattern))
+        return decoded(parser.after_reset(parser.parse(to_json(*messages))))
 
     def test_markers(self) -> None:
         for text, is_marker in (
@@ -137,83 +141,91 @@ class Resets(SynchronousTestCase):
             ("a /new", False),
             ("/NEW", False),
         ):
-            self.assertEqual(facts(user(text)).reset, is_marker, text)
+            self.assertEqual(info_of(user(text)).is_reset, is_marker, text)
         self.assertTrue(
-            facts({"role": "user", "content": [{"type": "text", "text": "/new"}]}).reset
+            info_of({"role": "user", "content": [{"type": "text", "text": "/new"}]}).is_reset
         )
-        self.assertFalse(facts(assistant("/new")).reset)
+        self.assertFalse(info_of(assistant("/new")).is_reset)
 
-    def test_none(self) -> None:
-        reader = Reader()
-        lines = reader.read(raw(system(), user()))
-        self.assertIs(reader.since_reset(lines), lines)
+    def test_no_reset(self) -> None:
+        parser = MessageParser()
+        messages = parser.parse(to_json(system(), user()))
+        self.assertIs(parser.after_reset(messages), messages)
 
-    def test_alone(self) -> None:
+    def test_marker_alone(self) -> None:
         self.assertEqual(self.sent(system(), user("old"), assistant(), user("/new")), [system()])
 
-    def test_with_text(self) -> None:
-        came = [system(), user("old"), assistant(), {**user("/new  what is 2+2?"), "name": "Ann"}]
-        self.assertEqual(self.sent(*came), [system(), {**user("what is 2+2?"), "name": "Ann"}])
+    def test_text_after_the_marker_stays(self) -> None:
+        received = [
+            system(),
+            user("old"),
+            assistant(),
+            {**user("/new  what is 2+2?"), "name": "Ann"},
+        ]
+        self.assertEqual(self.sent(*received), [system(), {**user("what is 2+2?"), "name": "Ann"}])
 
-    def test_in_parts(self) -> None:
-        picture = {"type": "image_url", "image_url": {"url": "data:"}}
-        for text, left in (
-            ("/new look", [{"type": "text", "text": "look"}, picture]),
-            ("/new", [picture]),
+    def test_content_parts(self) -> None:
+        image = {"type": "image_url", "image_url": {"url": "data:"}}
+        for text, remaining in (
+            ("/new look", [{"type": "text", "text": "look"}, image]),
+            ("/new", [image]),
         ):
-            parts = [{"type": "text", "text": text}, picture]
+            parts = [{"type": "text", "text": text}, image]
             self.assertEqual(
-                self.sent({"role": "user", "content": parts}), [{"role": "user", "content": left}]
+                self.sent({"role": "user", "content": parts}),
+                [{"role": "user", "content": remaining}],
             )
 
-    def test_later_turns(self) -> None:
-        came = [
+    def test_reset_in_an_earlier_turn(self) -> None:
+        received = [
             system(),
             user("old"),
             assistant(),
             user("/new"),
-            assistant(opening([session_banner("")])),
+            assistant(leading_block([session_banner("")])),
             user("hi"),
             assistant("hello"),
             user("more"),
         ]
-        self.assertEqual(self.sent(*came), [system(), *came[5:]])
+        self.assertEqual(self.sent(*received), [system(), *received[5:]])
 
-    def test_the_newest_counts(self) -> None:
-        came = [user("/new a"), assistant("x"), user("/reset b"), assistant("y"), user("c")]
-        self.assertEqual(self.sent(*came), [user("b"), *came[3:]])
+    def test_newest_reset_counts(self) -> None:
+        received = [user("/new a"), assistant("x"), user("/reset b"), assistant("y"), user("c")]
+        self.assertEqual(self.sent(*received), [user("b"), *received[3:]])
 
-    def test_a_pattern_of_ones_own(self) -> None:
-        came = [user("old"), user("A new session was started. Greet the user.")]
-        sent = self.sent(*came, pattern=r"A new session was started\.")
+    def test_custom_pattern(self) -> None:
+        received = [user("old"), user("A new session was started. Greet the user.")]
+        sent = self.sent(*received, pattern=r"A new session was started\.")
         self.assertEqual(sent, [user("Greet the user.")])
         self.assertEqual(
             self.sent(user("a"), user("/new"), pattern="/fresh"), [user("a"), user("/new")]
         )
 
-    def test_what_is_left_of_a_marker_is_no_marker_again(self) -> None:
+    def test_second_marker_is_text(self) -> None:
         self.assertEqual(
             self.sent(user("/new /new x"), assistant("a")), [user("/new x"), assistant("a")]
         )
 
-    def test_the_same_message_is_stripped_the_same(self) -> None:
+    def test_stripping_is_deterministic(self) -> None:
         message = json.dumps(user("/new x \u00e9")).encode()
         pattern = re.compile("/new")
-        self.assertEqual(without_marker(message, pattern), without_marker(message, pattern))
+        self.assertEqual(
+            strip_reset_command(message, pattern), strip_reset_command(message, pattern)
+        )
 
 
-class Forgetting(SynchronousTestCase):
-    def test_bounded(self) -> None:
-        recent: Recent[int, int] = Recent(10)
+class RecentCacheTests(SynchronousTestCase):
+    def test_size_is_bounded(self) -> None:
+        cache: RecentCache[int, int] = RecentCache(10)
         for number in range(1_000):
-            recent.put(number, number)
-            self.assertLessEqual(len(recent), 20)
-        self.assertEqual(recent.get(999), 999)
-        self.assertIsNone(recent.get(0))
+            cache.put(number, number)
+            self.assertLessEqual(len(cache), 20)
+        self.assertEqual(cache.get(999), 999)
+        self.assertIsNone(cache.get(0))
 
-    def test_what_is_asked_for_stays(self) -> None:
-        recent: Recent[str, int] = Recent(10)
-        recent.put("kept", 1)
+    def test_entry_that_is_read_stays(self) -> None:
+        cache: RecentCache[str, int] = RecentCache(10)
+        cache.put("kept", 1)
         for number in range(1_000):
-            recent.put(str(number), number)
-            self.assertEqual(recent.get("kept"), 1)
+            cache.put(str(number), number)
+            self.assertEqual(cache.get("kept"), 1)

@@ -1,4 +1,4 @@
-"""Who is who, what is remembered of them, and for how long."""
+"""Tests of session ids, sessions and their state."""
 
 from __future__ import annotations
 
@@ -6,82 +6,89 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.conversation.context_window import Cut
-from blockops.conversation.sessions import LONGEST_NAME, MAX_THREADS, Identity, Sessions
+from blockops.conversation.context_window import TrimPoint
+from blockops.conversation.sessions import MAX_HISTORIES, MAX_SESSION_ID_LENGTH, Identity, Sessions
 
 
-class Names(SynchronousTestCase):
-    def test_the_order(self) -> None:
-        said: dict[str, Any] = {"header": "h", "metadata": "m", "cache_key": "k", "user": "u"}
-        while said:
-            source, value = next(iter(said.items()))
-            self.assertEqual(Identity(**said).name(), f"{source}:{value}")
-            del said[source]
+class SessionIdTests(SynchronousTestCase):
+    def test_order_of_sources(self) -> None:
+        fields: dict[str, Any] = {"header": "h", "metadata": "m", "cache_key": "k", "user": "u"}
+        while fields:
+            source, value = next(iter(fields.items()))
+            self.assertEqual(Identity(**fields).session_id(), f"{source}:{value}")
+            del fields[source]
 
-    def test_the_same_word_from_elsewhere_is_another_session(self) -> None:
-        self.assertNotEqual(Identity(header="x").name(), Identity(user="x").name())
+    def test_same_value_of_another_source(self) -> None:
+        self.assertNotEqual(Identity(header="x").session_id(), Identity(user="x").session_id())
 
-    def test_without_a_word(self) -> None:
-        base: dict[str, Any] = {"address": "1", "key": "k", "model": "m", "first_user": b"f"}
-        name = Identity(**base).name()
-        self.assertEqual(name, Identity(**base).name())
-        for field, other in (("address", "2"), ("key", "l"), ("model", "n"), ("first_user", b"g")):
-            self.assertNotEqual(name, Identity(**{**base, field: other}).name(), field)
-        moved = {**base, "address": "1k", "key": ""}
-        self.assertNotEqual(name, Identity(**moved).name())
+    def test_without_an_id_from_the_client(self) -> None:
+        base: dict[str, Any] = {"address": "1", "key": "k", "model": "m", "first_user_digest": b"f"}
+        session_id = Identity(**base).session_id()
+        self.assertEqual(session_id, Identity(**base).session_id())
+        for field, other in (
+            ("address", "2"),
+            ("key", "l"),
+            ("model", "n"),
+            ("first_user_digest", b"g"),
+        ):
+            self.assertNotEqual(session_id, Identity(**{**base, field: other}).session_id(), field)
+        shifted = {**base, "address": "1k", "key": ""}
+        self.assertNotEqual(session_id, Identity(**shifted).session_id())
 
-    def test_no_secret_is_in_it(self) -> None:
-        self.assertNotIn("sesame", Identity(key="Bearer sesame").name())
+    def test_no_secret_in_the_id(self) -> None:
+        self.assertNotIn("sesame", Identity(key="Bearer sesame").session_id())
 
-    def test_long_and_odd_words(self) -> None:
-        for word in ("x" * 10_000, "two\nlines", "\ud83d"):
-            name = Identity(header=word).name()
-            self.assertLess(len(name), LONGEST_NAME + 10)
-            self.assertTrue(name.isprintable())
-        self.assertNotEqual(Identity(header="x" * 100).name(), Identity(header="x" * 101).name())
+    def test_long_and_unprintable_ids(self) -> None:
+        for value in ("x" * 10_000, "two\nlines", "\ud83d"):
+            session_id = Identity(header=value).session_id()
+            self.assertLess(len(session_id), MAX_SESSION_ID_LENGTH + 10)
+            self.assertTrue(session_id.isprintable())
+        self.assertNotEqual(
+            Identity(header="x" * 100).session_id(), Identity(header="x" * 101).session_id()
+        )
 
 
-class Remembering(SynchronousTestCase):
-    def test_a_session_stays_itself(self) -> None:
+class SessionsTests(SynchronousTestCase):
+    def test_same_id_is_the_same_session(self) -> None:
         sessions = Sessions(10, 60)
-        one = sessions.of("one", 0)
-        self.assertIs(sessions.of("one", 59), one)
-        self.assertIsNot(sessions.of("two", 59), one)
+        one = sessions.get_or_create("one", 0)
+        self.assertIs(sessions.get_or_create("one", 59), one)
+        self.assertIsNot(sessions.get_or_create("two", 59), one)
 
-    def test_idle_ones_expire(self) -> None:
+    def test_idle_sessions_expire(self) -> None:
         sessions = Sessions(10, 60)
-        one = sessions.of("one", 0)
-        self.assertIsNot(sessions.of("one", 60), one)
-        sessions.of("two", 130)
+        one = sessions.get_or_create("one", 0)
+        self.assertIsNot(sessions.get_or_create("one", 60), one)
+        sessions.get_or_create("two", 130)
         self.assertEqual(len(sessions), 1)
 
-    def test_the_one_silent_longest_goes(self) -> None:
+    def test_limit_forgets_the_least_recent(self) -> None:
         sessions = Sessions(2, 1_000)
-        one = sessions.of("one", 0)
-        sessions.of("two", 1)
-        sessions.of("one", 2)
-        sessions.of("three", 3)
+        one = sessions.get_or_create("one", 0)
+        sessions.get_or_create("two", 1)
+        sessions.get_or_create("one", 2)
+        sessions.get_or_create("three", 3)
         self.assertEqual(len(sessions), 2)
-        self.assertIs(sessions.of("one", 4), one)
+        self.assertIs(sessions.get_or_create("one", 4), one)
 
-    def test_each_thing_is_said_once(self) -> None:
-        session = Sessions(1, 1).of("one", 0)
-        self.assertEqual([session.say("banner"), session.say("banner")], [True, False])
-        self.assertTrue(session.say("context"))
-        session.unsay("banner")
-        self.assertTrue(session.say("banner"))
+    def test_notices_are_marked_once(self) -> None:
+        session = Sessions(1, 1).get_or_create("one", 0)
+        self.assertEqual([session.mark("banner"), session.mark("banner")], [True, False])
+        self.assertTrue(session.mark("context"))
+        session.unmark("banner")
+        self.assertTrue(session.mark("banner"))
 
-    def test_anew(self) -> None:
-        session = Sessions(1, 1).of("one", 0)
-        session.say("banner")
-        session.thread(b"f").cut = Cut(dropped=3)
-        session.begin_anew()
-        self.assertTrue(session.say("banner"))
-        self.assertEqual(session.thread(b"f").cut, Cut())
+    def test_reset(self) -> None:
+        session = Sessions(1, 1).get_or_create("one", 0)
+        session.mark("banner")
+        session.history_state(b"f").trim_point = TrimPoint(dropped_steps=3)
+        session.reset()
+        self.assertTrue(session.mark("banner"))
+        self.assertEqual(session.history_state(b"f").trim_point, TrimPoint())
 
-    def test_threads_are_told_apart_and_bounded(self) -> None:
-        session = Sessions(1, 1).of("one", 0)
-        session.thread(b"main").cut = Cut(dropped=3)
-        for number in range(MAX_THREADS * 10):
-            self.assertEqual(session.thread(b"%d" % number).cut, Cut())
-            self.assertEqual(session.thread(b"main").cut.dropped, 3)
+    def test_history_states_are_separate_and_bounded(self) -> None:
+        session = Sessions(1, 1).get_or_create("one", 0)
+        session.history_state(b"main").trim_point = TrimPoint(dropped_steps=3)
+        for number in range(MAX_HISTORIES * 10):
+            self.assertEqual(session.history_state(b"%d" % number).trim_point, TrimPoint())
+            self.assertEqual(session.history_state(b"main").trim_point.dropped_steps, 3)

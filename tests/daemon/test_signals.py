@@ -1,4 +1,4 @@
-"""Signals: what each does, and that all is as before when the daemon has ended."""
+"""Signals in each state of the daemon, and their restoration."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.daemon import signals
-from blockops.daemon.signals import STOPPING, Held, Signals, hold_hangup
+from blockops.daemon.signals import STOP_SIGNALS, PendingHangup, SignalHandlers, defer_hangup
 
 
 class Reactor:
-    """Calls from threads, at once or when it comes to them."""
+    """Queues the calls from threads until `turn`."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], Any]] = []
@@ -36,147 +36,147 @@ class Reactor:
 class SignalsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = Reactor()
-        self.signals = Signals(self.reactor)
+        self.signals = SignalHandlers(self.reactor)
         self.addCleanup(self.signals.restore)
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def send(self, number: int) -> None:
         os.kill(os.getpid(), number)
 
     def test_hangup(self) -> None:
-        self.signals.on_hangup(lambda: self.told.append("reload"))
+        self.signals.on_hangup(lambda: self.calls.append("reload"))
         self.send(signal.SIGHUP)
-        self.assertEqual(self.told, [])
+        self.assertEqual(self.calls, [])
         self.reactor.turn()
         self.send(signal.SIGHUP)
         self.reactor.turn()
-        self.assertEqual(self.told, ["reload"] * 2)
+        self.assertEqual(self.calls, ["reload"] * 2)
         self.assertEqual(self.reactor.stopped, 0)
 
-    def test_a_terminal_that_is_closed(self) -> None:
-        for there, reloads in ((True, 1), (False, 0)):
-            self.told.clear()
-            self.patch(signals, "_holds_terminal", lambda: True)
-            taken = Signals(self.reactor)
-            self.addCleanup(taken.restore)
-            taken.on_hangup(lambda: self.told.append("reload"))
-            self.patch(signals, "_holds_terminal", lambda there=there: there)
+    def test_closed_terminal(self) -> None:
+        for is_open, reloads in ((True, 1), (False, 0)):
+            self.calls.clear()
+            self.patch(signals, "_has_terminal", lambda: True)
+            handlers = SignalHandlers(self.reactor)
+            self.addCleanup(handlers.restore)
+            handlers.on_hangup(lambda: self.calls.append("reload"))
+            self.patch(signals, "_has_terminal", lambda is_open=is_open: is_open)
             self.send(signal.SIGHUP)
             self.reactor.turn()
-            self.assertEqual((len(self.told), self.reactor.stopped), (reloads, 1 - reloads))
+            self.assertEqual((len(self.calls), self.reactor.stopped), (reloads, 1 - reloads))
 
-    def test_asked_to_stop_again(self) -> None:
-        self.signals.on_stop(lambda: self.told.append("hasten"))
-        for number in STOPPING:
+    def test_repeated_stop(self) -> None:
+        self.signals.on_repeated_stop(lambda: self.calls.append("cancel"))
+        for number in STOP_SIGNALS:
             self.send(number)
         self.reactor.turn()
-        self.assertEqual(self.told, ["hasten"] * 2)
+        self.assertEqual(self.calls, ["cancel"] * 2)
 
-    def test_all_is_as_before(self) -> None:
-        numbers = (signal.SIGHUP, *STOPPING)
+    def test_restore(self) -> None:
+        numbers = (signal.SIGHUP, *STOP_SIGNALS)
         before = [signal.getsignal(number) for number in numbers]
         self.signals.on_hangup(lambda: None)
         self.signals.on_hangup(lambda: None)
-        self.signals.on_stop(lambda: None)
+        self.signals.on_repeated_stop(lambda: None)
         self.assertNotEqual([signal.getsignal(number) for number in numbers], before)
         self.signals.restore()
         self.assertEqual([signal.getsignal(number) for number in numbers], before)
         self.signals.restore()
 
-    def test_a_handler_that_python_does_not_know(self) -> None:
-        self.patch(signal, "signal", lambda *given: self.told.append(str(given[1])))
+    def test_a_handler_not_installed_from_python(self) -> None:
+        self.patch(signal, "signal", lambda *arguments: self.calls.append(str(arguments[1])))
         self.signals.on_hangup(lambda: None)
         self.signals.restore()
-        self.assertEqual(self.told[-1], str(signal.SIG_DFL))
+        self.assertEqual(self.calls[-1], str(signal.SIG_DFL))
 
 
-class Early(SynchronousTestCase):
-    """What comes before anybody can reload."""
+class DeferredHangupTests(SynchronousTestCase):
+    """SIGHUP before the daemon can reload."""
 
     def setUp(self) -> None:
         before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self.addCleanup(signal.signal, signal.SIGHUP, before)
-        self.patch(signals, "_holds_terminal", lambda: False)
+        self.patch(signals, "_has_terminal", lambda: False)
         self.reactor = Reactor()
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
-    def take(self) -> None:
-        taken = Signals(self.reactor)
-        self.addCleanup(taken.restore)
-        taken.on_hangup(lambda: self.told.append("reload"))
+    def install(self) -> None:
+        handlers = SignalHandlers(self.reactor)
+        self.addCleanup(handlers.restore)
+        handlers.on_hangup(lambda: self.calls.append("reload"))
 
-    def test_one_that_came_too_early_is_made_up_for_once(self) -> None:
-        # As a shell leaves it, and as `nohup` does.
+    def test_early_hangups_cause_one_reload(self) -> None:
+        # The dispositions that a shell and `nohup` set.
         for before in (signal.SIG_DFL, signal.SIG_IGN):
             signal.signal(signal.SIGHUP, before)
-            self.told.clear()
-            hold_hangup()
+            self.calls.clear()
+            defer_hangup()
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGHUP)
-            self.take()
-            self.take()
-            self.assertEqual(self.told, [])
+            self.install()
+            self.install()
+            self.assertEqual(self.calls, [])
             self.reactor.turn()
-            self.assertEqual(self.told, ["reload"])
+            self.assertEqual(self.calls, ["reload"])
 
-    def test_none_came(self) -> None:
-        hold_hangup()
-        self.take()
+    def test_no_hangup(self) -> None:
+        defer_hangup()
+        self.install()
         self.reactor.turn()
-        self.assertEqual(self.told, [])
+        self.assertEqual(self.calls, [])
 
-    def test_a_terminal_that_was_closed_meanwhile(self) -> None:
-        self.patch(signals, "_holds_terminal", lambda: True)
-        hold_hangup()
-        self.patch(signals, "_holds_terminal", lambda: False)
+    def test_terminal_closed_during_the_start(self) -> None:
+        self.patch(signals, "_has_terminal", lambda: True)
+        defer_hangup()
+        self.patch(signals, "_has_terminal", lambda: False)
         os.kill(os.getpid(), signal.SIGHUP)
-        self.take()
+        self.install()
         self.reactor.turn()
-        self.assertEqual((self.told, self.reactor.stopped), ([], 1))
+        self.assertEqual((self.calls, self.reactor.stopped), ([], 1))
 
-    def test_a_daemon_has_left_the_terminal_that_it_was_started_from(self) -> None:
-        self.patch(signals, "_holds_terminal", lambda: True)
-        hold_hangup()
-        begun = Signals(self.reactor)
-        self.addCleanup(begun.restore)
+    def test_a_daemon_in_another_session_ignores_the_terminal(self) -> None:
+        self.patch(signals, "_has_terminal", lambda: True)
+        defer_hangup()
+        handlers = SignalHandlers(self.reactor)
+        self.addCleanup(handlers.restore)
         session = os.getsid(0)
-        self.patch(signals, "_holds_terminal", lambda: False)
+        self.patch(signals, "_has_terminal", lambda: False)
         self.patch(os, "getsid", lambda _: session + 1)
-        begun.on_hangup(lambda: self.told.append("reload"))
+        handlers.on_hangup(lambda: self.calls.append("reload"))
         os.kill(os.getpid(), signal.SIGHUP)
         self.reactor.turn()
-        self.assertEqual((self.told, self.reactor.stopped), (["reload"], 0))
-        begun.on_hangup(lambda: self.told.append("again"))  # with nothing held
+        self.assertEqual((self.calls, self.reactor.stopped), (["reload"], 0))
+        handlers.on_hangup(lambda: self.calls.append("again"))  # without a pending hangup
         os.kill(os.getpid(), signal.SIGHUP)
         self.reactor.turn()
-        self.assertEqual((self.told, self.reactor.stopped), (["reload", "again"], 0))
+        self.assertEqual((self.calls, self.reactor.stopped), (["reload", "again"], 0))
 
-    def test_who_takes_them_already_goes_on(self) -> None:
-        there = Held()
-        signal.signal(signal.SIGHUP, there)
-        hold_hangup()
-        self.assertIs(signal.getsignal(signal.SIGHUP), there)
+    def test_an_installed_handler_stays(self) -> None:
+        handler = PendingHangup()
+        signal.signal(signal.SIGHUP, handler)
+        defer_hangup()
+        self.assertIs(signal.getsignal(signal.SIGHUP), handler)
 
 
-class Terminals(SynchronousTestCase):
-    """Who holds one is a child of its own: it has to be its session's."""
+class TerminalTests(SynchronousTestCase):
+    """In child processes, because the terminal must be that of the process's session."""
 
     def test_open_and_closed(self) -> None:
         child, master = pty.fork()
         if child == 0:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            there = signals._holds_terminal()
+            was_open = signals._has_terminal()
             os.write(1, b"!")
-            while signals._holds_terminal():
+            while signals._has_terminal():
                 select.select([], [], [], 0.01)
-            os._exit(there)
+            os._exit(was_open)
         self.assertEqual(os.read(master, 1), b"!")
         os.close(master)
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), True)
 
-    def test_none(self) -> None:
+    def test_no_terminal(self) -> None:
         child = os.fork()
         if child == 0:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os._exit(signals._holds_terminal())
+            os._exit(signals._has_terminal())
         self.assertEqual(os.waitpid(child, 0)[1], 0)

@@ -1,4 +1,4 @@
-"""The demo backend: what it says, and at what pace it says it."""
+"""The demo backend: its script and its server."""
 
 from __future__ import annotations
 
@@ -21,8 +21,17 @@ from twisted.web.client import ResponseNeverReceived
 from twisted.web.server import Request
 
 from blockops.demo import server as demo
-from blockops.demo.script import FORMATS, Call, arguments, hermes, line, qwen_xml, reply, tokens
-from blockops.demo.server import DemoBackend, hint
+from blockops.demo.script import (
+    DIALECTS,
+    Call,
+    make_arguments,
+    reply,
+    split_tokens,
+    write_hermes,
+    write_line,
+    write_qwen_xml,
+)
+from blockops.demo.server import DemoBackend, example_command
 from tests import thorough
 
 WEATHER = {
@@ -66,148 +75,154 @@ SCHEMAS = st.recursive(
 )
 
 
-def asked(**fields: Any) -> dict[str, Any]:
+def chat_request(**fields: Any) -> dict[str, Any]:
     return {"messages": [QUESTION], "tools": [WEATHER]} | fields
 
 
-class Texts(SynchronousTestCase):
-    def test_each_format_by_turns(self) -> None:
-        written = [reply(asked(), turn) for turn in range(4)]
+class ReplyTests(SynchronousTestCase):
+    def test_dialects_alternate(self) -> None:
+        replies = [reply(chat_request(), turn) for turn in range(4)]
         expected = {"city": "Paris", "days": 3}
-        self.assertIn(hermes(Call("get_weather", expected)), written[0])
-        self.assertIn(line(Call("get_weather", expected)), written[1])
-        self.assertIn(qwen_xml(Call("get_weather", expected)), written[2])
-        self.assertEqual(written[3], written[0])
+        self.assertIn(write_hermes(Call("get_weather", expected)), replies[0])
+        self.assertIn(write_line(Call("get_weather", expected)), replies[1])
+        self.assertIn(write_qwen_xml(Call("get_weather", expected)), replies[2])
+        self.assertEqual(replies[3], replies[0])
 
     def test_hermes(self) -> None:
         self.assertEqual(
-            hermes(Call("f", {"é": [1]})),
+            write_hermes(Call("f", {"é": [1]})),
             '<tool_call>\n{"name": "f", "arguments": {"é": [1]}}\n</tool_call>',
         )
 
     def test_line(self) -> None:
-        self.assertEqual(line(Call("f", {})), 'TOOL_CALL: {"name": "f", "arguments": {}}')
+        self.assertEqual(write_line(Call("f", {})), 'TOOL_CALL: {"name": "f", "arguments": {}}')
 
-    def test_the_line_format_begins_a_line(self) -> None:
-        self.assertRegex(reply(asked(), 1), re.compile("^TOOL_CALL: ", re.MULTILINE))
+    def test_the_line_dialect_begins_a_line(self) -> None:
+        self.assertRegex(reply(chat_request(), 1), re.compile("^TOOL_CALL: ", re.MULTILINE))
 
     def test_qwen_xml(self) -> None:
         self.assertEqual(
-            qwen_xml(Call("f", {"a": "x < y", "b": [1]})),
+            write_qwen_xml(Call("f", {"a": "x < y", "b": [1]})),
             "<tool_call>\n<function=f>\n<parameter=a>\nx < y\n</parameter>\n"
             "<parameter=b>\n[1]\n</parameter>\n</function>\n</tool_call>",
         )
 
-    def test_a_result_is_answered_and_not_called_for_again(self) -> None:
+    def test_a_result_is_answered_without_a_call(self) -> None:
         call: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": []}
         result = {"role": "tool", "content": "18 degrees"}
-        said = reply(asked(messages=[QUESTION, call, result]), 0)
-        self.assertIn("18 degrees", said)
-        self.assertNotIn("<tool_call>", said)
+        text = reply(chat_request(messages=[QUESTION, call, result]), 0)
+        self.assertIn("18 degrees", text)
+        self.assertNotIn("<tool_call>", text)
 
     def test_a_new_question_is_a_new_call(self) -> None:
         result = {"role": "tool", "content": "18 degrees"}
-        self.assertIn("<tool_call>", reply(asked(messages=[QUESTION, result, QUESTION]), 0))
+        self.assertIn("<tool_call>", reply(chat_request(messages=[QUESTION, result, QUESTION]), 0))
 
     def test_no_call_without_tools(self) -> None:
         without: list[dict[str, Any]] = [{"tools": []}, {"tools": None}, {"tool_choice": "none"}]
         for fields in without:
-            for turn in range(len(FORMATS)):
-                self.assertNotRegex(reply(asked(**fields), turn), "tool_call|TOOL_CALL|function=")
+            for turn in range(len(DIALECTS)):
+                self.assertNotRegex(
+                    reply(chat_request(**fields), turn), "tool_call|TOOL_CALL|function="
+                )
 
-    def test_the_tool_that_tool_choice_names(self) -> None:
+    def test_tool_choice(self) -> None:
         other = {"type": "function", "function": {"name": "other"}}
         forced = {"type": "function", "function": {"name": "other"}}
-        said = reply(asked(tools=[WEATHER, other], tool_choice=forced), 0)
-        self.assertIn('"name": "other", "arguments": {}', said)
+        text = reply(chat_request(tools=[WEATHER, other], tool_choice=forced), 0)
+        self.assertIn('"name": "other", "arguments": {}', text)
 
     def test_content_in_parts(self) -> None:
         parts = [{"type": "text", "text": "in Rome"}, {"type": "image_url", "image_url": {}}]
-        said = reply(asked(messages=[{"role": "user", "content": parts}]), 0)
-        self.assertIn('"city": "Rome"', said)
+        text = reply(chat_request(messages=[{"role": "user", "content": parts}]), 0)
+        self.assertIn('"city": "Rome"', text)
 
     @given(st.text())
-    def test_tokens_lose_nothing(self, text: str) -> None:
-        self.assertEqual("".join(tokens(text)), text)
+    def test_tokens_concatenate_to_the_text(self, text: str) -> None:
+        self.assertEqual("".join(split_tokens(text)), text)
 
     def test_tokens_are_small(self) -> None:
-        self.assertLess(max(map(len, tokens(reply(asked(), 0)))), 7)
+        self.assertLess(max(map(len, split_tokens(reply(chat_request(), 0)))), 7)
 
     @thorough(50)
     @given(tools=JSON, messages=st.lists(st.dictionaries(st.text(), JSON)), choice=JSON)
-    def test_whatever_is_asked_something_is_said(
-        self, tools: Any, messages: Any, choice: Any
-    ) -> None:
+    def test_any_request_has_a_reply(self, tools: Any, messages: Any, choice: Any) -> None:
         request = {"tools": tools, "messages": messages, "tool_choice": choice}
         self.assertIsInstance(reply(request, 0), str)
 
 
-class Arguments(SynchronousTestCase):
-    def of(self, words: str = "", **properties: Any) -> dict[str, Any]:
-        return arguments({"type": "object", "properties": properties}, words)
+class ArgumentsTests(SynchronousTestCase):
+    def example(self, question: str = "", **properties: Any) -> dict[str, Any]:
+        return make_arguments({"type": "object", "properties": properties}, question)
 
-    def test_strings_are_what_the_user_said(self) -> None:
-        self.assertEqual(self.of("Find bread", query={"type": "string"}), {"query": "Find bread"})
+    def test_strings_are_the_question(self) -> None:
+        self.assertEqual(
+            self.example("Find bread", query={"type": "string"}), {"query": "Find bread"}
+        )
 
-    def test_strings_where_the_user_said_nothing(self) -> None:
-        self.assertEqual(self.of(query={"type": "string"}), {"query": "query"})
+    def test_strings_without_a_question(self) -> None:
+        self.assertEqual(self.example(query={"type": "string"}), {"query": "query"})
 
-    def test_places(self) -> None:
-        self.assertEqual(self.of("rain in Oslo?", city={"type": "string"}), {"city": "Oslo"})
+    def test_cities(self) -> None:
+        self.assertEqual(self.example("rain in Oslo?", city={"type": "string"}), {"city": "Oslo"})
 
-    def test_numbers_in_their_order(self) -> None:
-        made = self.of("add 17 and 2.5", a={"type": "integer"}, b={"type": "number"})
-        self.assertEqual(made, {"a": 17, "b": 2.5})
+    def test_numbers_in_order(self) -> None:
+        result = self.example("add 17 and 2.5", a={"type": "integer"}, b={"type": "number"})
+        self.assertEqual(result, {"a": 17, "b": 2.5})
 
-    def test_numbers_that_were_not_said(self) -> None:
-        made = self.of(a={"type": "integer", "minimum": 4}, b={"type": "number"})
-        self.assertEqual(made, {"a": 4, "b": 1})
+    def test_default_numbers(self) -> None:
+        result = self.example(a={"type": "integer", "minimum": 4}, b={"type": "number"})
+        self.assertEqual(result, {"a": 4, "b": 1})
 
-    def test_options(self) -> None:
+    def test_enums(self) -> None:
         unit = {"enum": ["celsius", "fahrenheit"]}
-        self.assertEqual(self.of("in Fahrenheit", unit=unit), {"unit": "fahrenheit"})
-        self.assertEqual(self.of("in Kelvin", unit=unit), {"unit": "celsius"})
+        self.assertEqual(self.example("in Fahrenheit", unit=unit), {"unit": "fahrenheit"})
+        self.assertEqual(self.example("in Kelvin", unit=unit), {"unit": "celsius"})
 
     def test_fixed_values(self) -> None:
-        made = self.of(a={"const": 7}, b={"type": "string", "default": "d"}, c={"type": "boolean"})
-        self.assertEqual(made, {"a": 7, "b": "d", "c": True})
+        result = self.example(
+            a={"const": 7}, b={"type": "string", "default": "d"}, c={"type": "boolean"}
+        )
+        self.assertEqual(result, {"a": 7, "b": "d", "c": True})
 
     def test_nested(self) -> None:
-        made = self.of("1 2", point={"properties": {"x": {"type": "integer"}}}, tags=LIST_OF_INT)
-        self.assertEqual(made, {"point": {"x": 1}, "tags": [2]})
+        result = self.example(
+            "1 2", point={"properties": {"x": {"type": "integer"}}}, tags=LIST_OF_INT
+        )
+        self.assertEqual(result, {"point": {"x": 1}, "tags": [2]})
 
     def test_unions(self) -> None:
         union = {"anyOf": [{"type": "null"}, {"type": "boolean"}]}
-        made = self.of(a=union, b={"type": ["null", "boolean"]})
-        self.assertEqual(made, {"a": True, "b": True})
+        result = self.example(a=union, b={"type": ["null", "boolean"]})
+        self.assertEqual(result, {"a": True, "b": True})
 
     def test_references(self) -> None:
         schema = {
             "properties": {"a": {"$ref": "#/$defs/yes"}, "b": {"$ref": "#/$defs/missing"}},
             "$defs": {"yes": {"type": "boolean"}},
         }
-        self.assertEqual(arguments(schema, "hm"), {"a": True, "b": "hm"})
+        self.assertEqual(make_arguments(schema, "hm"), {"a": True, "b": "hm"})
 
-    def test_a_schema_that_contains_itself(self) -> None:
+    def test_recursive_schema(self) -> None:
         tree = {"type": "object", "properties": {"child": {"$ref": "#"}}}
-        self.assertIn("child", arguments(tree, ""))
+        self.assertIn("child", make_arguments(tree, ""))
 
     def test_no_schema(self) -> None:
-        self.assertEqual(arguments(None, "x"), {})
+        self.assertEqual(make_arguments(None, "x"), {})
 
     @thorough(100)
     @given(SCHEMAS, st.text(max_size=30))
-    def test_whatever_the_schema_the_arguments_are_an_object(self, schema: Any, words: str) -> None:
-        made = arguments(schema, words)
-        self.assertIsInstance(made, dict)
-        json.dumps(made)
+    def test_any_schema_has_an_object(self, schema: Any, question: str) -> None:
+        result = make_arguments(schema, question)
+        self.assertIsInstance(result, dict)
+        json.dumps(result)
 
 
 LIST_OF_INT = {"type": "array", "items": {"type": "integer"}}
 
 
-class Conversation:
-    """One client's connection to a demo backend, both in memory."""
+class MemoryClient:
+    """A client's connection to a demo backend, both in memory."""
 
     def __init__(self, clock: MemoryReactorClock) -> None:
         self.transport = StringTransport()
@@ -220,7 +235,7 @@ class Conversation:
         head = f"{method} {path} HTTP/1.1\r\nHost: demo\r\nContent-Length: {len(body)}\r\n\r\n"
         self._channel.dataReceived(head.encode() + body)
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         self.transport.disconnected = True
         self._channel.connectionLost(Failure(ConnectionLost()))
 
@@ -229,10 +244,10 @@ class Conversation:
         return self.transport.producer
 
     def received(self) -> tuple[int, bytes]:
-        """Return the status and the body of a whole answer."""
+        """Return the status and the body of a non-streaming response."""
         head, _, body = self.transport.value().partition(b"\r\n\r\n")
         if b"chunked" in head.lower():
-            raise AssertionError("a whole answer has a length")
+            raise AssertionError("a non-streaming response has a length")
         return int(head.split()[1]), body
 
     def events(self) -> list[Any]:
@@ -240,15 +255,17 @@ class Conversation:
         return [one if one == b"[DONE]" else json.loads(one) for one in data]
 
 
-class InMemory(SynchronousTestCase):
+class InMemoryTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = MemoryReactorClock()
         self.backend = DemoBackend(self.clock, prefill=1.5, pace=0.125)
         self.backend.startService()
-        self.client = Conversation(self.clock)
+        self.client = MemoryClient(self.clock)
 
-    def ask(self, **fields: Any) -> None:
-        self.client.send("POST", "/v1/chat/completions", json.dumps(asked(**fields)).encode())
+    def request(self, **fields: Any) -> None:
+        self.client.send(
+            "POST", "/v1/chat/completions", json.dumps(chat_request(**fields)).encode()
+        )
 
     def pass_time(self, seconds: float) -> None:
         self.clock.pump([0.0625] * round(seconds / 0.0625))
@@ -258,14 +275,14 @@ class InMemory(SynchronousTestCase):
         return "".join(one["choices"][0]["delta"].get("content") or "" for one in chunks)
 
 
-class Streams(InMemory):
-    def test_nothing_comes_while_the_prompt_is_read(self) -> None:
-        self.ask(stream=True)
+class StreamTests(InMemoryTestCase):
+    def test_no_event_during_prefill(self) -> None:
+        self.request(stream=True)
         self.pass_time(1.5)
         self.assertEqual(self.client.transport.value(), b"")
 
-    def test_then_token_after_token(self) -> None:
-        self.ask(stream=True)
+    def test_one_token_at_a_time(self) -> None:
+        self.request(stream=True)
         self.pass_time(1.5)
         lengths = []
         for _ in range(10):
@@ -274,38 +291,40 @@ class Streams(InMemory):
         self.assertEqual(lengths, list(range(lengths[0], lengths[0] + 10)))
         self.assertEqual(self.client.events()[0]["choices"][0]["delta"]["role"], "assistant")
 
-    def test_the_whole_stream(self) -> None:
-        self.ask(stream=True)
+    def test_complete_stream(self) -> None:
+        self.request(stream=True)
         self.pass_time(60)
         *chunks, done = self.client.events()
         self.assertEqual(done, b"[DONE]")
-        self.assertEqual(self.text(), reply(asked(), 0))
+        self.assertEqual(self.text(), reply(chat_request(), 0))
         reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
         self.assertEqual([reason for reason in reasons if reason], ["stop"])
         self.assertEqual({chunk["object"] for chunk in chunks}, {"chat.completion.chunk"})
         self.assertEqual(len({chunk["id"] for chunk in chunks}), 1)
         self.assertTrue(self.client.transport.value().endswith(b"\r\n0\r\n\r\n"))
 
-    def test_usage_when_asked(self) -> None:
-        self.ask(stream=True, stream_options={"include_usage": True})
+    def test_usage_if_requested(self) -> None:
+        self.request(stream=True, stream_options={"include_usage": True})
         self.pass_time(60)
         usage = self.client.events()[-2]
         self.assertEqual(usage["choices"], [])
-        self.assertEqual(usage["usage"]["completion_tokens"], len(tokens(reply(asked(), 0))))
+        self.assertEqual(
+            usage["usage"]["completion_tokens"], len(split_tokens(reply(chat_request(), 0)))
+        )
 
-    def test_no_usage_when_not_asked(self) -> None:
-        self.ask(stream=True)
+    def test_no_usage_unless_requested(self) -> None:
+        self.request(stream=True)
         self.pass_time(60)
         self.assertNotIn(b"usage", self.client.transport.value())
 
     def test_max_tokens(self) -> None:
-        self.ask(stream=True, max_tokens=3)
+        self.request(stream=True, max_tokens=3)
         self.pass_time(60)
-        self.assertEqual(self.text(), "".join(tokens(reply(asked(), 0))[:3]))
+        self.assertEqual(self.text(), "".join(split_tokens(reply(chat_request(), 0))[:3]))
         self.assertEqual(self.client.events()[-2]["choices"][0]["finish_reason"], "length")
 
-    def test_a_client_that_stops_reading_stops_the_tokens(self) -> None:
-        self.ask(stream=True)
+    def test_backpressure(self) -> None:
+        self.request(stream=True)
         self.pass_time(2)
         self.client.producer.pauseProducing()
         self.pass_time(0.25)
@@ -314,55 +333,55 @@ class Streams(InMemory):
         self.assertEqual(len(self.client.events()), before)
         self.client.producer.resumeProducing()
         self.pass_time(60)
-        self.assertEqual(self.text(), reply(asked(), 0))
+        self.assertEqual(self.text(), reply(chat_request(), 0))
 
-    def test_a_client_that_leaves_stops_the_work(self) -> None:
-        for moment in (1, 2):
-            with self.subTest(moment=moment):
-                self.client = Conversation(self.clock)
+    def test_a_disconnect_cancels_the_response(self) -> None:
+        for seconds in (1, 2):
+            with self.subTest(seconds=seconds):
+                self.client = MemoryClient(self.clock)
                 idle = len(self.clock.getDelayedCalls())
-                self.ask(stream=True)
-                self.pass_time(moment)
-                self.client.leave()
+                self.request(stream=True)
+                self.pass_time(seconds)
+                self.client.disconnect()
                 self.assertLessEqual(len(self.clock.getDelayedCalls()), idle)
 
-    def test_a_paused_client_that_leaves(self) -> None:
-        self.ask(stream=True)
+    def test_a_paused_client_that_disconnects(self) -> None:
+        self.request(stream=True)
         self.pass_time(2)
         self.client.producer.pauseProducing()
         self.pass_time(1)
-        self.client.leave()
+        self.client.disconnect()
         self.assertEqual(self.flushLoggedErrors(), [])
 
-    def test_formats_take_turns(self) -> None:
-        said = []
-        for _ in FORMATS:
-            self.client = Conversation(self.clock)
-            self.ask(stream=True)
+    def test_dialects_alternate_between_requests(self) -> None:
+        texts = []
+        for _ in DIALECTS:
+            self.client = MemoryClient(self.clock)
+            self.request(stream=True)
             self.pass_time(60)
-            said.append(self.text())
-        self.assertEqual(said, [reply(asked(), turn) for turn in range(len(FORMATS))])
+            texts.append(self.text())
+        self.assertEqual(texts, [reply(chat_request(), turn) for turn in range(len(DIALECTS))])
 
 
-class Wholes(InMemory):
-    def test_the_answer_takes_its_time(self) -> None:
-        self.ask()
-        self.pass_time(1.5 + 0.125 * (len(tokens(reply(asked(), 0))) - 1))
+class NonStreamingTests(InMemoryTestCase):
+    def test_the_response_takes_time(self) -> None:
+        self.request()
+        self.pass_time(1.5 + 0.125 * (len(split_tokens(reply(chat_request(), 0))) - 1))
         self.assertEqual(self.client.transport.value(), b"")
         self.pass_time(0.25)
         status, body = self.client.received()
-        answer = json.loads(body)
-        self.assertEqual((status, answer["object"]), (200, "chat.completion"))
-        self.assertEqual(answer["choices"][0]["message"]["content"], reply(asked(), 0))
-        self.assertEqual(answer["choices"][0]["finish_reason"], "stop")
+        completion = json.loads(body)
+        self.assertEqual((status, completion["object"]), (200, "chat.completion"))
+        self.assertEqual(completion["choices"][0]["message"]["content"], reply(chat_request(), 0))
+        self.assertEqual(completion["choices"][0]["finish_reason"], "stop")
         self.assertEqual(
-            answer["usage"]["total_tokens"],
-            answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"],
+            completion["usage"]["total_tokens"],
+            completion["usage"]["prompt_tokens"] + completion["usage"]["completion_tokens"],
         )
 
-    def test_a_client_that_leaves_stops_the_work(self) -> None:
-        self.ask()
-        self.client.leave()
+    def test_a_disconnect_cancels_the_response(self) -> None:
+        self.request()
+        self.client.disconnect()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_models(self) -> None:
@@ -371,15 +390,15 @@ class Wholes(InMemory):
         self.assertEqual((status, json.loads(body)["data"][0]["id"]), (200, "demo"))
 
     def test_an_idle_connection_is_closed(self) -> None:
-        """By the clock that was given: no other may tick here."""
+        """The backend uses its own clock for the timeout."""
         self.client.send("GET", "/v1/models")
         self.clock.advance(61)
         self.assertTrue(self.client.transport.disconnecting)
 
-    def test_errors_in_openai_shape(self) -> None:
+    def test_errors_in_the_openai_format(self) -> None:
         chat = "/v1/chat/completions"
         for method, path, body, expected in (
-            ("GET", "/nothing", b"", 404),
+            ("GET", "/missing", b"", 404),
             ("GET", chat, b"", 404),
             ("POST", chat, b"{", 400),
             ("POST", chat, b"\xff", 400),
@@ -389,31 +408,31 @@ class Wholes(InMemory):
             ("POST", chat, b'{"messages": [1]}', 400),
         ):
             with self.subTest(method=method, path=path, body=body[:20]):
-                self.client = Conversation(self.clock)
+                self.client = MemoryClient(self.clock)
                 self.client.send(method, path, body)
-                status, answer = self.client.received()
+                status, response = self.client.received()
                 self.assertEqual(status, expected)
-                self.assertTrue(json.loads(answer)["error"]["message"])
+                self.assertTrue(json.loads(response)["error"]["message"])
 
 
-class Hints(SynchronousTestCase):
-    def test_a_command_that_asks_for_a_call(self) -> None:
-        curl, options, url, flag, body = shlex.split(hint("127.0.0.1", 8080))
+class ExampleCommandTests(SynchronousTestCase):
+    def test_it_requests_a_call(self) -> None:
+        curl, options, url, flag, body = shlex.split(example_command("127.0.0.1", 8080))
         self.assertEqual((curl, options, flag), ("curl", "-gN", "-d"))
         self.assertEqual(url, "http://127.0.0.1:8080/v1/chat/completions")
         self.assertIn("<tool_call>", reply(json.loads(body), 0))
 
     def test_ipv6(self) -> None:
-        self.assertIn(" 'http://[::1]:80/v1/", hint("::1", 80))
+        self.assertIn(" 'http://[::1]:80/v1/", example_command("::1", 80))
 
 
-class Listening(TestCase):
+class ListeningTests(TestCase):
     """Over a real socket."""
 
-    async def answer_of(self, backend: DemoBackend) -> str:
+    async def response_text(self, backend: DemoBackend) -> str:
         response = await treq.post(
             f"{backend.url}/v1/chat/completions",
-            json=asked(stream=True),
+            json=chat_request(stream=True),
             persistent=False,
         )
         return await response.text()
@@ -425,29 +444,29 @@ class Listening(TestCase):
         backend = DemoBackend(reactor, prefill=0, pace=0)
         backend.startService()
         self.addCleanup(backend.stopService)
-        text = await self.answer_of(backend)
+        text = await self.response_text(backend)
         self.assertTrue(text.endswith("data: [DONE]\n\n"))
         self.assertIn("chat.completion.chunk", text)
 
-    def test_stopping_cuts_what_runs(self) -> Deferred[None]:
+    def test_stopping_aborts_running_responses(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self.check_stopping())
 
     async def check_stopping(self) -> None:
-        arrived: Deferred[None] = Deferred()
+        received: Deferred[None] = Deferred()
         chat = demo._Api._chat
 
-        def told(api: demo._Api, request: Request) -> int:
-            arrived.callback(None)
+        def record(api: demo._Api, request: Request) -> int:
+            received.callback(None)
             return chat(api, request)
 
-        self.patch(demo._Api, "_chat", told)
+        self.patch(demo._Api, "_chat", record)
         backend = DemoBackend(reactor, prefill=0, pace=3600)
         backend.startService()
-        answer = Deferred.fromCoroutine(self.answer_of(backend))
-        await arrived
+        response = Deferred.fromCoroutine(self.response_text(backend))
+        await received
         await backend.stopService()
         with self.assertRaises(ResponseNeverReceived):
-            await answer
+            await response
 
     def test_no_url_before_it_listens(self) -> None:
         backend = DemoBackend(reactor)

@@ -1,4 +1,4 @@
-"""A backend that does what scripts say, over sockets."""
+"""A backend that responds with scripts, over sockets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 
-from tests.faults.lines import Socket
+from tests.faults.connections import SocketConnection
 from tests.faults.steps import Script
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request, read whole."""
+class ReceivedRequest:
+    """One complete request."""
 
     method: str
     target: str
@@ -29,16 +29,16 @@ class Asked:
         return json.loads(self.body)
 
     @property
-    def streams(self) -> bool:
-        """Say whether a stream is asked for."""
+    def is_streaming(self) -> bool:
+        """Return True if the request has `stream: true`."""
         return bool(self.body) and self.json.get("stream") is True
 
 
-Choose = Callable[[Asked], Script]
+ChooseScript = Callable[[ReceivedRequest], Script]
 
 
-def request_in(data: bytes) -> Asked | None:
-    """Return the request that `data` begins with; None while it is not whole."""
+def parse_request(data: bytes) -> ReceivedRequest | None:
+    """Return the request at the start of `data`, or None while it is incomplete."""
     head, end, body = data.partition(b"\r\n\r\n")
     if not end:
         return None
@@ -47,23 +47,23 @@ def request_in(data: bytes) -> Asked | None:
         name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
     }
     if headers.get("transfer-encoding") == "chunked":
-        return None if not body.endswith(b"0\r\n\r\n") else _asked(first, headers, body)
+        return None if not body.endswith(b"0\r\n\r\n") else _make_request(first, headers, body)
     length = int(headers.get("content-length", 0))
-    return None if len(body) < length else _asked(first, headers, body[:length])
+    return None if len(body) < length else _make_request(first, headers, body[:length])
 
 
-def _asked(line: str, headers: dict[str, str], body: bytes) -> Asked:
+def _make_request(line: str, headers: dict[str, str], body: bytes) -> ReceivedRequest:
     method, target, _ = line.split(" ", 2)
-    return Asked(method, target, headers, body)
+    return ReceivedRequest(method, target, headers, body)
 
 
-class Connection(Socket):
-    """One connection of a `FaultyBackend`: one request, and a script for an answer."""
+class BackendConnection(SocketConnection):
+    """One connection of a `FaultyBackend`: one request, answered with one script."""
 
     def __init__(self, backend: FaultyBackend) -> None:
         super().__init__(backend.clock)
         self._backend = backend
-        self._request: Asked | None = None
+        self._request: ReceivedRequest | None = None
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -74,64 +74,67 @@ class Connection(Socket):
     def dataReceived(self, data: bytes) -> None:
         super().dataReceived(data)
         if self._request is None and self._backend.greeting is None:
-            self._request = request_in(bytes(self.received))
+            self._request = parse_request(bytes(self.received))
             if self._request is not None:
-                self._backend.asked.append(self._request)
+                self._backend.requests.append(self._request)
                 self.play(self._backend.choose(self._request))
 
     def connectionLost(self, reason: Any = None) -> None:
         super().connectionLost(reason)
-        self._backend.gone(self)
+        self._backend.connection_closed(self)
 
 
 class FaultyBackend(ServerFactory):
     """
-    Answers each request with a script.
+    Respond to each request with a script.
 
-    :param choose: request -> script
-    :param greeting: a script that is played at once instead, whatever is asked
-    :ivar connections: those that are open
-    :ivar asked: all requests that came whole
+    :param choose: returns the script for a request
+    :param greeting: a script to play as soon as a client connects, instead of reading a request
+    :ivar connections: the open connections
+    :ivar requests: all complete requests, in order of arrival
     """
 
     noisy = False
 
     def __init__(
-        self, clock: IReactorTime, choose: Choose = lambda _: (), greeting: Script | None = None
+        self,
+        clock: IReactorTime,
+        choose: ChooseScript = lambda _: (),
+        greeting: Script | None = None,
     ) -> None:
         self.clock = clock
         self.choose = choose
         self.greeting = greeting
-        self.connections: set[Connection] = set()
-        self.asked: list[Asked] = []
-        self._waiting: list[Deferred[None]] = []
+        self.connections: set[BackendConnection] = set()
+        self.requests: list[ReceivedRequest] = []
+        self._idle_waiters: list[Deferred[None]] = []
 
-    def buildProtocol(self, addr: IAddress | None) -> Connection:
-        return Connection(self)
+    def buildProtocol(self, addr: IAddress | None) -> BackendConnection:
+        return BackendConnection(self)
 
     @property
-    def open(self) -> int:
+    def open_connections(self) -> int:
         return len(self.connections)
 
     @property
-    def ended(self) -> Deferred[None]:
-        """Return what fires when no connection is open."""
-        ended: Deferred[None] = Deferred()
-        self._waiting.append(ended)
-        self._tell()
-        return ended
+    def all_closed(self) -> Deferred[None]:
+        """Return a new Deferred that fires when no connection is open."""
+        closed: Deferred[None] = Deferred()
+        self._idle_waiters.append(closed)
+        self._fire_if_idle()
+        return closed
 
-    def gone(self, connection: Connection) -> None:
+    def connection_closed(self, connection: BackendConnection) -> None:
         self.connections.discard(connection)
-        self._tell()
+        self._fire_if_idle()
 
-    def _tell(self) -> None:
+    def _fire_if_idle(self) -> None:
         if not self.connections:
-            waiting, self._waiting = self._waiting, []
-            for each in waiting:
-                each.callback(None)
+            waiters, self._idle_waiters = self._idle_waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
 
-    def close(self) -> None:
-        """Break all connections."""
+    def reset_all(self) -> None:
+        """Reset all open connections."""
         for connection in list(self.connections):
             connection.reset()

@@ -1,4 +1,4 @@
-"""A client that does what scripts say, over sockets."""
+"""A client that plays scripts, over sockets."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from typing import Any, Self, cast
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory
 
-from tests.faults.lines import Socket
+from tests.faults.connections import SocketConnection
 
-CHAT = "/v1/chat/completions"
+CHAT_PATH = "/v1/chat/completions"
 
 
-def head_of(body: bytes, target: str = CHAT, method: str = "POST", **headers: str) -> bytes:
-    """Return the request line and the headers that belong to `body`."""
+def encode_request_head(
+    body: bytes, target: str = CHAT_PATH, method: str = "POST", **headers: str
+) -> bytes:
+    """Return the request line and the headers of a request with `body`."""
     lines = [f"{method} {target} HTTP/1.1", "Host: blockops", "Content-Type: application/json"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode()
 
 
-def request(body: Any, target: str = CHAT, **headers: str) -> bytes:
-    """Return a whole request."""
+def encode_request(body: Any, target: str = CHAT_PATH, **headers: str) -> bytes:
+    """Return the bytes of a request; a `body` other than bytes is encoded as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return head_of(data, target, **headers) + data
+    return encode_request_head(data, target, **headers) + data
 
 
-class FaultyClient(Socket):
+class FaultyClient(SocketConnection):
     """
     One connection to blockops.
 
-    :ivar received: all that came
-    :ivar over: fires when the connection is closed
+    :ivar received: all bytes received so far
+    :ivar when_closed: fires when the connection is closed
     """
 
     def readConnectionLost(self) -> None:
-        """Take an answer that ends with the connection."""
+        """Close: the end of the input ends a response without a length."""
         self.close()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A daemon over real sockets, within the test's process, between a faulty backend and clients."""
+"""A daemon in the test's process, over real sockets, between a faulty backend and clients."""
 
 from __future__ import annotations
 
@@ -12,84 +12,85 @@ from twisted.trial.unittest import TestCase
 
 from blockops.daemon.service import Daemon
 from blockops.settings.table import Settings
-from tests.faults.backend import Choose, FaultyBackend
+from tests.faults.backend import ChooseScript, FaultyBackend
 from tests.faults.client import FaultyClient
-from tests.world import Traffic
+from tests.world import MemoryTrafficLog
 
 CLOCK = cast("IReactorTime", reactor)
-#: Seconds after which what should have happened is said not to have.
-PATIENCE = 20.0
+#: Seconds after which a condition that has not come true fails the test.
+TIMEOUT = 20.0
 
 
-class House:
+class RunningDaemon:
     """
     A daemon, its backend and its port.
 
     :ivar traffic: its traffic log
     """
 
-    def __init__(self, test: TestCase, choose: Choose, **settings: Any) -> None:
+    def __init__(self, test: TestCase, choose: ChooseScript, **settings: Any) -> None:
         self.backend = FaultyBackend(CLOCK, choose)
-        self._behind = _listen(0, self.backend)
-        self._there = self._behind.getHost().port
-        self.traffic = Traffic()
-        url = f"http://127.0.0.1:{self._there}"
+        self._backend_port = _listen(0, self.backend)
+        self._backend_port_number = self._backend_port.getHost().port
+        self.traffic = MemoryTrafficLog()
+        url = f"http://127.0.0.1:{self._backend_port_number}"
         self.settings = Settings(
             **{"backend": url, "port": 0, "log_file": None, "drain": 0.0, **settings}
         )
-        self.daemon = Daemon(self.settings, reactor, traffic=self.traffic)
+        self.daemon = Daemon(self.settings, reactor, traffic_log=self.traffic)
         self.daemon.privilegedStartService()
         self.daemon.startService()
         self._port = _listen(0, self.daemon.site)
         self.port = self._port.getHost().port
-        test.addCleanup(self._end)
+        test.addCleanup(self._stop)
 
-    async def _end(self) -> None:
+    async def _stop(self) -> None:
         await self._port.stopListening()
         await self.daemon.stopService()
-        self.backend.close()
-        await self.backend.ended
-        await self._behind.stopListening()
+        self.backend.reset_all()
+        await self.backend.all_closed
+        await self._backend_port.stopListening()
 
     async def pause_backend(self) -> None:
-        """Let the backend refuse connections."""
-        await self._behind.stopListening()
+        """Stop the backend from accepting connections."""
+        await self._backend_port.stopListening()
 
     def resume_backend(self) -> None:
-        """Let it listen again, where it did."""
-        self._behind = _listen(self._there, self.backend)
+        """Let the backend listen again on the same port."""
+        self._backend_port = _listen(self._backend_port_number, self.backend)
 
-    async def client(self) -> FaultyClient:
+    async def connect(self) -> FaultyClient:
         return await FaultyClient.connect(reactor, "127.0.0.1", self.port)
 
-    def left(self) -> dict[str, int]:
-        """Return what is under way: all of it zero when nothing is left behind."""
+    def open_resources(self) -> dict[str, int]:
+        """Return the number of open resources by kind; all are 0 if nothing leaked."""
         return {
-            "requests": len(self.daemon.gateway),
-            "channels": len(self.daemon.site.channels),
-            "unread": len(self.daemon.site.unread),
-            "bytes": self.daemon.site.room.taken,
-            "connections": self.daemon.site.crowd.size,
-            "backend": self.backend.open,
+            "requests": len(self.daemon.in_flight),
+            "connections": len(self.daemon.site.connections),
+            "paused connections": len(self.daemon.site.paused_connections),
+            "bytes": self.daemon.site.body_budget.reserved_size,
+            "counted connections": self.daemon.site.connection_limiter.count,
+            "backend connections": self.backend.open_connections,
         }
 
-    async def empty(self) -> None:
-        """Wait until nothing is left behind."""
-        await until(lambda: not any(self.left().values()), self.left)
+    async def wait_until_idle(self) -> None:
+        """Wait until all resources are released."""
+        await wait_until(lambda: not any(self.open_resources().values()), self.open_resources)
 
 
 def _listen(port: int, factory: Any) -> Any:
     return cast("Any", reactor).listenTCP(port, factory, interface="127.0.0.1")
 
 
-async def until(condition: Callable[[], object], tell: Callable[[], object] = str) -> None:
+async def wait_until(condition: Callable[[], object], describe: Callable[[], object] = str) -> None:
     """
-    Wait for `condition` to be true.
+    Wait until `condition` returns a true value.
 
-    :raises AssertionError: it does not come true in `PATIENCE`; `tell` says how things are
+    :param describe: returns the state to report if it does not
+    :raises AssertionError: `condition` is still false after `TIMEOUT` seconds
     """
-    end = CLOCK.seconds() + PATIENCE
+    end = CLOCK.seconds() + TIMEOUT
     while not condition():
         if CLOCK.seconds() > end:
-            raise AssertionError(f"not within {PATIENCE} s: {tell()}")
+            raise AssertionError(f"The condition is false after {TIMEOUT} s: {describe()}")
         await deferLater(CLOCK, 0.005)

@@ -1,4 +1,4 @@
-"""What peers do: steps, which are played one after the other."""
+"""The steps of a script, which a peer plays one after the other on a connection."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 
-class Line(Protocol):
+class Connection(Protocol):
     """
-    One end of a connection, as steps use it.
+    One end of a connection: the interface that steps use.
 
-    :ivar closed: it is; what is done to it then has no effect
+    :ivar closed: True once the connection is closed; all methods then have no effect
     """
 
     clock: IReactorTime
@@ -24,28 +24,28 @@ class Line(Protocol):
     def closed(self) -> bool: ...
 
     def send(self, data: bytes) -> Deferred[None] | None:
-        """Send; what is returned fires when there is room for more."""
+        """Send `data`; return None or a Deferred that fires when more may be sent."""
 
     def close(self) -> None:
-        """End the connection behind what was sent."""
+        """Close the connection after all data is sent."""
 
     def half_close(self) -> None:
-        """Send nothing any more, and go on to read."""
+        """Close the sending half; keep reading."""
 
     def reset(self) -> None:
-        """Break the connection: what was sent may be lost."""
+        """Reset the connection; data sent before may be lost."""
 
-    def until(self, pattern: bytes | int) -> Deferred[None]:
-        """Fire when `pattern`, or so many bytes, have come, or the connection is closed."""
+    def wait_for(self, pattern: bytes | int) -> Deferred[None]:
+        """Fire when `pattern`, or that many bytes, are received, or the connection is closed."""
 
-    def read(self, most: int | None) -> None:
-        """Read so much at once from now on; 0: nothing; None: as much as there is."""
+    def set_read_size(self, size: int | None) -> None:
+        """Set the bytes per read; 0 stops reading, None removes the bound."""
 
 
 class Step(Protocol):
-    """One thing that a peer does."""
+    """One action of a peer."""
 
-    def play(self, line: Line) -> Coroutine[Deferred[Any], Any, None]: ...
+    def play(self, connection: Connection) -> Coroutine[Deferred[Any], Any, None]: ...
 
 
 Script = Iterable[Step]
@@ -56,108 +56,108 @@ class Send:
     """
     Send bytes.
 
-    :param at_once: of them as many as this, then a pause; None: all
-    :param pause: in seconds
+    :param piece_size: bytes to send before each pause, or None to send all at once
+    :param pause: seconds after each piece
     """
 
     data: bytes
-    at_once: int | None = None
+    piece_size: int | None = None
     pause: float = 0.0
 
-    async def play(self, line: Line) -> None:
-        size = self.at_once or len(self.data) or 1
+    async def play(self, connection: Connection) -> None:
+        size = self.piece_size or len(self.data) or 1
         for start in range(0, len(self.data), size):
-            if line.closed:
+            if connection.closed:
                 return
-            room = line.send(self.data[start : start + size])
-            if room is not None:
-                await room
-            if self.at_once is not None:
-                await deferLater(line.clock, self.pause)
+            writable = connection.send(self.data[start : start + size])
+            if writable is not None:
+                await writable
+            if self.piece_size is not None:
+                await deferLater(connection.clock, self.pause)
 
 
 @dataclass(frozen=True)
 class Flood:
     """
-    Send the same bytes for ever, or until the connection is closed.
+    Send the same bytes repeatedly until the connection is closed.
 
-    :param pause: in seconds, behind each of them
+    :param pause: seconds after each repetition
     """
 
     data: bytes
     pause: float = 0.0
 
-    async def play(self, line: Line) -> None:
-        while not line.closed:
-            await Send(self.data).play(line)
-            await deferLater(line.clock, self.pause)
+    async def play(self, connection: Connection) -> None:
+        while not connection.closed:
+            await Send(self.data).play(connection)
+            await deferLater(connection.clock, self.pause)
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Do nothing for so many seconds."""
+    """Pause for a number of seconds."""
 
     seconds: float
 
-    async def play(self, line: Line) -> None:
-        await deferLater(line.clock, self.seconds)
+    async def play(self, connection: Connection) -> None:
+        await deferLater(connection.clock, self.seconds)
 
 
 @dataclass(frozen=True)
-class Until:
-    """Do nothing until a pattern, or so many bytes, have been received."""
+class WaitFor:
+    """Wait until a pattern, or a number of bytes, is received."""
 
     pattern: bytes | int
 
-    async def play(self, line: Line) -> None:
-        await line.until(self.pattern)
+    async def play(self, connection: Connection) -> None:
+        await connection.wait_for(self.pattern)
 
 
 @dataclass(frozen=True)
-class Read:
-    """Read so many bytes at once from now on; 0: none any more, though the connection stays."""
+class SetReadSize:
+    """Set the bytes per read; 0 stops reading and keeps the connection open."""
 
-    most: int | None
+    size: int | None
 
-    async def play(self, line: Line) -> None:
-        line.read(self.most)
+    async def play(self, connection: Connection) -> None:
+        connection.set_read_size(self.size)
 
 
 @dataclass(frozen=True)
 class Close:
-    """End the connection behind what was sent (FIN)."""
+    """Close the connection after all data is sent (FIN)."""
 
-    async def play(self, line: Line) -> None:
-        line.close()
+    async def play(self, connection: Connection) -> None:
+        connection.close()
 
 
 @dataclass(frozen=True)
 class HalfClose:
-    """Say that nothing more comes (FIN), and go on to read."""
+    """Close the sending half (FIN) and keep reading."""
 
-    async def play(self, line: Line) -> None:
-        line.half_close()
+    async def play(self, connection: Connection) -> None:
+        connection.half_close()
 
 
 @dataclass(frozen=True)
 class Reset:
-    """Break the connection (RST)."""
+    """Reset the connection (RST)."""
 
-    async def play(self, line: Line) -> None:
-        line.reset()
+    async def play(self, connection: Connection) -> None:
+        connection.reset()
 
 
-def play(line: Line, script: Script) -> Deferred[None]:
+def play(connection: Connection, script: Script) -> Deferred[None]:
     """
-    Play `script` on `line`.
+    Play `script` on `connection`; cancel the Deferred to stop it.
 
-    A script that ends leaves the connection as it is: it stalls. Cancel to stop in the middle.
+    The connection stays open and silent after the last step, unless that step closes it.
     """
-    return Deferred.fromCoroutine(_played(line, script))
+    return Deferred.fromCoroutine(_play_steps(connection, script))
 
 
-async def _played(line: Line, script: Script) -> None:
+async def _play_steps(connection: Connection, script: Script) -> None:
     for step in script:
-        if line.closed:
+        if connection.closed:
             return
-        await step.play(line)
+        await step.play(connection)

@@ -1,8 +1,8 @@
 """
-What clients see of a backend's faults: a table, fault by fault.
+The table of responses that clients receive for each fault of a backend.
 
-Each is played in memory against a whole daemon, once for a stream and once for a whole answer; over
-real sockets, in tests/live/test_faults.py.
+Each fault is played in memory against a complete daemon, for a stream and for a non-streaming
+response. tests/live/test_faults.py plays them over real sockets.
 """
 
 from __future__ import annotations
@@ -13,271 +13,293 @@ from typing import Any, NamedTuple
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.faults.lines import InMemory
-from tests.faults.reading import Judged, judge
+from tests.faults.connections import MemoryConnection
+from tests.faults.responses import Verdict, judge
 from tests.faults.scripts import (
     CALL,
+    CALL_TEXT,
     CHUNKED,
-    END,
     EVENTS,
     FAULTS,
+    JSON_BODY,
+    LAST_CHUNK,
     STREAM,
     TEXT,
-    WHOLE,
-    WRITTEN,
     Script,
-    answer,
-    chunked,
-    head,
-    well,
+    encode_chunks,
+    encode_response,
+    encode_response_head,
+    good_response,
 )
 from tests.faults.steps import Close, Reset, Send, Step, play
-from tests.world import NOTHING_LEFT, Backend, Client, World
+from tests.world import IDLE, Backend, Client, World
 
-#: Seconds: so many that heartbeats do not begin the answers, so few that tests need few steps.
+#: Timeouts in seconds: shorter than the heartbeat, which would begin the response, and short enough
+#: that the tests need few steps.
 SETTINGS: dict[str, Any] = {
     "first_byte_timeout": 60.0,
     "idle_timeout": 30.0,
     "heartbeat": 10_000.0,
     "max_answer": 1 << 20,
 }
-#: Seconds that a fault is given to show.
-LONG = 120
+#: Seconds for which a fault is played at most.
+FAULT_SECONDS = 120
 
-#: fault -> what the client sees where it asked for a stream, and where it did not; see
-#: `reading.Judged.outcome`. None: it goes on for as long as the client bears it.
-SEEN: dict[str, tuple[str | None, str | None]] = {
+#: The client's outcomes by fault, for a stream and for a non-streaming response; see
+#: `responses.Verdict.outcome`. None: the response goes on until the client disconnects, or the
+#: fault has no such script.
+EXPECTED_OUTCOMES: dict[str, tuple[str | None, str | None]] = {
     "closed at once": ("502 backend_unreachable", "502 backend_unreachable"),
     "reset at once": ("502 backend_unreachable", "502 backend_unreachable"),
     "half-closed at once": ("502 backend_unreachable", "502 backend_unreachable"),
     "silent": ("504 backend_timeout", "504 backend_timeout"),
-    "status line cut off": ("502 backend_unreachable", "502 backend_unreachable"),
+    "status line truncated": ("502 backend_unreachable", "502 backend_unreachable"),
     "silent in the headers": ("504 backend_timeout", "504 backend_timeout"),
     "closed in the headers": ("502 backend_unreachable", "502 backend_unreachable"),
     "another protocol": ("502 backend_invalid_response", "502 backend_invalid_response"),
     "random bytes": ("502 backend_invalid_response", "502 backend_invalid_response"),
     "status without a number": ("502 backend_invalid_response", "502 backend_invalid_response"),
-    "status beyond all numbers": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "status of five digits": ("502 backend_invalid_response", "502 backend_invalid_response"),
     "status 777": ("502 backend_invalid_response", "502 backend_invalid_response"),
     "a header of 1 MiB": ("502 backend_invalid_response", "502 backend_invalid_response"),
-    "headers without end": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "endless headers": ("502 backend_invalid_response", "502 backend_invalid_response"),
     "a header without a colon": ("502 backend_invalid_response", "502 backend_invalid_response"),
-    "100 first": ("whole", "whole"),
-    "103 first": ("whole", "whole"),
+    "100 first": ("complete", "complete"),
+    "103 first": ("complete", "complete"),
     "101": ("502 backend_invalid_response", "502 backend_invalid_response"),
     "204": ("event backend_empty_response", "502 backend_empty_response"),
     "302": ("event backend_empty_response", "502 backend_empty_response"),
-    "HTTP/1.0": ("whole", "whole"),
-    "byte by byte": ("whole", "whole"),
+    "HTTP/1.0": ("complete", "complete"),
+    "byte by byte": ("complete", "complete"),
     "closed in the middle": ("event backend_truncated", "502 backend_truncated"),
     "reset in the middle": ("event backend_truncated", "502 backend_truncated"),
     "half-closed in the middle": ("event backend_truncated", "502 backend_truncated"),
     "silent in the middle": ("event backend_timeout", "504 backend_timeout"),
-    "closed in the middle, without a length": ("event backend_truncated", "502 backend_invalid_response"),
-    # Only the last chunk says that a whole answer is whole. A stream says so itself.
-    "no last chunk": ("whole", "502 backend_truncated"),
+    "closed in the middle, without a length": (
+        "event backend_truncated",
+        "502 backend_invalid_response",
+    ),
+    # Only the last chunk marks the end of a non-streaming response. A stream has `[DONE]`.
+    "no last chunk": ("complete", "502 backend_truncated"),
     "an empty body": ("event backend_empty_response", "502 backend_empty_response"),
-    "length too long, then closed": ("whole", "502 backend_truncated"),
-    "length too long, then silent": ("whole", "504 backend_timeout"),
+    "length too long, then closed": ("complete", "502 backend_truncated"),
+    "length too long, then silent": ("complete", "504 backend_timeout"),
     "length too short": ("event backend_truncated", "502 backend_invalid_response"),
     "negative length": ("502 backend_invalid_response", "502 backend_invalid_response"),
-    "length that is no number": ("502 backend_invalid_response", "502 backend_invalid_response"),
+    "length not a number": ("502 backend_invalid_response", "502 backend_invalid_response"),
     "two lengths": ("502 backend_invalid_response", "502 backend_invalid_response"),
     "length and chunks": ("502 backend_invalid_response", "502 backend_invalid_response"),
-    "chunk size that is no number": ("event backend_truncated", "502 backend_truncated"),
+    "chunk size not a number": ("event backend_truncated", "502 backend_truncated"),
     "negative chunk size": ("event backend_truncated", "502 backend_truncated"),
     "endless chunk size": ("event backend_truncated", "502 backend_truncated"),
     "chunk of 16 EiB": ("event backend_truncated", "502 backend_truncated"),
-    "chunk longer than it says": ("event backend_truncated", "502 backend_truncated"),
-    "an event without end": ("event backend_event_too_large", "502 backend_response_too_large"),
-    # Signs of life: a backend that reads a long prompt may send them for an hour.
-    "comments without end": (None, None),
-    "something behind the end, without end": ("whole", "whole"),
+    "chunk longer than its size": ("event backend_truncated", "502 backend_truncated"),
+    "endless event": ("event backend_event_too_large", "502 backend_response_too_large"),
+    # Signs of life: a backend may send them for an hour while it prefills a long prompt.
+    "endless comments": (None, None),
+    "endless data after the end": ("complete", "complete"),
     "an event of 10 MiB": ("event backend_event_too_large", None),
-    "no [DONE]": ("whole", None),
-    "no finish reason": ("whole", None),
-    "two [DONE]": ("whole", None),
-    "events behind [DONE]": ("whole", None),
-    # The code is the backend's.
+    "no [DONE]": ("complete", None),
+    "no finish reason": ("complete", None),
+    "two [DONE]": ("complete", None),
+    "events after [DONE]": ("complete", None),
+    # The code comes from the backend.
     "an error event": ("event 7", None),
-    "an event that is no JSON": ("event backend_invalid_response", None),
+    "an event of invalid JSON": ("event backend_invalid_response", None),
     "HTML": ("502 None", "502 backend_invalid_response"),
     "502 in HTML": ("502 None", "502 None"),
     "500 in JSON": ("500 7", "500 7"),
-    "400 in another shape": ("400 None", "400 None"),
+    "400 in another format": ("400 None", "400 None"),
     "503 without a body": ("503 None", "503 None"),
-    "a refusal cut off": ("500 None", "500 None"),
-    "a refusal that stalls": ("504 backend_timeout", "504 backend_timeout"),
-    "gzip": ("whole", "whole"),
-    "gzip that is none": ("event backend_truncated", "502 backend_truncated"),
-    "gzip cut off": ("event backend_truncated", "502 backend_truncated"),
+    "a truncated error response": ("500 None", "500 None"),
+    "a stalled error response": ("504 backend_timeout", "504 backend_timeout"),
+    "gzip": ("complete", "complete"),
+    "gzip header without gzip": ("event backend_truncated", "502 backend_truncated"),
+    "gzip truncated": ("event backend_truncated", "502 backend_truncated"),
 }
-#: Of these the text is looked at by tests of their own.
-OTHER_TEXT = ("an event of 7 MiB", "invalid UTF-8")
+#: Faults whose text differs, so that they have separate tests.
+TESTED_SEPARATELY = ("an event of 7 MiB", "invalid UTF-8")
 
 
-class Seen(NamedTuple):
-    """One fault, played to its end."""
+class PlayedFault(NamedTuple):
+    """The result of playing one fault."""
 
-    judged: Judged
+    verdict: Verdict
     client: Client
     backend: Backend
-    #: Lines of the daemon's log.
-    lines: int
+    #: Number of lines in the daemon's log.
+    log_count: int
 
 
-class Playing(SynchronousTestCase):
-    """One world for all of a test's faults: what one leaves behind, the next one trips over."""
+class FaultTestCase(SynchronousTestCase):
+    """Plays all faults of a test in one world, so that a leak of one affects the next."""
 
     def setUp(self) -> None:
         self.world = World(**SETTINGS)
 
-    def see(self, script: Script, *, stream: bool, patience: int = LONG) -> Seen:
-        """Let a client ask, and the backend play `script`."""
-        client, backend = self.world.ask(stream=stream)
+    def play_fault(
+        self, script: Script, *, stream: bool, seconds: int = FAULT_SECONDS
+    ) -> PlayedFault:
+        """Send a chat request and play `script` as the backend, for `seconds` at most."""
+        client, backend = self.world.start_chat(stream=stream)
         with capturedLogs() as events:
-            playing = play(InMemory(self.world, backend), script)
+            playing = play(MemoryConnection(self.world, backend), script)
             playing.addErrback(lambda _: None)
-            for _ in range(2 * patience):
-                judged = judge(client.received(), closed=client.wire.ended)
-                if judged.outcome not in {"nothing", "cut"} or client.wire.ended:
+            for _ in range(2 * seconds):
+                verdict = judge(client.received(), closed=client.wire.is_write_closed)
+                if (
+                    verdict.outcome not in {"no response", "truncated"}
+                    or client.wire.is_write_closed
+                ):
                     break
                 self.world.pass_time(0.5)
             playing.cancel()
             self.world.reactor.advance(0)
         for event in events:
             self.assertLess(event["log_level"], LogLevel.error, event)
-        return Seen(judged, client, backend, len(events))
+        return PlayedFault(verdict, client, backend, len(events))
 
-    def assert_clean(self, seen: Seen) -> None:
-        """Check that nothing of an exchange is left behind, and that it was written down."""
-        self.assertEqual(self.world.idle(), NOTHING_LEFT)
-        self.assertTrue(seen.backend.wire.closed)
-        self.assertLessEqual(seen.lines, 1)
+    def assert_clean(self, played: PlayedFault) -> None:
+        """Assert that the exchange released all resources and is recorded in the traffic log."""
+        self.assertEqual(self.world.load(), IDLE)
+        self.assertTrue(played.backend.wire.closed)
+        self.assertLessEqual(played.log_count, 1)
         record = self.world.traffic.responses()[-1]
-        whole = seen.judged.outcome == "whole"
-        self.assertEqual(record.outcome, "done" if whole else "failed")
-        self.assertEqual(record.error, None if whole else seen.judged.message)
-        seen.client.leave()
+        is_complete = played.verdict.outcome == "complete"
+        self.assertEqual(record.outcome, "done" if is_complete else "failed")
+        self.assertEqual(record.error, None if is_complete else played.verdict.message)
+        played.client.disconnect()
 
-    def assert_true(self, judged: Judged) -> None:
-        """Check that what a client was told is what the backend said."""
-        if judged.outcome == "whole":
-            self.assertEqual((judged.text, judged.calls), (TEXT, (CALL,)))
+    def assert_truthful(self, verdict: Verdict) -> None:
+        """Assert that the client's view agrees with the backend's response."""
+        if verdict.outcome == "complete":
+            self.assertEqual((verdict.text, verdict.calls), (TEXT, (CALL,)))
         else:
-            # A call that was cut off before it was known to be one is text, and so is the
+            # A call that is truncated before it is recognised is shown as text, and so is the
             # beginning of a tag.
-            as_text, in_tag = TEXT + WRITTEN, TEXT + "</tool_call>"
-            self.assertTrue(as_text.startswith(judged.text) or in_tag.startswith(judged.text))
-            self.assertGreater(len(judged.message), 10)
+            as_text, in_tag = TEXT + CALL_TEXT, TEXT + "</tool_call>"
+            self.assertTrue(as_text.startswith(verdict.text) or in_tag.startswith(verdict.text))
+            self.assertGreater(len(verdict.message), 10)
 
 
-class Faults(Playing):
-    """The table."""
+class FaultTableTests(FaultTestCase):
+    """Plays all faults of the table."""
 
     def check(self, name: str, expected: str | None, *, stream: bool) -> None:
-        script = FAULTS[name].stream if stream else FAULTS[name].whole
-        seen = self.see(script, stream=stream)
-        what = f"{name}, {'stream' if stream else 'whole'}"
+        script = FAULTS[name].stream if stream else FAULTS[name].non_streaming
+        played = self.play_fault(script, stream=stream)
+        label = f"{name}, {'stream' if stream else 'non-streaming'}"
         if expected is None:
-            self.assertIn(seen.judged.outcome, {"cut", "nothing"}, what)
-            seen.client.leave()
+            self.assertIn(played.verdict.outcome, {"truncated", "no response"}, label)
+            played.client.disconnect()
             self.world.reactor.advance(0)
-            self.assertTrue(seen.backend.wire.closed, what)
-            self.assertEqual(self.world.idle(), NOTHING_LEFT, what)
+            self.assertTrue(played.backend.wire.closed, label)
+            self.assertEqual(self.world.load(), IDLE, label)
             return
-        self.assertEqual(seen.judged.outcome, expected, f"{what}: {seen.judged.message}")
-        self.assert_true(seen.judged)
-        self.assert_clean(seen)
+        self.assertEqual(played.verdict.outcome, expected, f"{label}: {played.verdict.message}")
+        self.assert_truthful(played.verdict)
+        self.assert_clean(played)
 
     def test_the_table(self) -> None:
-        for name, (stream, whole) in SEEN.items():
+        for name, (stream, non_streaming) in EXPECTED_OUTCOMES.items():
             self.check(name, stream, stream=True)
-            if FAULTS[name].whole or name == "silent":
-                self.check(name, whole, stream=False)
+            if FAULTS[name].non_streaming or name == "silent":
+                self.check(name, non_streaming, stream=False)
 
-    def test_the_table_is_whole(self) -> None:
-        self.assertEqual({*SEEN, *OTHER_TEXT}, set(FAULTS))
+    def test_the_table_is_complete(self) -> None:
+        self.assertEqual({*EXPECTED_OUTCOMES, *TESTED_SEPARATELY}, set(FAULTS))
 
     def test_no_fault(self) -> None:
         for stream in (True, False):
-            seen = self.see(well(stream), stream=stream)
-            self.assertEqual(seen.judged.outcome, "whole")
-            self.assert_true(seen.judged)
-            self.assert_clean(seen)
+            played = self.play_fault(good_response(stream), stream=stream)
+            self.assertEqual(played.verdict.outcome, "complete")
+            self.assert_truthful(played.verdict)
+            self.assert_clean(played)
 
-    def test_what_was_said_before_the_end_is_not_lost(self) -> None:
+    def test_text_before_the_fault_is_delivered(self) -> None:
         for name in ("closed in the middle", "reset in the middle", "an error event"):
-            seen = self.see(FAULTS[name].stream, stream=True)
-            self.assertTrue(seen.judged.text.startswith(TEXT + WRITTEN[:11]), repr(seen.judged))
+            played = self.play_fault(FAULTS[name].stream, stream=True)
+            self.assertTrue(
+                played.verdict.text.startswith(TEXT + CALL_TEXT[:11]), repr(played.verdict)
+            )
 
     def test_after_a_heartbeat_an_error_is_an_event(self) -> None:
         self.world = World(**{**SETTINGS, "heartbeat": 5.0})
-        late = (*(Send(byte) for byte in (b"H", b"T")),)
+        first_steps = (*(Send(byte) for byte in (b"H", b"T")),)
         for name, expected in (("silent", "event backend_timeout"),):
-            seen = self.see((*late, *FAULTS[name].stream), stream=True)
-            self.assertEqual(seen.judged.outcome, expected)
-            self.assert_clean(seen)
+            played = self.play_fault((*first_steps, *FAULTS[name].stream), stream=True)
+            self.assertEqual(played.verdict.outcome, expected)
+            self.assert_clean(played)
 
     def test_large_events(self) -> None:
-        seen = self.see(FAULTS["an event of 7 MiB"].stream, stream=True)
-        self.assertEqual((seen.judged.outcome, seen.judged.text), ("whole", (7 << 20) * "x"))
-        self.assert_clean(seen)
+        played = self.play_fault(FAULTS["an event of 7 MiB"].stream, stream=True)
+        self.assertEqual(
+            (played.verdict.outcome, played.verdict.text), ("complete", (7 << 20) * "x")
+        )
+        self.assert_clean(played)
 
-    def test_bytes_that_are_no_text(self) -> None:
+    def test_invalid_utf_8(self) -> None:
         fault = FAULTS["invalid UTF-8"]
-        for stream, script in ((True, fault.stream), (False, fault.whole)):
-            seen = self.see(script, stream=stream)
-            self.assertEqual(seen.judged.outcome, "whole")
-            self.assertEqual(seen.judged.text, "Gr\ufffd\ufffde ✓")
-            self.assert_clean(seen)
+        for stream, script in ((True, fault.stream), (False, fault.non_streaming)):
+            played = self.play_fault(script, stream=stream)
+            self.assertEqual(played.verdict.outcome, "complete")
+            self.assertEqual(played.verdict.text, "Gr\ufffd\ufffde ✓")
+            self.assert_clean(played)
 
 
-class Cuts(Playing):
+class TruncationTests(FaultTestCase):
     """
-    A backend that breaks off, at any byte of its answer.
+    A backend whose response is truncated at various bytes.
 
-    :cvar every: at which bytes; 1: at each, as in tests/live/test_thorough.py
+    :cvar stride: bytes between two truncations; 1, each byte, in tests/live/test_thorough.py
     """
 
-    every = 7
+    stride = 7
 
-    def cut_everywhere(
-        self, sent: bytes, then: Step, seen: Callable[[int], str], *, stream: bool
+    def assert_truncations(
+        self, sent: bytes, last_step: Step, expected: Callable[[int], str], *, stream: bool
     ) -> None:
-        """Assert that clients see `seen` of an answer of which only so many bytes come."""
-        for size in {*range(0, len(sent), self.every), len(sent) - 1}:
+        """
+        Truncate `sent` at each `stride` bytes, then play `last_step`.
+
+        :param expected: returns the client's outcome for a number of bytes sent
+        """
+        for size in {*range(0, len(sent), self.stride), len(sent) - 1}:
             self.world.traffic.records.clear()
-            shown = self.see((Send(sent[:size]), then), stream=stream)
-            self.assertEqual(shown.judged.outcome, seen(size), sent[:size])
-            self.assert_true(shown.judged)
-            self.assert_clean(shown)
+            played = self.play_fault((Send(sent[:size]), last_step), stream=stream)
+            self.assertEqual(played.verdict.outcome, expected(size), sent[:size])
+            self.assert_truthful(played.verdict)
+            self.assert_clean(played)
 
-    def of_a_stream(self, begins: bytes, sent: bytes) -> Callable[[int], str]:
-        """Return what a client sees of the first so many bytes of `sent`, a stream."""
-        # When the model has finished, nobody needs what follows.
-        finished = sent.index(EVENTS[-2]) + len(EVENTS[-2])
+    def expected_of_stream(self, head: bytes, sent: bytes) -> Callable[[int], str]:
+        """Return the expected outcome of a truncated stream by the number of bytes sent."""
+        # After the finish reason the response is complete, even without `[DONE]`.
+        complete_at = sent.index(EVENTS[-2]) + len(EVENTS[-2])
 
-        def seen(size: int) -> str:
-            if size < len(begins):
+        def expected(size: int) -> str:
+            if size < len(head):
                 return "502 backend_unreachable"
-            return "event backend_truncated" if size < finished else "whole"
+            return "event backend_truncated" if size < complete_at else "complete"
 
-        return seen
+        return expected
 
     def test_a_stream_in_chunks(self) -> None:
-        sent = head(CHUNKED) + chunked(*EVENTS) + END
-        self.cut_everywhere(sent, Close(), self.of_a_stream(head(CHUNKED), sent), stream=True)
+        sent = encode_response_head(CHUNKED) + encode_chunks(*EVENTS) + LAST_CHUNK
+        self.assert_truncations(
+            sent, Close(), self.expected_of_stream(encode_response_head(CHUNKED), sent), stream=True
+        )
 
     def test_a_stream_that_ends_with_its_connection(self) -> None:
-        sent = head() + STREAM
-        self.cut_everywhere(sent, Reset(), self.of_a_stream(head(), sent), stream=True)
+        sent = encode_response_head() + STREAM
+        self.assert_truncations(
+            sent, Reset(), self.expected_of_stream(encode_response_head(), sent), stream=True
+        )
 
-    def test_a_whole_answer(self) -> None:
-        sent = answer(WHOLE, streams=False)
+    def test_a_non_streaming_response(self) -> None:
+        sent = encode_response(JSON_BODY, stream=False)
 
-        def seen(size: int) -> str:
-            begun = size >= len(sent) - len(WHOLE)
-            return "502 backend_truncated" if begun else "502 backend_unreachable"
+        def expected(size: int) -> str:
+            has_body = size >= len(sent) - len(JSON_BODY)
+            return "502 backend_truncated" if has_body else "502 backend_unreachable"
 
-        self.cut_everywhere(sent, Close(), seen, stream=False)
+        self.assert_truncations(sent, Close(), expected, stream=False)

@@ -1,14 +1,18 @@
 """
-Feed blockops what clients and backends may send, valid and not, and see that it keeps its word.
+Feed blockops valid and invalid input of clients and backends, and check its guarantees.
 
     python -m tests.fuzz.million --count 1000000 --seed 1
     python -m tests.fuzz.million --only backend --case 1/backend/4711
 
-Everything in process: requests and answers of backends as bytes into a whole daemon in memory, and
-each door of the core. Nothing may raise what it does not announce; nothing may be logged as an
-error; a client's stream has the same bytes however the backend's were cut, and is well-formed or
-ends in an error event; nothing is left behind. Cases that fail are shown, with what repeats each
-alone.
+Everything runs in one process: requests and backend responses go as bytes into a whole daemon in
+memory, and into each entry point of the core. The guarantees:
+
+- nothing raises an exception that it does not document, and nothing is logged as an error;
+- a client's stream has the same bytes however the backend's stream is split;
+- it is well-formed, or ends in an error event;
+- no request, slot or queue entry remains afterwards.
+
+Failed cases are shown with the command that repeats each of them.
 """
 
 from __future__ import annotations
@@ -28,34 +32,39 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from zope.interface import implementer
 
-from blockops import errors
+from blockops.api.backend_errors import to_error_event, to_error_response
 from blockops.api.chat.request import ChatRequest
+from blockops.api.passthrough import PassThrough
 from blockops.errors import ApiError
-from blockops.toolcalls.options import Rules
-from blockops.translation import stream as transcode
-from blockops.translation.aggregate import StreamJoiner
-from blockops.translation.stream import PassThrough, StreamTranscoder
-from tests.api.strict import StreamRefused, read_strictly
-from tests.faults.reading import error_in, read
+from blockops.toolcalls.options import TranslationOptions
+from blockops.translation.aggregate import ChunkAggregator
+from blockops.translation.non_streaming import response_as_stream, translate_response
+from blockops.translation.stream import StreamTranslator
+from tests.api.strict import InvalidStream, read_strictly
+from tests.faults.responses import parse_error, parse_response
 from tests.fuzz.mutations import ANSWERS, BODIES, REQUESTS, RESPONSES, mutated, pieces
-from tests.translation.merging import merged
+from tests.translation.merging import join_texts
 from tests.world import World
 
-RULES = (Rules(), Rules(reasoning="split"), Rules(translate="always", max_hold=1024))
-ASKED = [ChatRequest.parse(body) for body in BODIES]
+OPTIONS = (
+    TranslationOptions(),
+    TranslationOptions(reasoning="split"),
+    TranslationOptions(translate="always", max_hold=1024),
+)
+CHAT_REQUESTS = [ChatRequest.parse(body) for body in BODIES]
 
 
-#: So many failures of one target are shown, then the next one is begun.
-SHOWN = 20
+#: Failures of one target, after which the next target starts.
+MAX_FAILURES = 20
 
 
-def demand(condition: object, complaint: str) -> None:
+def require(condition: object, problem: str) -> None:
     if not condition:
-        raise AssertionError(complaint)
+        raise AssertionError(problem)
 
 
 class Ids:
-    """Ids of calls that are the same each time."""
+    """Call ids that are the same in every run."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -69,128 +78,146 @@ class Ids:
 
 
 def parse(dice: random.Random) -> None:
-    """Read a request, and write what the backend is sent."""
+    """Parse a request and build the backend's request."""
     try:
-        asked = ChatRequest.parse(mutated(BODIES, dice))
-        body = asked.body({"stream": True})
+        request = ChatRequest.parse(mutated(BODIES, dice))
+        body = request.body({"stream": True})
     except ApiError as error:
-        demand(400 <= error.status < 500, f"{error.status}")
-        error_in(error.body())
+        require(400 <= error.status < 500, f"{error.status}")
+        parse_error(error.body())
         return
-    # What is no UTF-8 within a message is for the backend to refuse.
+    # Invalid UTF-8 in a message passes through: the backend rejects it.
     json.loads(body.decode("utf-8", "replace"))
-    demand(all(isinstance(raw, bytes) for raw in asked.messages()), "a message is no bytes")
+    require(all(isinstance(raw, bytes) for raw in request.messages()), "a message is not bytes")
 
 
 def stream(dice: random.Random) -> None:
-    """Turn a stream; the same whole and in pieces."""
-    data, asked, rules = mutated(ANSWERS, dice), dice.choice(ASKED), dice.choice(RULES)
-    cut, most = dice.random() < 0.3, dice.choice((200, 8 << 20))
-    said = []
+    """Translate a stream, whole and in pieces: the output must be the same."""
+    data, request, options = (
+        mutated(ANSWERS, dice),
+        dice.choice(CHAT_REQUESTS),
+        dice.choice(OPTIONS),
+    )
+    truncated, max_event = dice.random() < 0.3, dice.choice((200, 8 << 20))
+    outputs = []
     for parts in ([data], pieces(data, dice)):
-        one = StreamTranscoder(asked, rules, max_event=most, new_id=Ids())
-        said.append(b"".join(map(one.receive_data, parts)) + one.end(cut=cut))
-        demand(one.ended and one.receive_data(b"data: {}\n\n") == b"", "it goes on behind its end")
-    said = [re.sub(rb"chatcmpl-[0-9a-f]{24}", b"", each) for each in said]
-    same = merged(said[0]) == merged(said[1])
-    demand(same, f"cut otherwise it is {said[1]!r} instead of {said[0]!r}")
-    check_stream(said[0], data)
+        translator = StreamTranslator(request, options, max_event=max_event, new_id=Ids())
+        outputs.append(
+            b"".join(map(translator.receive_data, parts)) + translator.end(is_truncated=truncated)
+        )
+        require(translator.has_ended, "no end")
+        require(translator.receive_data(b"data: {}\n\n") == b"", "output after the end")
+    expected, actual = (re.sub(rb"chatcmpl-[0-9a-f]{24}", b"", output) for output in outputs)
+    is_same = join_texts(expected) == join_texts(actual)
+    require(is_same, f"in pieces the output is {actual!r} instead of {expected!r}")
+    check_stream(expected, data)
 
 
-#: What a backend structured itself passes as it is, and so may be as odd as it likes.
-ITS_OWN = (b"tool_calls", b"function_call", b"error")
-#: So do values of another type, roles and finish reasons that nobody knows, and the rest of a call
-#: that is broken JSON.
-AS_IT_CAME = re.compile(
-    r"\w+ is |a role once more in {.*'role': [^']|no role in the first delta {.*'role': |"
-    r"index |finish reason |arguments cut off"
+#: Fields that pass unchanged if the backend sends them, valid or not.
+UNCHANGED_FIELDS = (b"tool_calls", b"function_call", b"error")
+#: The problems of other input that passes unchanged: values of another type, unknown roles and
+#: finish reasons, and the rest of a call that is invalid JSON.
+UNCHANGED_PROBLEM = re.compile(
+    r"\w+ is |a repeated role in {.*'role': [^']|no role in the first delta {.*'role': |"
+    r"index |finish reason |truncated arguments"
 )
 
 
-def check_stream(said: bytes, data: bytes) -> None:
-    """Check what a client is sent for `data`."""
+def check_stream(output: bytes, data: bytes) -> None:
+    """Check the client's stream for the backend's `data`."""
     try:
-        read_strictly(said, bare=True)
-    except (StreamRefused, KeyError, TypeError, AttributeError) as refused:
-        # What is no StreamRefused is the reader's own, of a value of another type.
-        own = any(word in data for word in ITS_OWN) or not isinstance(refused, StreamRefused)
-        if not own and not AS_IT_CAME.match(str(refused)):
+        read_strictly(output, bare=True)
+    except (InvalidStream, KeyError, TypeError, AttributeError) as error:
+        # Any other exception comes from `read_strictly` itself, for a value of another type.
+        is_unchanged = (
+            any(field in data for field in UNCHANGED_FIELDS)
+            or not isinstance(error, InvalidStream)
+            or UNCHANGED_PROBLEM.match(str(error))
+        )
+        if not is_unchanged:
             raise
-        events = said.split(b"\n\n")
-        demand(events[-1] == b"" and all(one.startswith(b"data: ") for one in events[:-1]), "torn")
-        demand(events[-2] == b"data: [DONE]" or b'"error"' in events[-2], "no end")
-        demand(b"data: [DONE]" not in events[:-2], "something is behind the end")
+        events = output.split(b"\n\n")
+        require(
+            events[-1] == b"" and all(each.startswith(b"data: ") for each in events[:-1]), "broken"
+        )
+        require(events[-2] == b"data: [DONE]" or b'"error"' in events[-2], "no end")
+        require(b"data: [DONE]" not in events[:-2], "events after the end")
 
 
-#: A blank line at the end, whatever ends lines.
-_BLANK = re.compile(rb"(\r\n|\r|\n)(\r\n|\r|\n)\Z")
+#: A blank line at the end, for every line end of server-sent events.
+_BLANK_LINE = re.compile(rb"(\r\n|\r|\n)(\r\n|\r|\n)\Z")
 
 
 def pass_through(dice: random.Random) -> None:
-    """Let another kind of stream through."""
+    """Pass a stream of an unknown format through."""
     data = mutated(ANSWERS, dice)
-    one = PassThrough()
-    said = b""
+    passthrough = PassThrough()
+    output = b""
     for piece in pieces(data, dice):
-        said += one.receive_data(piece)
-        beat = one.heartbeat()
-        demand(not beat or not said or _BLANK.search(b"\n\n" + said[-4:]), f"torn: {said[-9:]!r}")
-    demand(said == data, "it does not pass as it is")
-    end = one.end(cut=dice.random() < 0.5)
-    demand(one.ended, "no end")
-    demand(not end or b'"error"' in end, f"it ends in {end!r}")
+        output += passthrough.receive_data(piece)
+        heartbeat = passthrough.heartbeat()
+        is_between_events = not output or _BLANK_LINE.search(b"\n\n" + output[-4:])
+        require(not heartbeat or is_between_events, f"heartbeat within an event: {output[-9:]!r}")
+    require(output == data, "it does not pass unchanged")
+    end = passthrough.end(is_truncated=dice.random() < 0.5)
+    require(passthrough.has_ended, "no end")
+    require(not end or b'"error"' in end, f"it ends in {end!r}")
 
 
 def join(dice: random.Random) -> None:
-    """Make a whole answer of a stream."""
-    data, cut = mutated(ANSWERS, dice), dice.random() < 0.3
-    asked, rules = dice.choice(ASKED), dice.choice(RULES)
+    """Aggregate a stream into a non-streaming response."""
+    data, truncated = mutated(ANSWERS, dice), dice.random() < 0.3
+    request, options = dice.choice(CHAT_REQUESTS), dice.choice(OPTIONS)
     outcomes = []
     for parts in ([data], pieces(data, dice)):
-        one = StreamJoiner(asked, rules, max_answer=1 << 20, new_id=Ids())
+        aggregator = ChunkAggregator(request, options, max_answer=1 << 20, new_id=Ids())
         for piece in parts:
-            one.receive_data(piece)
+            aggregator.receive_data(piece)
         try:
-            outcomes.append(one.whole(cut=cut))
-            check_whole(outcomes[-1])
+            outcomes.append(aggregator.end(is_truncated=truncated))
+            check_response(outcomes[-1])
         except ApiError as error:
-            error_in(error.body())
+            parse_error(error.body())
             outcomes.append(error.body())
-    # An answer that came without an id has one of ours.
-    outcomes = [re.sub(rb"chatcmpl-[0-9a-f]{24}", b"", each) for each in outcomes]
-    demand(outcomes[0] == outcomes[1], f"cut otherwise: {outcomes}")
+    # A response without an id gets a random one.
+    outcomes = [re.sub(rb"chatcmpl-[0-9a-f]{24}", b"", outcome) for outcome in outcomes]
+    require(outcomes[0] == outcomes[1], f"in pieces it differs: {outcomes}")
 
 
-def check_whole(data: bytes) -> None:
-    """Check a whole answer."""
+def check_response(data: bytes) -> None:
+    """Check a non-streaming response."""
     choices = json.loads(data)["choices"]
-    demand(isinstance(choices, list), "no choices")
+    require(isinstance(choices, list), "no choices")
 
 
 def whole(dice: random.Random) -> None:
-    """Turn a whole answer, and make a stream of it."""
-    data, asked, rules = mutated(ANSWERS, dice), dice.choice(ASKED), dice.choice(RULES)
-    for turn in (transcode.whole, transcode.whole_as_stream):
+    """Translate a non-streaming response, as a response and as a stream."""
+    data, request, options = (
+        mutated(ANSWERS, dice),
+        dice.choice(CHAT_REQUESTS),
+        dice.choice(OPTIONS),
+    )
+    for translate in (translate_response, response_as_stream):
         try:
-            said, _ = turn(data, asked, rules, new_id=Ids())
+            output, _ = translate(data, request, options, new_id=Ids())
         except ApiError as error:
-            demand(error.status >= 400, f"{error.status}")
-            error_in(error.body())
+            require(error.status >= 400, f"{error.status}")
+            parse_error(error.body())
             continue
-        if turn is transcode.whole:
-            check_whole(said)
+        if translate is translate_response:
+            check_response(output)
         else:
-            check_stream(said, data)
+            check_stream(output, data)
 
 
 def error(dice: random.Random) -> None:
-    """Word a backend's refusal."""
+    """Convert a backend's error response."""
     data = mutated(ANSWERS + RESPONSES, dice)
-    kind = dice.choice(("", "application/json", "text/html; charset=x"))
-    status, body = errors.from_backend(dice.choice((400, 404, 500, 503)), data, kind)
-    demand(status >= 400, "no error any more")
-    demand(isinstance(json.loads(body)["error"], dict), f"not OpenAI's shape: {body!r}")
-    errors.from_event(data)
+    content_type = dice.choice(("", "application/json", "text/html; charset=x"))
+    status, body = to_error_response(dice.choice((400, 404, 500, 503)), data, content_type)
+    require(status >= 400, "not an error")
+    require(isinstance(json.loads(body)["error"], dict), f"not OpenAI's shape: {body!r}")
+    to_error_event(data)
 
 
 # A whole daemon.
@@ -198,82 +225,84 @@ def error(dice: random.Random) -> None:
 
 @implementer(ILogObserver)
 class Daemon:
-    """A daemon in memory, which serves one case after the other; made anew now and then."""
+    """A daemon in memory that serves the cases one after the other, and is replaced at times."""
 
-    #: Cases that one serves. The reactor in memory keeps all that was ever connected.
-    LIFE = 200
+    #: Cases per daemon. The reactor in memory keeps every connection that was ever made.
+    MAX_CASES = 200
 
     def __init__(self) -> None:
-        self._left = 0
-        self._trouble: list[LogEvent] = []
+        self._cases_left = 0
+        self._logged_errors: list[LogEvent] = []
         globalLogPublisher.addObserver(self)
 
     def __call__(self, event: LogEvent) -> None:
         if event.get("log_level", LogLevel.info) >= LogLevel.error:
-            self._trouble.append(event)
+            self._logged_errors.append(event)
 
     @contextmanager
     def world(self) -> Iterator[World]:
-        """Give out a daemon, and check afterwards that nothing is left of what was done there."""
-        if not self._left:
-            self._left = self.LIFE
+        """Yield a world with a daemon; check afterwards that no error and no request is left."""
+        if not self._cases_left:
+            self._cases_left = self.MAX_CASES
             self._world = World(heartbeat=10_000.0, first_byte_timeout=60.0, idle_timeout=30.0)
-        self._left -= 1
+        self._cases_left -= 1
         yield self._world
         self._world.reactor.advance(0)
-        demand(not self._trouble, f"logged: {self._trouble[:1]}")
+        require(not self._logged_errors, f"logged: {self._logged_errors[:1]}")
         daemon = self._world.daemon
-        admission = daemon._admission
-        left = (len(daemon.gateway), admission.running, admission.waiting)
-        demand(left == (0, 0, 0), f"left behind: {left}")
+        admission = daemon.components.admission
+        open_requests = (len(daemon.in_flight), admission.active, admission.waiting)
+        require(open_requests == (0, 0, 0), f"open requests: {open_requests}")
 
 
 DAEMON = Daemon()
 
 
 def http(dice: random.Random) -> None:
-    """Be a client that sends anything."""
+    """Send arbitrary input as a client."""
     with DAEMON.world() as world:
         client = world.client()
         for piece in pieces(mutated(REQUESTS, dice), dice):
-            if client.wire.ended:
+            if client.wire.is_write_closed:
                 break
             client.send(piece)
         received = client.received().removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
         if received and received.count(b"HTTP/1.") == 1:
-            reply = read(received.replace(b"HTTP/1.0", b"HTTP/1.1", 1), closed=client.wire.ended)
-            demand(reply.status, f"half a head: {received!r}")
+            reply = parse_response(
+                received.replace(b"HTTP/1.0", b"HTTP/1.1", 1), closed=client.wire.is_write_closed
+            )
+            require(reply.status, f"incomplete head: {received!r}")
             if reply.status >= 400 and reply.complete and reply.body:
-                error_in(reply.body)
-        client.leave()
+                parse_error(reply.body)
+        client.disconnect()
 
 
 def backend(dice: random.Random) -> None:
-    """Be a backend that answers anything."""
+    """Send arbitrary responses as a backend."""
     with DAEMON.world() as world:
-        client, peer = world.ask(stream=dice.random() < 0.7)
+        client, peer = world.start_chat(stream=dice.random() < 0.7)
         data = mutated(RESPONSES, dice)
         for piece in pieces(data, dice):
             if peer.wire.closed:
                 break
             peer.send(piece)
         if not peer.wire.closed:
-            peer.wire.lose(dice.choice((ConnectionDone, ConnectionLost))())
+            peer.wire.connection_lost(dice.choice((ConnectionDone, ConnectionLost))())
         world.reactor.advance(0)
-        reply = read(client.received(), closed=client.wire.ended)
-        demand(reply.status, "no answer")
+        reply = parse_response(client.received(), closed=client.wire.is_write_closed)
+        require(reply.status, "no response")
         if reply.complete and reply.status >= 400:
-            demand(
+            require(
                 isinstance(json.loads(reply.body)["error"], dict), f"not OpenAI's: {reply.body!r}"
             )
-        elif reply.complete and reply.streams:
+        elif reply.complete and reply.is_streaming:
             check_stream(reply.body, data)
         elif reply.complete:
-            check_whole(reply.body)
-        client.leave()
+            check_response(reply.body)
+        client.disconnect()
 
 
-#: What is fuzzed, and how many of a hundred cases it gets.
+#: The targets, and the percentage of the cases that each gets.
 TARGETS: dict[str, tuple[Callable[[random.Random], None], int]] = {
     "parse": (parse, 25),
     "stream": (stream, 20),
@@ -287,37 +316,43 @@ TARGETS: dict[str, tuple[Callable[[random.Random], None], int]] = {
 
 
 def run(target: str, case: str) -> bool:
-    """Run one case; show what is wrong with it and return False if anything is."""
+    """Run one case; if it fails, print the failure and return False."""
     try:
         TARGETS[target][0](random.Random(case))
-    except Exception:  # noqa: BLE001 - that is what is looked for
+    except Exception:  # noqa: BLE001 - any exception is a finding
         traceback.print_exc()
-        print(f"repeat it: python -m tests.fuzz.million --only {target} --case {case}")
+        print(f"repeat with: python -m tests.fuzz.million --only {target} --case {case}")
         return False
     return True
 
 
 def main() -> int:
-    """Run the cases that the command line asks for."""
+    """Run the cases that the command line selects."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20_000, help="cases in all")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--only", choices=TARGETS, help="a single target")
-    parser.add_argument("--case", help="a single case of --only, as a failure tells it")
-    asked = parser.parse_args()
-    if asked.case:
-        return not run(asked.only, asked.case)
-    print(f"seed {asked.seed}")
-    shares = {asked.only: 100} if asked.only else {name: of for name, (_, of) in TARGETS.items()}
-    wrong = 0
+    parser.add_argument("--case", help="a single case of --only, as a failure prints it")
+    arguments = parser.parse_args()
+    if arguments.case:
+        return not run(arguments.only, arguments.case)
+    print(f"seed {arguments.seed}")
+    shares = (
+        {arguments.only: 100}
+        if arguments.only
+        else {name: share for name, (_, share) in TARGETS.items()}
+    )
+    failures = 0
     for target, share in shares.items():
         start = time.monotonic()
-        count = asked.count * share // 100
-        cases = (f"{asked.seed}/{target}/{at}" for at in range(count))
-        wrong += len(list(islice((case for case in cases if not run(target, case)), SHOWN)))
+        count = arguments.count * share // 100
+        cases = (f"{arguments.seed}/{target}/{at}" for at in range(count))
+        failures += len(
+            list(islice((case for case in cases if not run(target, case)), MAX_FAILURES))
+        )
         print(f"{target}: {count} cases, {time.monotonic() - start:.0f} s", flush=True)
-    print(f"{wrong} went wrong" if wrong else "All is well.")
-    return bool(wrong)
+    print(f"{failures} failed" if failures else "No failures.")
+    return bool(failures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is valid, and what becomes of it: bytes turned over at random, from a seed."""
+"""Valid requests and responses, and mutations of their bytes, at random from a seed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import random
 import re
 from pathlib import Path
 
-from tests.faults.client import head_of, request
-from tests.faults.scripts import CHUNKED, END, ERROR, STREAM, WHOLE, answer, chunked, head
+from tests.faults.client import encode_request_head, encode_request
+from tests.faults.scripts import CHUNKED, LAST_CHUNK, ERROR, STREAM, JSON_BODY, encode_response, encode_chunks, encode_response_head
 
-#: Larger captures say nothing that the smaller ones do not, and take longer.
-_LARGEST = 4000
+#: Bytes. Larger captures show nothing more than the smaller ones, and take longer.
+_MAX_CAPTURE = 4000
 
 _CAPTURES = Path(__file__).parent.parent / "captures"
 
-#: Streams and answers that real backends gave.
+#: Streams and non-streaming responses of real backends.
 ANSWERS = [
-    path.read_bytes() for path in sorted(_CAPTURES.glob("*.sse")) if path.stat().st_size < _LARGEST
-] + [STREAM, WHOLE, ERROR]
+    path.read_bytes()
+    for path in sorted(_CAPTURES.glob("*.sse"))
+    if path.stat().st_size < _MAX_CAPTURE
+] + [STREAM, JSON_BODY, ERROR]
 
 _TOOL = {
     "type": "function",
@@ -28,7 +30,7 @@ _TOOL = {
     },
 }
 _CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-_ANSWERED = [
+_HISTORY = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "17 und 4 ✓"}]},
     {
@@ -43,8 +45,8 @@ _ANSWERED = [
 
 #: Bodies of chat requests.
 BODIES = [
-    json.dumps(each).encode()
-    for each in (
+    json.dumps(body).encode()
+    for body in (
         _CHAT,
         {**_CHAT, "stream": False, "n": 2, "max_tokens": 5, "temperature": 0.5},
         {**_CHAT, "tools": [_TOOL], "tool_choice": "auto", "parallel_tool_calls": False},
@@ -53,7 +55,7 @@ BODIES = [
             "tools": [_TOOL],
             "tool_choice": {"type": "function", "function": {"name": "add"}},
         },
-        {**_CHAT, "messages": _ANSWERED, "tools": [_TOOL], "metadata": {"session_id": "s"}},
+        {**_CHAT, "messages": _HISTORY, "tools": [_TOOL], "metadata": {"session_id": "s"}},
         {**_CHAT, "stream_options": {"include_usage": True}, "response_format": {"type": "text"}},
         {**_CHAT, "functions": [_TOOL["function"]], "user": "u", "prompt_cache_key": "k"},
         {**_CHAT, "messages": [{"role": "user", "content": "/new hello"}]},
@@ -61,32 +63,32 @@ BODIES = [
 ]
 
 _CHUNKED_BODY = (
-    head_of(b"").replace(b"Content-Length: 0", CHUNKED.encode()) + chunked(BODIES[0]) + END
+    encode_request_head(b"").replace(b"Content-Length: 0", CHUNKED.encode()) + encode_chunks(BODIES[0]) + LAST_CHUNK
 )
 
-#: Requests, head and body.
+#: Requests, with head and body.
 REQUESTS = [
-    *map(request, BODIES[:4]),
+    *map(encode_request, BODIES[:4]),
     _CHUNKED_BODY,
     b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /v1/models/a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     b"GET /health HTTP/1.0\r\n\r\n" * 2,
     b"HEAD /ready HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n",
     b"OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: x\r\nOrigin: http://a.example\r\n\r\n",
-    request(BODIES[0], "/v1/embeddings") + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    request(b'{"model": "m", "prompt": "x"}', "/v1/completions", X_Session_Id="s"),
+    encode_request(BODIES[0], "/v1/embeddings") + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    encode_request(b'{"model": "m", "prompt": "x"}', "/v1/completions", X_Session_Id="s"),
 ]
 
-#: Answers of backends, head and body.
+#: Responses of backends, with head and body.
 RESPONSES = [
-    head(CHUNKED) + chunked(STREAM) + END,
-    head() + STREAM,
-    answer(STREAM, streams=True),
-    answer(WHOLE, streams=False),
-    head(CHUNKED, streams=False) + chunked(WHOLE[:50], WHOLE[50:]) + END,
-    b"HTTP/1.1 100 Continue\r\n\r\n" + answer(WHOLE, streams=False),
-    head("Content-Length: 100", status="500 Oops", streams=False) + ERROR,
-    answer(ERROR, streams=False),
+    encode_response_head(CHUNKED) + encode_chunks(STREAM) + LAST_CHUNK,
+    encode_response_head() + STREAM,
+    encode_response(STREAM, stream=True),
+    encode_response(JSON_BODY, stream=False),
+    encode_response_head(CHUNKED, stream=False) + encode_chunks(JSON_BODY[:50], JSON_BODY[50:]) + LAST_CHUNK,
+    b"HTTP/1.1 100 Continue\r\n\r\n" + encode_response(JSON_BODY, stream=False),
+    encode_response_head("Content-Length: 100", status="500 Oops", stream=False) + ERROR,
+    encode_response(ERROR, stream=False),
 ]
 
 _TOKENS = [
@@ -126,15 +128,15 @@ _TOKENS = [
     *(b"HTTP/1.1 200 OK\r\n", b"GET / HTTP/1.1\r\n\r\n", b"/../", b"%2e%2e/", b"%00", b"x" * 9000),
 ]
 
-#: A value of JSON, more or less.
+#: Approximately a JSON value.
 _VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?|true|false|null')
 
 
 def mutated(corpus: list[bytes], dice: random.Random) -> bytes:
-    """Return one of `corpus` with some changes, or none."""
+    """Return an element of `corpus` with up to eight mutations."""
     data = dice.choice(corpus)
     for _ in range(dice.choice((0, 1, 1, 1, 2, 2, 3, 8))):
-        data = dice.choice(_CHANGES)(data, dice, corpus)
+        data = dice.choice(_MUTATIONS)(data, dice, corpus)
     return data
 
 
@@ -143,7 +145,7 @@ def _span(data: bytes, dice: random.Random) -> tuple[int, int]:
     return start, min(len(data), start + dice.choice((1, 2, 5, 20, 200)))
 
 
-def _flip(data: bytes, dice: random.Random, _: list[bytes]) -> bytes:
+def _flip_bit(data: bytes, dice: random.Random, _: list[bytes]) -> bytes:
     if not data:
         return data
     at = dice.randrange(len(data))
@@ -165,29 +167,38 @@ def _repeat(data: bytes, dice: random.Random, _: list[bytes]) -> bytes:
     return data[:end] + data[start:end] * dice.choice((1, 2, 9)) + data[end:]
 
 
-def _cut(data: bytes, dice: random.Random, _: list[bytes]) -> bytes:
+def _truncate(data: bytes, dice: random.Random, _: list[bytes]) -> bytes:
     return data[: dice.randrange(len(data) + 1)]
 
 
-def _cross(data: bytes, dice: random.Random, corpus: list[bytes]) -> bytes:
+def _splice(data: bytes, dice: random.Random, corpus: list[bytes]) -> bytes:
     other = dice.choice(corpus)
     return data[: dice.randrange(len(data) + 1)] + other[dice.randrange(len(other) + 1) :]
 
 
-def _revalue(data: bytes, dice: random.Random, _: list[bytes]) -> bytes:
-    """Put another value in the place of one in JSON."""
-    found = list(_VALUE.finditer(data))
-    if not found:
+def _replace_value(data: bytes, dice: random.Random, _: list[bytes]) -> bytes:
+    """Replace a JSON value by another."""
+    values = list(_VALUE.finditer(data))
+    if not values:
         return data
-    one = dice.choice(found)
-    other = dice.choice(found)[0] if dice.random() < 0.5 else dice.choice(_TOKENS)
-    return data[: one.start()] + other + data[one.end() :]
+    value = dice.choice(values)
+    other = dice.choice(values)[0] if dice.random() < 0.5 else dice.choice(_TOKENS)
+    return data[: value.start()] + other + data[value.end() :]
 
 
-_CHANGES = (_flip, _insert, _remove, _repeat, _cut, _cross, _revalue, _revalue)
+_MUTATIONS = (
+    _flip_bit,
+    _insert,
+    _remove,
+    _repeat,
+    _truncate,
+    _splice,
+    _replace_value,
+    _replace_value,
+)
 
 
 def pieces(data: bytes, dice: random.Random) -> list[bytes]:
-    """Return `data` as a network may cut it."""
+    """Return `data` in pieces, as a network may deliver it."""
     cuts = sorted(dice.randrange(len(data) + 1) for _ in range(dice.choice((0, 1, 3, 10))))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]

@@ -1,11 +1,12 @@
 """
-Feed the parser what libFuzzer makes up, guided by the branches that it reaches.
+Feed the parser the input of libFuzzer, which is guided by the branches that it reaches.
 
     python -m tests.fuzz.parser -max_total_time=20 CORPUS
 
-The first bytes choose the settings and where the text is cut, the others are the text. It must come
-out the same whole, in pieces and character by character; nothing may raise, no text may vanish
-where there is no call, and a whole call holds a JSON object unless it was counted as malformed.
+The first bytes select the settings and the length of the pieces; the others are the text. The
+output must be the same whole, in pieces and character by character. Nothing may raise, no text may
+be lost if there is no call, and a finished call contains a JSON object unless it was counted as
+malformed.
 
 Needs `atheris`; `tests/fuzz/run` installs it.
 """
@@ -18,62 +19,62 @@ from pathlib import Path
 import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 with atheris.instrument_imports(include=["blockops.toolcalls"]):
-    import blockops.toolcalls.parser  # noqa: F401 (the hook has to see it first)
+    import blockops.toolcalls.parser  # noqa: F401 (the hook must instrument it before any other import)
 
-from blockops.toolcalls.options import Rules
-from blockops.toolcalls.tools import Offer
-from tests.toolcalls.reading import SCHEMAS, Joined, say
+from blockops.toolcalls.options import TranslationOptions
+from blockops.toolcalls.tools import OfferedTools
+from tests.toolcalls.reading import SCHEMAS, ParserOutput, parse_pieces
 from tests.toolcalls.test_corpus import cases
 
 REASONS = ("stop", "length", None, "content_filter")
-HOLDS = (15, 60, 200, 262_144)
-HEAD = 4
+MAX_HOLDS = (15, 60, 200, 262_144)
+SETTINGS_LENGTH = 4
 
 
 def check(data: bytes) -> None:
-    """Check one input."""
-    if len(data) < HEAD:
+    """Parse one input and check the output."""
+    if len(data) < SETTINGS_LENGTH:
         return
-    settings, size, *_ = head = data[:HEAD]
-    text = data[HEAD:].decode("utf-8", "replace")
-    rules = Rules(
-        fenced_calls=bool(settings & 1),
-        reasoning="split" if settings & 2 else "keep",
-        think_prefilled=bool(settings & 4),
-        think_calls=bool(settings & 8),
-        max_hold=HOLDS[settings >> 4 & 3],
+    flags, length, reason_index, _ = data[:SETTINGS_LENGTH]
+    text = data[SETTINGS_LENGTH:].decode("utf-8", "replace")
+    options = TranslationOptions(
+        fenced_calls=bool(flags & 1),
+        reasoning="split" if flags & 2 else "keep",
+        think_prefilled=bool(flags & 4),
+        think_calls=bool(flags & 8),
+        max_hold=MAX_HOLDS[flags >> 4 & 3],
     )
-    offer = Offer(SCHEMAS, parallel=not settings & 64, translate=not settings & 128)
-    reason = REASONS[head[2] % len(REASONS)]
-    step = size % 13 + 1
-    joined, tally = whole = say([text], offer, rules, reason)
-    assert whole == say(
-        [text[at : at + step] for at in range(0, len(text), step)], offer, rules, reason
+    tools = OfferedTools(SCHEMAS, parallel=not flags & 64, may_translate=not flags & 128)
+    reason = REASONS[reason_index % len(REASONS)]
+    step = length % 13 + 1
+    output, counters = expected = parse_pieces([text], tools, options, reason)
+    assert expected == parse_pieces(
+        [text[at : at + step] for at in range(0, len(text), step)], tools, options, reason
     )
-    assert whole == say(list(text), offer, rules, reason)
-    if not joined.calls and not settings & 6:
-        assert joined.content == text
-    if not tally["malformed"]:
-        check_calls(joined)
+    assert expected == parse_pieces(list(text), tools, options, reason)
+    if not output.calls and not flags & 6:
+        assert output.content == text
+    if not counters["malformed"]:
+        check_calls(output)
 
 
-def check_calls(joined: Joined) -> None:
-    """Check that whole calls hold JSON objects."""
-    for call in joined.calls:
+def check_calls(output: ParserOutput) -> None:
+    """Check that the arguments of finished calls, and of no others, are JSON objects."""
+    for call in output.calls:
         try:
-            meant = call.meant
+            arguments = call.parsed_arguments
         except ValueError:
-            # Digits without end are JSON, but Python does not read them.
-            meant = {} if len(call.arguments) > sys.get_int_max_str_digits() else None
-        assert isinstance(meant, dict) == call.ended, call
+            # Python rejects integers of thousands of digits, which are valid JSON.
+            arguments = {} if len(call.arguments) > sys.get_int_max_str_digits() else None
+        assert isinstance(arguments, dict) == call.is_finished, call
 
 
 def write_seeds(folder: Path) -> None:
-    """Write the texts of the corpus as seeds."""
-    for at, case in enumerate(cases()):
-        settings = case.rules.fenced_calls | 2 * (case.rules.reasoning == "split") | 48
-        seed = bytes([settings, 3, at % 2, 0]) + case.text.encode()
-        (folder / f"corpus-{at}").write_bytes(seed)
+    """Write the texts of the corpus to `folder`, as seeds of libFuzzer."""
+    for number, case in enumerate(cases()):
+        flags = case.options.fenced_calls | 2 * (case.options.reasoning == "split") | 48
+        seed = bytes([flags, 3, number % 2, 0]) + case.text.encode()
+        (folder / f"corpus-{number}").write_bytes(seed)
 
 
 if __name__ == "__main__":

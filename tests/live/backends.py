@@ -1,7 +1,7 @@
 """
-Backends that do one thing each, well or badly: HTTP over plain sockets, in threads.
+A backend over plain sockets, in threads, and its scripts: good responses and single faults.
 
-Nothing of Twisted is in here, so that a fault of Twisted's cannot hide behind itself.
+It does not use Twisted: a bug of Twisted in the backend could mask the same bug in the daemon.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Exchange:
-    """One request, read whole, and the connection to answer it on."""
+    """
+    One complete request, and the connection for its response.
+
+    :ivar bytes_sent: bytes of the response sent so far
+    :ivar is_complete: True once the response is sent to its end
+    """
 
     def __init__(self, connection: socket.socket) -> None:
-        self.sent = 0
-        self.answered = False
+        self.bytes_sent = 0
+        self.is_complete = False
         self._connection = connection
         self._file = connection.makefile("rb")
         self.method, self.path, _ = self._file.readline().decode().split(" ", 2)
@@ -53,46 +58,48 @@ class Exchange:
 
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
-        self.sent += len(data)
+        self.bytes_sent += len(data)
 
-    def begin(self, status: str = "200 OK", content_type: str = "text/event-stream") -> None:
-        """Send the head of an answer whose body comes in chunks."""
+    def start_chunked(
+        self, status: str = "200 OK", content_type: str = "text/event-stream"
+    ) -> None:
+        """Send the head of a chunked response."""
         self.send(
             f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n"
             "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode()
         )
 
-    def chunk(self, data: bytes) -> None:
+    def send_chunk(self, data: bytes) -> None:
         self.send(b"%x\r\n%b\r\n" % (len(data), data))
 
-    def end(self) -> None:
-        self.answered = True
+    def send_last_chunk(self) -> None:
+        self.is_complete = True
         self.send(b"0\r\n\r\n")
 
-    def whole(
+    def respond(
         self, body: bytes, status: str = "200 OK", content_type: str = "application/json"
     ) -> None:
-        self.answered = True
+        self.is_complete = True
         head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nConnection: close\r\n"
         self.send(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
     def close(self) -> None:
-        # A socket stays open as long as a file made of it does.
+        # A socket stays open until the files made from it are closed.
         self._file.close()
         self._connection.close()
 
-    def at_work(self) -> bool:
-        """Say whether somebody still waits for the rest of this answer."""
-        return not (self.answered or self.peer_is_gone(within=0))
+    def is_active(self) -> bool:
+        """Return True if the client still waits for the rest of the response."""
+        return not (self.is_complete or self.wait_for_disconnect(timeout=0))
 
-    def peer_is_gone(self, within: float) -> bool:
-        """Wait at most `within` seconds for the other side to close the connection."""
+    def wait_for_disconnect(self, timeout: float) -> bool:
+        """Return True if the peer closes the connection within `timeout` seconds."""
         if self._connection.fileno() < 0:
             return True
-        end = time.monotonic() + within
+        end = time.monotonic() + timeout
         while True:
-            left = max(0, end - time.monotonic())
-            if not select.select([self._connection], [], [], left)[0]:
+            remaining = max(0, end - time.monotonic())
+            if not select.select([self._connection], [], [], remaining)[0]:
                 return False
             try:
                 if not self._connection.recv(4096):
@@ -103,13 +110,14 @@ class Exchange:
 
 class Backend:
     """
-    A server that answers every request by calling `script`, in a thread each.
+    A server that calls `script` for each request, in one thread per connection.
 
-    :param script: may be replaced at any time; its connection is closed when it returns
-    :param tls: what to wrap connections in, if they are to be encrypted
-    :ivar requests: all that came, but those for `/v1/models`, which it answers by itself
-    :ivar open: connections that are open
-    :ivar most_at_work: requests that somebody waited for at the same time
+    :param script: sends the response; the connection is closed when it returns. It may be replaced
+        at any time
+    :param tls: the context for encrypted connections, or None for plain HTTP
+    :ivar requests: all requests except those for `/v1/models`, which have a fixed response
+    :ivar open_connections: the number of open connections
+    :ivar max_active: the largest number of requests that clients waited for at the same time
     """
 
     def __init__(
@@ -117,14 +125,14 @@ class Backend:
     ) -> None:
         self.script = script
         self.requests: list[Exchange] = []
-        self.open = 0
-        self.most_at_work = 0
+        self.open_connections = 0
+        self.max_active = 0
         self._tls = tls
-        self._at_work: list[Exchange] = []
+        self._active: list[Exchange] = []
         self._changed = threading.Condition()
-        self._listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         scheme = "https" if tls else "http"
-        self.url = f"{scheme}://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -134,55 +142,57 @@ class Backend:
         self.stop()
 
     def stop(self) -> None:
-        """Refuse connections from now on."""
-        # Closing alone does not wake a thread that waits in accept().
+        """Stop accepting connections."""
+        # close() alone does not wake a thread that waits in accept().
         with contextlib.suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
 
-    def wait_until(self, condition: Callable[[Backend], bool], within: float = 60) -> bool:
-        """Wait until `condition` holds: it is asked whenever a connection comes or goes."""
+    def wait_until(self, condition: Callable[[Backend], bool], timeout: float = 60) -> bool:
+        """Wait until `condition` is true; it is checked when a connection opens or closes."""
         with self._changed:
-            return self._changed.wait_for(lambda: condition(self), within)
+            return self._changed.wait_for(lambda: condition(self), timeout)
 
     def _accept(self) -> None:
         while True:
             try:
-                connection, _ = self._listening.accept()
+                connection, _ = self._listener.accept()
             except OSError:
                 return
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         with self._changed:
-            self.open += 1
+            self.open_connections += 1
             self._changed.notify_all()
         try:
-            self._answer(connection)
+            self._handle(connection)
         except (OSError, ValueError):
-            pass  # The other side went away, or spoke no HTTP (as a probe for the port does).
+            pass  # The peer disconnected or sent no HTTP, as a probe of the port does.
         finally:
             connection.close()
             with self._changed:
-                self.open -= 1
+                self.open_connections -= 1
                 self._changed.notify_all()
 
-    def _answer(self, connection: socket.socket) -> None:
+    def _handle(self, connection: socket.socket) -> None:
         if self._tls is not None:
             connection = self._tls.wrap_socket(connection, server_side=True)
         exchange = Exchange(connection)
         try:
             if exchange.path == "/v1/models":
-                exchange.whole(b'{"object": "list", "data": [{"id": "m", "object": "model"}]}')
+                exchange.respond(b'{"object": "list", "data": [{"id": "m", "object": "model"}]}')
                 return
             with self._changed:
                 self.requests.append(exchange)
-                self._at_work = [one for one in self._at_work if one.at_work()] + [exchange]
-                self.most_at_work = max(self.most_at_work, len(self._at_work))
+                self._active = [exchange for exchange in self._active if exchange.is_active()] + [
+                    exchange
+                ]
+                self.max_active = max(self.max_active, len(self._active))
                 self._changed.notify_all()
             self.script(exchange)
         finally:
-            # Not while another thread asks whether its other side is there.
+            # Under the lock, because another thread may call `is_active` on this exchange.
             with self._changed:
                 exchange.close()
 
@@ -199,26 +209,31 @@ def event(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
-def says(text: str, *, pause: float = 0, piece: int = 4) -> Callable[[Exchange], None]:
-    """Return a script that streams `text` in pieces, with `pause` seconds before each."""
+def stream_text(text: str, *, pause: float = 0, piece_size: int = 4) -> Callable[[Exchange], None]:
+    """
+    Return a script that streams `text`.
+
+    :param pause: seconds before each delta
+    :param piece_size: characters per delta
+    """
 
     def script(exchange: Exchange) -> None:
-        exchange.begin()
-        exchange.chunk(event({"role": "assistant", "content": ""}))
-        for start in range(0, len(text), piece):
+        exchange.start_chunked()
+        exchange.send_chunk(event({"role": "assistant", "content": ""}))
+        for start in range(0, len(text), piece_size):
             time.sleep(pause)
-            exchange.chunk(event({"content": text[start : start + piece]}))
-        exchange.chunk(event({}, "stop"))
-        exchange.chunk(DONE)
-        exchange.end()
+            exchange.send_chunk(event({"content": text[start : start + piece_size]}))
+        exchange.send_chunk(event({}, "stop"))
+        exchange.send_chunk(DONE)
+        exchange.send_last_chunk()
 
     return script
 
 
-def says_whole(text: str, *, pause: float = 0) -> Callable[[Exchange], None]:
-    """Return a script that answers with one JSON document after `pause` seconds."""
+def respond_with_text(text: str, *, pause: float = 0) -> Callable[[Exchange], None]:
+    """Return a script that sends a non-streaming response after `pause` seconds."""
     message = {"role": "assistant", "content": text}
-    answer = {
+    completion = {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 1,
@@ -229,84 +244,84 @@ def says_whole(text: str, *, pause: float = 0) -> Callable[[Exchange], None]:
 
     def script(exchange: Exchange) -> None:
         time.sleep(pause)
-        exchange.whole(json.dumps(answer).encode())
+        exchange.respond(json.dumps(completion).encode())
 
     return script
 
 
-def never_answers(exchange: Exchange) -> None:
-    exchange.peer_is_gone(within=60)
+def never_respond(exchange: Exchange) -> None:
+    exchange.wait_for_disconnect(timeout=60)
 
 
-def fails_in_html(exchange: Exchange) -> None:
+def send_html_error(exchange: Exchange) -> None:
     page = b"<html><body><h1>Internal error</h1><p>out of memory on device</p></body></html>"
-    exchange.whole(page, "500 Internal Server Error", "text/html")
+    exchange.respond(page, "500 Internal Server Error", "text/html")
 
 
-def refuses_in_json(exchange: Exchange) -> None:
+def send_json_error(exchange: Exchange) -> None:
     error = {"message": "too long", "type": "invalid_request_error", "code": "too_long"}
-    exchange.whole(json.dumps({"error": error, "extra": 1}).encode(), "400 Bad Request")
+    exchange.respond(json.dumps({"error": error, "extra": 1}).encode(), "400 Bad Request")
 
 
-def closes_in_midstream(exchange: Exchange) -> None:
-    exchange.begin()
-    exchange.chunk(event({"role": "assistant", "content": "Hel"}))
+def close_mid_stream(exchange: Exchange) -> None:
+    exchange.start_chunked()
+    exchange.send_chunk(event({"role": "assistant", "content": "Hel"}))
 
 
-def closes_before_the_head(exchange: Exchange) -> None:
-    """Return, and so close the connection."""
+def close_before_headers(exchange: Exchange) -> None:
+    """Return without a response, which closes the connection."""
 
 
-def sends_garbage(exchange: Exchange) -> None:
-    exchange.begin()
-    exchange.chunk(b"\x00\xff\xfe this is no event stream\n\ndata: {{{\n\n")
-    exchange.end()
+def send_garbage(exchange: Exchange) -> None:
+    exchange.start_chunked()
+    exchange.send_chunk(b"\x00\xff\xfe not an event stream\n\ndata: {{{\n\n")
+    exchange.send_last_chunk()
 
 
-def stalls_in_midstream(exchange: Exchange) -> None:
-    exchange.begin()
-    exchange.chunk(event({"role": "assistant", "content": "Hel"}))
-    exchange.peer_is_gone(within=60)
+def stall_mid_stream(exchange: Exchange) -> None:
+    exchange.start_chunked()
+    exchange.send_chunk(event({"role": "assistant", "content": "Hel"}))
+    exchange.wait_for_disconnect(timeout=60)
 
 
 class Gate:
     """
-    Holds scripts up until the test lets them go on, one at a time.
+    Blocks scripts until the test opens it, once for each wait.
 
-    A script that waits for the clock instead says something else on a machine that is slow.
+    Unlike a pause, it gives the same order of events on a slow machine.
     """
 
     def __init__(self) -> None:
-        self._open = threading.Semaphore(0)
+        self._permits = threading.Semaphore(0)
 
     def open(self, times: int = 1) -> None:
-        """Let so many scripts go on, or one so many times."""
-        self._open.release(times)
+        """Permit `times` waits."""
+        self._permits.release(times)
 
     def wait(self) -> None:
-        if not self._open.acquire(timeout=60):
-            raise OSError("nobody opened the gate")
+        if not self._permits.acquire(timeout=60):
+            raise OSError("The gate was not opened within 60 s")
 
 
-_FLOOD = 8192
+_FLOOD_DELTA = 8192
 
 
-def letters(size: int) -> int:
-    """Return how often "~" is in the content of `floods(size)`."""
-    return _FLOOD * (size // _FLOOD + 1)
+def flood_length(size: int) -> int:
+    """Return the number of "~" characters in the content of `stream_flood(size)`."""
+    return _FLOOD_DELTA * (size // _FLOOD_DELTA + 1)
 
 
-def floods(size: int) -> Callable[[Exchange], None]:
-    """Return a script that streams a bit more than `size` bytes, as fast as they are taken."""
-    one = event({"content": "~" * _FLOOD})
+def stream_flood(size: int) -> Callable[[Exchange], None]:
+    """Return a script that streams slightly more than `size` bytes as fast as possible."""
+    flood_event = event({"content": "~" * _FLOOD_DELTA})
 
     def script(exchange: Exchange) -> None:
-        exchange.begin()
-        exchange.chunk(event({"role": "assistant", "content": ""}))
-        for _ in range(size // _FLOOD + 1):
-            exchange.chunk(one)
-        exchange.chunk(event({}, "stop"))
-        exchange.chunk(DONE)
-        exchange.end()
+        exchange.start_chunked()
+        exchange.send_chunk(event({"role": "assistant", "content": ""}))
+        for _ in range(size // _FLOOD_DELTA + 1):
+            exchange.send_chunk(flood_event)
+        exchange.send_chunk(event({}, "stop"))
+        exchange.send_chunk(DONE)
+        exchange.send_last_chunk()
 
     return script

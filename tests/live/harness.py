@@ -1,5 +1,5 @@
 """
-Starts and stops the real programs, and talks HTTP to them over plain sockets.
+Start and stop the real programs, and send them HTTP requests over plain sockets.
 """
 
 from __future__ import annotations
@@ -31,35 +31,42 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 MODEL = HERE / "tiny-model"
-CHAT = "/v1/chat/completions"
+CHAT_PATH = "/v1/chat/completions"
 
-#: Where `tests/live/run` put its installs; empty under the plain test command.
+#: The folder of the environments that `tests/live/run` installs; "" under plain trial.
 INSTALLS = os.environ.get("BLOCKOPS_LIVE", "")
 
-#: Seconds after which what should have happened is said not to have: nothing is judged by them.
-PATIENCE = 60.0
+#: Seconds after which a wait fails. Generous: no test measures time with it.
+TIMEOUT = 60.0
 
-LONG = None if INSTALLS else "takes long: `bash tests/live/run` runs it"
+SKIP_UNLESS_LIVE = None if INSTALLS else "takes long: `bash tests/live/run` runs it"
 
 TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
 
-_ESTABLISHED = ("BACKEND_URL", "PORT", "MODEL_NAME", "MAX_CONCURRENT", "MAX_QUEUE", "QUEUE_TIMEOUT")
+_UNPREFIXED_VARIABLES = (
+    "BACKEND_URL",
+    "PORT",
+    "MODEL_NAME",
+    "MAX_CONCURRENT",
+    "MAX_QUEUE",
+    "QUEUE_TIMEOUT",
+)
 
 
-def needs(*modules: str) -> str | None:
-    """Return why a test that imports `modules` cannot run here, or None."""
+def skip_without(*modules: str) -> str | None:
+    """Return the reason to skip a test that imports `modules`, or None if it can run here."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if LONG or not missing:
-        return LONG
+    if SKIP_UNLESS_LIVE or not missing:
+        return SKIP_UNLESS_LIVE
     return f"{', '.join(missing)} not installed: `bash tests/live/run` installs it"
 
 
 def free_port() -> int:
     """
-    Return a port that nobody listens on.
+    Return a free TCP port.
 
-    It is below those that systems choose by themselves: whoever connects somewhere in the meantime
-    cannot get it for his own end.
+    It is below the ephemeral ports, so that an outgoing connection of another process cannot take
+    it before the test listens on it.
     """
     while True:
         port = 10_000 + secrets.randbelow(22_000)
@@ -67,31 +74,32 @@ def free_port() -> int:
             return port
 
 
-def wait_for(condition: Any, what: str, within: float = PATIENCE) -> None:
+def wait_for(condition: Any, failure: str, timeout: float = TIMEOUT) -> None:
     """
-    Ask `condition` until it is true.
+    Poll `condition` until it is true.
 
-    :raises AssertionError: it is not true `within` so many seconds
+    :param failure: describes the state in which `condition` is false
+    :raises AssertionError: `condition` is still false after `timeout` seconds
     """
-    end = time.monotonic() + within
+    end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {within} s")
+            raise AssertionError(f"After {timeout} s: {failure}")
         time.sleep(0.02)
 
 
 class Program:
     """
-    A child process with its output in a file.
+    A child process.
 
-    :param log: the file
+    :param log: the file for its standard output and standard error
     """
 
     def __init__(
         self, command: list[str], log: Path, environ: dict[str, str], pass_fds: tuple[int, ...] = ()
     ) -> None:
         self.log = log
-        self._told = False
+        self._is_stopping = False
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -103,35 +111,42 @@ class Program:
                 pass_fds=pass_fds,
             )
 
-    def logged(self) -> str:
+    def read_log(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for_port(self, address: tuple[str, int] | str, within: float = PATIENCE) -> None:
+    def wait_for_port(self, address: tuple[str, int] | str, timeout: float = TIMEOUT) -> None:
         def listens() -> bool:
             if self.process.poll() is not None:
-                raise AssertionError(f"ended with {self.process.returncode}:\n{self.logged()}")
-            return _accepts(address)
+                status = self.process.returncode
+                raise AssertionError(f"The process exited with {status}:\n{self.read_log()}")
+            return _accepts_connections(address)
 
-        wait_for(listens, f"nothing listens on {address}", within)
+        wait_for(listens, f"nothing listens on {address}", timeout)
 
-    def begin_to_stop(self) -> None:
-        """Send SIGTERM: once, however often this is called."""
-        if not self._told and self.process.poll() is None:
+    def send_sigterm(self) -> None:
+        """Send SIGTERM on the first call; do nothing on later calls."""
+        if not self._is_stopping and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self._told = True
+        self._is_stopping = True
 
-    def terminate(self, within: float = PATIENCE) -> int:
-        """Send SIGTERM and return the exit status, as `Popen.returncode` has it."""
-        self.begin_to_stop()
+    def terminate(self, timeout: float = TIMEOUT) -> int:
+        """
+        Send SIGTERM, wait, and return the exit status as in `Popen.returncode`.
+
+        :raises AssertionError: the process still runs after `timeout` seconds; it is killed
+        """
+        self.send_sigterm()
         try:
-            return self.process.wait(within)
+            return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError(f"SIGTERM did not end it:\n{self.logged()}") from None
+            raise AssertionError(
+                f"The process still runs {timeout} s after SIGTERM:\n{self.read_log()}"
+            ) from None
 
 
-def _accepts(address: tuple[str, int] | str) -> bool:
+def _accepts_connections(address: tuple[str, int] | str) -> bool:
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as probe:
         return probe.connect_ex(address) == 0
@@ -139,10 +154,10 @@ def _accepts(address: tuple[str, int] | str) -> bool:
 
 class Daemon(Program):
     """
-    A real `twistd -n blockops`, alone: without the user's environment, files and ports.
+    A real `twistd -n blockops`, isolated from the user's environment, files and ports.
 
-    :param options: the command line behind `blockops`
-    :param folder: where it runs, and where HOME is
+    :param folder: the working directory and HOME
+    :param options: the command line after `blockops`
     :cvar twistd: the command line before `blockops`
     """
 
@@ -152,65 +167,65 @@ class Daemon(Program):
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        if not any(one.startswith("--listen") for one in options):
+        if not any(each.startswith("--listen") for each in options):
             options = (*options, "--port", str(self.port))
         command = [*self.twistd, "blockops", *options]
         super().__init__(command, folder / "twistd.log", clean_environ(folder) | (environ or {}))
 
-    def listens(self) -> bool:
-        return _accepts(("127.0.0.1", self.port))
+    def is_listening(self) -> bool:
+        return _accepts_connections(("127.0.0.1", self.port))
 
     def rss(self) -> int:
-        """Return the bytes of memory that the process has."""
+        """Return the resident memory of the process in bytes."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def backend_connections(self, backend_url: str) -> int:
-        """Return how many connections to `backend_url` the process holds."""
+        """Return the number of open connections to `backend_url`."""
         port = urlsplit(backend_url).port
-        return sum(1 for one in self.connections() if one.raddr.port == port)
+        return sum(1 for each in self.connections() if each.raddr.port == port)
 
     def connections(self) -> list[Any]:
-        """Return the TCP connections that the process holds, with clients and backends."""
-        held = psutil.Process(self.process.pid).net_connections("tcp")
-        return [one for one in held if one.raddr]
+        """Return the open TCP connections to clients and backends."""
+        connections = psutil.Process(self.process.pid).net_connections("tcp")
+        return [each for each in connections if each.raddr]
 
 
 def clean_environ(home: Path) -> dict[str, str]:
-    kept = {
+    variables = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("BLOCKOPS_", "TOKEN_")) and name not in _ESTABLISHED
+        if not name.startswith(("BLOCKOPS_", "TOKEN_")) and name not in _UNPREFIXED_VARIABLES
     }
     path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    return kept | {"HOME": str(home), "PYTHONPATH": path.rstrip(os.pathsep)}
+    return variables | {"HOME": str(home), "PYTHONPATH": path.rstrip(os.pathsep)}
 
 
 def start_daemon(
     test: SynchronousTestCase,
     *options: str,
     environ: dict[str, str] | None = None,
-    listening: tuple[str, int] | str | None = None,
+    address: tuple[str, int] | str | None = None,
     kind: type[Daemon] = Daemon,
 ) -> Daemon:
     """
-    Start blockops for `test`, and when the test is over stop it and check that it went in peace.
+    Start blockops for `test`; stop it in a cleanup that also asserts a clean exit.
 
-    :param listening: where it listens, if `options` say so themselves
-    :param kind: how it is started
+    :param address: the address that `options` make it listen on, if they contain `--listen`
+    :param kind: the class that starts it
     """
     daemon = kind(Path(test.mktemp()).resolve(), *options, environ=environ)
-    test.addCleanup(check_peace, test, daemon)
-    daemon.wait_for_port(listening or ("127.0.0.1", daemon.port))
+    test.addCleanup(assert_clean_exit, test, daemon)
+    daemon.wait_for_port(address or ("127.0.0.1", daemon.port))
     return daemon
 
 
-def check_peace(test: SynchronousTestCase, daemon: Program) -> None:
+def assert_clean_exit(test: SynchronousTestCase, daemon: Program) -> None:
     status = daemon.terminate()
-    log = daemon.logged()
-    # twistd ends by the signal itself once all is stopped; systemd takes that for a clean end.
+    log = daemon.read_log()
+    # After a complete stop twistd kills itself with the signal, which systemd counts as clean.
     test.assertIn(status, (0, -signal.SIGTERM), log)
-    for trouble in ("Traceback", "Unhandled", "Error in Deferred", "exceptions.", "CRITICAL"):
-        test.assertNotIn(trouble, log, f"in the log of blockops:\n{log}")
+    for marker in ("Traceback", "Unhandled", "Error in Deferred", "exceptions.", "CRITICAL"):
+        test.assertNotIn(marker, log, f"In the log of blockops:\n{log}")
 
 
 def start_llama(test: SynchronousTestCase) -> str:
@@ -221,15 +236,18 @@ def start_llama(test: SynchronousTestCase) -> str:
     command = [sys.executable, str(HERE / "llama_server.py"), str(MODEL), str(port)]
     llama = Program(command, folder / "llama.log", dict(os.environ))
     test.addCleanup(llama.terminate)
-    llama.wait_for_port(("127.0.0.1", port), within=60)
+    llama.wait_for_port(("127.0.0.1", port), timeout=60)
     url = f"http://127.0.0.1:{port}"
-    wait_for(lambda: ask(url, path="/health", method="GET").status == 200, "llama.cpp is not well")
+    wait_for(
+        lambda: send_request(url, path="/health", method="GET").status == 200,
+        "llama.cpp is not ready",
+    )
     return url
 
 
 @dataclass
-class Reply:
-    """A whole response."""
+class Response:
+    """A complete response."""
 
     status: int
     headers: dict[str, str]
@@ -240,22 +258,26 @@ class Reply:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error in OpenAI's shape; AssertionError if it is not in that shape."""
+        """
+        The `error` object.
+
+        :raises AssertionError: the body is not in OpenAI's error format
+        """
         error = self.json()["error"]
         if set(error) < {"message", "type", "param", "code"} or not error["message"]:
-            raise AssertionError(f"no error in OpenAI's shape: {self.body!r}")
+            raise AssertionError(f"not in OpenAI's error format: {self.body!r}")
         return dict(error)
 
 
-def connect(url: str, within: float) -> http.client.HTTPConnection:
-    """Connect to `url`; what comes of it has to be over `within` so many seconds."""
+def connect(url: str, timeout: float) -> http.client.HTTPConnection:
+    """Connect to `url`; after `timeout` seconds the connection is shut down."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=within)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
     connection.connect()
-    # A timeout of the socket counts anew with every heartbeat: this one does not.
-    bound = threading.Timer(within, _shut_down, [connection.sock])
-    bound.daemon = True
-    bound.start()
+    # A socket's timeout starts again with each heartbeat; the timer bounds the total time.
+    timer = threading.Timer(timeout, _shut_down, [connection.sock])
+    timer.daemon = True
+    timer.start()
     return connection
 
 
@@ -264,59 +286,70 @@ def _shut_down(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def ask(
+def send_request(
     url: str,
     body: Any = None,
     *,
     method: str = "POST",
-    path: str = CHAT,
+    path: str = CHAT_PATH,
     headers: dict[str, str] | None = None,
-    within: float = PATIENCE,
-) -> Reply:
-    """Send one request and return the whole response; a body that is no bytes is sent as JSON."""
-    connection = connect(url, within)
+    timeout: float = TIMEOUT,
+) -> Response:
+    """Send one request and return the response; a `body` other than bytes is sent as JSON."""
+    connection = connect(url, timeout)
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     try:
         connection.request(method, path, data, headers or {"Content-Type": "application/json"})
         response = connection.getresponse()
         names = {name.lower(): value for name, value in response.getheaders()}
-        return Reply(response.status, names, response.read())
+        return Response(response.status, names, response.read())
     finally:
         connection.close()
 
 
 @dataclass
 class Stream:
-    """An open event stream: what came so far, and whether it was a good stream."""
+    """
+    An open event stream, parsed as it is read.
+
+    :ivar comments: the comment lines so far, such as heartbeats
+    :ivar chunks: the JSON of the chunks so far
+    :ivar errors: the JSON of the error events so far
+    :ivar done_count: the number of `[DONE]` events so far
+    """
 
     response: http.client.HTTPResponse
     connection: http.client.HTTPConnection
     comments: list[str] = field(default_factory=list)
     chunks: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
-    done: int = 0
+    done_count: int = 0
 
-    def lines(self) -> Iterator[str]:
-        """Yield each line that means something, as soon as it is there, and keep account of it."""
+    def iter_lines(self) -> Iterator[str]:
+        """
+        Yield and record each line that is not empty, as soon as it arrives.
+
+        :raises AssertionError: a line follows an error event or `[DONE]`
+        """
         while line := self.response.readline():
             text = line.decode().rstrip("\r\n")
             if text:
-                self._take(text)
+                self._record(text)
                 yield text
 
-    def _take(self, line: str) -> None:
-        if self.errors or self.done:
-            raise AssertionError(f"behind the end of the stream came {line!r}")
+    def _record(self, line: str) -> None:
+        if self.errors or self.done_count:
+            raise AssertionError(f"after the end of the stream: {line!r}")
         if line.startswith(":"):
             self.comments.append(line)
         elif line == "data: [DONE]":
-            self.done += 1
+            self.done_count += 1
         else:
             data = json.loads(line.removeprefix("data: "))
             (self.errors if "error" in data else self.chunks).append(data)
 
     def read(self) -> Stream:
-        for _ in self.lines():
+        for _ in self.iter_lines():
             pass
         self.close()
         return self
@@ -335,11 +368,11 @@ class Stream:
 
     @property
     def finish_reasons(self) -> list[str]:
-        return [one["finish_reason"] for one in self.choices if one.get("finish_reason")]
+        return [each["finish_reason"] for each in self.choices if each.get("finish_reason")]
 
     @property
     def calls(self) -> list[tuple[str, Any]]:
-        """Name and arguments of each call, joined as a strict client joins them."""
+        """The name and arguments of each call, joined as a strict client joins the deltas."""
         names: dict[int, str] = {}
         texts: dict[int, str] = {}
         for choice in self.choices:
@@ -350,11 +383,11 @@ class Stream:
         return [(name, json.loads(texts[index])) for index, name in sorted(names.items())]
 
 
-def open_stream(url: str, body: Any, within: float = PATIENCE) -> Stream:
-    """Send a request and return the stream once its head is there."""
-    connection = connect(url, within)
+def open_stream(url: str, body: Any, timeout: float = TIMEOUT) -> Stream:
+    """Send a chat request and return the stream once the headers have arrived."""
+    connection = connect(url, timeout)
     connection.request(
-        "POST", CHAT, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        "POST", CHAT_PATH, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     response = connection.getresponse()
     if response.status != 200:
@@ -362,5 +395,5 @@ def open_stream(url: str, body: Any, within: float = PATIENCE) -> Stream:
     return Stream(response, connection)
 
 
-def question(text: str = "hi", **fields: Any) -> dict[str, Any]:
+def chat_body(text: str = "hi", **fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": text}]} | fields

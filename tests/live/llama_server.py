@@ -1,9 +1,9 @@
 """
 llama.cpp's own HTTP server with the tiny model: `python llama_server.py FOLDER PORT [TOKENS]`.
 
-TOKENS is what the four places may hold together.
+TOKENS is the context size that the four slots share.
 
-A program of its own, because a fault in C++ takes the process with it.
+A separate program, because a crash in C++ ends the process.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def main(folder: Path, port: int, context: int = 8192) -> None:
     params.n_ctx = context
     params.n_parallel = 4
     params.warmup = False
-    # Two threads would spend their time waiting for each other: it is a very small model.
+    # One thread: the model is so small that two threads would mostly wait for each other.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    print(server.listening_address, flush=True)  # noqa: T201 - that is its log
+    print(server.listening_address, flush=True)  # noqa: T201 - the program's log
     signal.pause()
 
 

@@ -1,7 +1,7 @@
-// The official `openai` package for Node asks one question after the other and prints what it got.
+// Sends requests with the official `openai` package for Node and prints the results.
 //
 // node node_client.mjs FOLDER < {"url": ..., "retries": 0, "tools": [...], "questions": [...]}
-// FOLDER is where the package is installed. One JSON object a line comes out.
+// FOLDER contains the installed package. The program prints one JSON object per line and question.
 
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
@@ -10,23 +10,23 @@ const { OpenAI } = createRequire(process.argv[2] + "/")("openai");
 const { url, retries, tools, questions } = JSON.parse(readFileSync(0, "utf8"));
 const client = new OpenAI({ baseURL: url + "/v1", apiKey: "none", maxRetries: retries });
 
-const called = (message) =>
+const parseCalls = (message) =>
   (message.tool_calls ?? []).map((call) => [call.function.name, JSON.parse(call.function.arguments)]);
 
-const told = (choice) => ({
+const summarize = (choice) => ({
   text: choice.message.content ?? "",
-  calls: called(choice.message),
+  calls: parseCalls(choice.message),
   reason: choice.finish_reason,
 });
 
-async function whole(asked) {
-  return told((await client.chat.completions.create(asked)).choices[0]);
+async function sendNonStreaming(request) {
+  return summarize((await client.chat.completions.create(request)).choices[0]);
 }
 
-async function deltas(asked) {
+async function joinDeltas(request) {
   const message = { content: "", tool_calls: [] };
   let reason = null;
-  for await (const chunk of await client.chat.completions.create({ ...asked, stream: true })) {
+  for await (const chunk of await client.chat.completions.create({ ...request, stream: true })) {
     for (const { delta, finish_reason } of chunk.choices) {
       message.content += delta.content ?? "";
       reason = finish_reason ?? reason;
@@ -37,17 +37,17 @@ async function deltas(asked) {
       }
     }
   }
-  return told({ message, finish_reason: reason });
+  return summarize({ message, finish_reason: reason });
 }
 
-async function helper(asked) {
-  return told((await client.chat.completions.stream(asked).finalChatCompletion()).choices[0]);
+async function useHelper(request) {
+  return summarize((await client.chat.completions.stream(request).finalChatCompletion()).choices[0]);
 }
 
-// The whole loop of an agent, as the package itself runs it.
-async function agent(asked) {
+// The complete loop of an agent, run by the package.
+async function runAgent(request) {
   const results = [];
-  const adding = {
+  const addTool = {
     type: "function",
     function: {
       name: "add",
@@ -60,14 +60,18 @@ async function agent(asked) {
       },
     },
   };
-  const runner = client.chat.completions.runTools({ ...asked, stream: true, tools: [adding] });
+  const runner = client.chat.completions.runTools({ ...request, stream: true, tools: [addTool] });
   return { text: await runner.finalContent(), results };
 }
 
 for (const { key, messages, run } of questions) {
-  const asked = { model: "tiny", temperature: 0, messages, tools };
-  const answer = run === "agent"
-    ? { agent: await agent(asked) }
-    : { whole: await whole(asked), deltas: await deltas(asked), helper: await helper(asked) };
-  console.log(JSON.stringify({ key, ...answer }));
+  const request = { model: "tiny", temperature: 0, messages, tools };
+  const result = run === "agent"
+    ? { agent: await runAgent(request) }
+    : {
+        non_streaming: await sendNonStreaming(request),
+        deltas: await joinDeltas(request),
+        helper: await useHelper(request),
+      };
+  console.log(JSON.stringify({ key, ...result }));
 }

@@ -1,11 +1,11 @@
 """
-The servers that people run, with the tiny model: llama.cpp, mlx-lm, vllm-mlx.
+Real backends with the tiny model: llama.cpp, mlx-lm, vllm-mlx.
 
-    with MLX_LM.running(folder) as served:
-        ask(served.url, ...)
+    with MLX_LM.running(folder) as backend:
+        send_request(backend.url, ...)
 
-Each is installed in an environment of its own, by `bash tests/live/matrix`; `missing()` says which
-is not. All of them serve the model by the name `tiny`.
+`bash tests/live/matrix` installs each in a separate environment; `skip_reason()` returns a text for
+one that is not installed. All of them serve the model under the name `tiny`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.live.harness import HERE, INSTALLS, MODEL, Program, ask, free_port, wait_for
+from tests.live.harness import HERE, INSTALLS, MODEL, Program, free_port, send_request, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: The chat template that says nothing of tools, and the one that makes servers parse calls.
-WITHOUT_TOOLS = "chat_template.jinja"
-WITH_TOOLS = "chat_template_tools.jinja"
+#: A chat template without tools, and one with tools, which makes servers parse calls.
+PLAIN_TEMPLATE = "chat_template.jinja"
+TOOL_TEMPLATE = "chat_template_tools.jinja"
 
-#: What a start may take, in seconds, on a busy machine.
-START = 120
+#: Seconds that a start may take on a busy machine.
+START_TIMEOUT = 120
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningBackend:
     """
-    A server that answers.
+    A backend that is ready.
 
-    :param url: its base, without `/v1`
-    :param program: the process
+    :param url: its base URL, without `/v1`
+    :param program: its process
     """
 
     url: str
@@ -48,102 +48,107 @@ class Served:
 @dataclass(frozen=True)
 class RealBackend:
     """
-    A kind of server with one of the model's templates.
+    A kind of backend with one of the model's templates.
 
-    :param name: what it is called in tables, and by `--only`
-    :param package: the Python package that has it
-    :param environment: the folder of its virtual environment among what is installed
-    :param template: the chat template
-    :param line: the command line for a port, run where `tiny/` is the model's folder; the first
-        word is a program of the environment
-    :param well: a path that answers 200 once the model is loaded
+    :param name: the name in tables and for `--only`
+    :param package: the Python package that contains it
+    :param environment: the folder of its virtual environment in `INSTALLS`
+    :param template: the file name of the chat template
+    :param command_line: returns the command line for a port; its first word is a program of the
+        environment. The working directory contains the model in `tiny/`
+    :param health_path: a path whose status is 200 once the model is loaded
     """
 
     name: str
     package: str
     environment: str
     template: str
-    line: Callable[[int], list[str]]
-    well: str = "/health"
+    command_line: Callable[[int], list[str]]
+    health_path: str = "/health"
 
     @property
-    def home(self) -> Path:
+    def environment_folder(self) -> Path:
         return Path(INSTALLS) / self.environment
 
-    def missing(self) -> str | None:
-        """Return why it cannot be run here, or None."""
+    def skip_reason(self) -> str | None:
+        """Return the reason to skip its tests, or None if it is installed."""
         if self.version():
             return None
         return f"{self.package} is not installed: `bash tests/live/matrix` installs it"
 
     def version(self) -> str:
-        """Return the version that is installed, empty if there is none."""
-        return installed_version(self.home, self.package)
+        """Return the installed version; "" if it is not installed."""
+        return installed_version(self.environment_folder, self.package)
 
     def command(self, port: int) -> list[str]:
-        program, *arguments = self.line(port)
-        return [str(self.home / "bin" / program), *arguments]
+        program, *arguments = self.command_line(port)
+        return [str(self.environment_folder / "bin" / program), *arguments]
 
     @contextlib.contextmanager
-    def running(self, folder: Path, *, endless: bool = False) -> Iterator[Served]:
+    def running(self, folder: Path, *, endless: bool = False) -> Iterator[RunningBackend]:
         """
-        Run it in `folder`, which need not exist, until the block ends.
+        Run the backend in `folder`, which is created if needed, until the block ends.
 
-        :param endless: the model never ends an answer by itself
-        :raises AssertionError: it does not start
+        :param endless: True if the model shall never end an answer itself
+        :raises AssertionError: the backend does not start
         """
         folder.mkdir(parents=True, exist_ok=True)
-        lay_out(folder, self.template)
+        prepare_model(folder, self.template)
         if endless:
-            _never_end(folder)
+            _remove_end_token(folder)
         port = free_port()
-        program = Program(self.command(port), folder / "backend.log", _environ(folder))
-        served = Served(f"http://127.0.0.1:{port}", program)
+        program = Program(self.command(port), folder / "backend.log", _backend_environ(folder))
+        running = RunningBackend(f"http://127.0.0.1:{port}", program)
         try:
-            program.wait_for_port(("127.0.0.1", port), within=START)
-            wait_for(lambda: _answers(served.url, self.well), f"{self.name} is not well", START)
-            yield served
+            program.wait_for_port(("127.0.0.1", port), timeout=START_TIMEOUT)
+            wait_for(
+                lambda: _is_ready(running.url, self.health_path),
+                f"{self.name} is not ready",
+                START_TIMEOUT,
+            )
+            yield running
         finally:
             program.terminate()
 
 
 def installed_version(environment: Path, package: str) -> str:
-    """Return the version of a Python package in a virtual environment, empty if it lacks."""
+    """Return the version of a package in a virtual environment; "" if it is not installed."""
     path = [str(folder) for folder in environment.glob("lib/python*/site-packages")]
     found = metadata.distributions(name=package, path=path)
-    return next((one.version for one in found), "")
+    return next((distribution.version for distribution in found), "")
 
 
-def lay_out(folder: Path, template: str) -> None:
-    """Make `tiny/` in `folder`: the model with one of its templates."""
+def prepare_model(folder: Path, template: str) -> None:
+    """Create `tiny/` in `folder`: the model with one of its templates."""
     model = folder / "tiny"
     model.mkdir(exist_ok=True)
     for file in MODEL.iterdir():
-        if file.name not in (WITHOUT_TOOLS, WITH_TOOLS):
+        if file.name not in (PLAIN_TEMPLATE, TOOL_TEMPLATE):
             (model / file.name).symlink_to(file)
     (model / "chat_template.jinja").write_text((MODEL / template).read_text())
-    # Without a cache's folder mlx-lm answers GET /v1/models with 200 and an empty body.
+    # Without the cache folder mlx-lm responds to GET /v1/models with 200 and an empty body.
     (folder / "huggingface" / "hub").mkdir(parents=True, exist_ok=True)
 
 
-def _never_end(folder: Path) -> None:
-    """Let the model of `lay_out` wait for an end that it never writes."""
+def _remove_end_token(folder: Path) -> None:
+    """Replace the end token in the configuration of `prepare_model` by one that never occurs."""
     for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
         path = folder / "tiny" / file
-        told = json.loads(path.read_text())
+        config = json.loads(path.read_text())
         other = {"eos_token_id": 640, "eos_token": "<|endoftext|>"}
         path.unlink()
-        path.write_text(json.dumps(told | {name: other[name] for name in other if name in told}))
+        changes = {name: other[name] for name in other if name in config}
+        path.write_text(json.dumps(config | changes))
 
 
-def _environ(folder: Path) -> dict[str, str]:
-    alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "huggingface"), "HOME": str(folder)}
-    return {**os.environ, **alone, "PYTHONUNBUFFERED": "1"}
+def _backend_environ(folder: Path) -> dict[str, str]:
+    isolated = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "huggingface"), "HOME": str(folder)}
+    return {**os.environ, **isolated, "PYTHONUNBUFFERED": "1"}
 
 
-def _answers(url: str, path: str) -> bool:
+def _is_ready(url: str, path: str) -> bool:
     try:
-        return ask(url, method="GET", path=path).status == 200
+        return send_request(url, method="GET", path=path).status == 200
     except (OSError, http.client.HTTPException):
         return False
 
@@ -157,14 +162,16 @@ def _mlx_lm(port: int) -> list[str]:
 
 
 def _vllm_mlx(port: int) -> list[str]:
-    served = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
-    return ["vllm-mlx", "serve", "tiny", "--offline", "--continuous-batching", *served]
+    running = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
+    return ["vllm-mlx", "serve", "tiny", "--offline", "--continuous-batching", *running]
 
 
-LLAMA_CPP = RealBackend("llama.cpp", "xllamacpp", "venv", WITHOUT_TOOLS, _llama)
-LLAMA_CPP_TOOLS = RealBackend("llama.cpp, tool template", "xllamacpp", "venv", WITH_TOOLS, _llama)
-MLX_LM = RealBackend("mlx-lm", "mlx-lm", "mlx-lm", WITHOUT_TOOLS, _mlx_lm)
-MLX_LM_TOOLS = RealBackend("mlx-lm, tool template", "mlx-lm", "mlx-lm", WITH_TOOLS, _mlx_lm)
-VLLM_MLX = RealBackend("vllm-mlx", "vllm-mlx", "vllm-mlx", WITHOUT_TOOLS, _vllm_mlx)
+LLAMA_CPP = RealBackend("llama.cpp", "xllamacpp", "venv", PLAIN_TEMPLATE, _llama)
+LLAMA_CPP_TOOLS = RealBackend(
+    "llama.cpp, tool template", "xllamacpp", "venv", TOOL_TEMPLATE, _llama
+)
+MLX_LM = RealBackend("mlx-lm", "mlx-lm", "mlx-lm", PLAIN_TEMPLATE, _mlx_lm)
+MLX_LM_TOOLS = RealBackend("mlx-lm, tool template", "mlx-lm", "mlx-lm", TOOL_TEMPLATE, _mlx_lm)
+VLLM_MLX = RealBackend("vllm-mlx", "vllm-mlx", "vllm-mlx", PLAIN_TEMPLATE, _vllm_mlx)
 
 REAL_BACKENDS = (LLAMA_CPP, LLAMA_CPP_TOOLS, MLX_LM, MLX_LM_TOOLS, VLLM_MLX)

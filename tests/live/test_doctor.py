@@ -1,4 +1,4 @@
-"""What the doctor says of the servers that people run, each of them running."""
+"""The doctor's findings about real backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.live.harness import LONG, ROOT, clean_environ
+from tests.live.harness import ROOT, SKIP_UNLESS_LIVE, clean_environ
 from tests.live.real_backends import (
     LLAMA_CPP,
     LLAMA_CPP_TOOLS,
@@ -21,26 +21,25 @@ from tests.live.real_backends import (
     RealBackend,
 )
 
-#: With this much to remember, the tiny model's answers take llama.cpp long enough.
-ROOMY = replace(LLAMA_CPP, line=lambda port: [*LLAMA_CPP.line(port), "131072"])
+#: With this context an answer of the tiny model takes llama.cpp long enough to be cancelled.
+ROOMY = replace(LLAMA_CPP, command_line=lambda port: [*LLAMA_CPP.command_line(port), "131072"])
 
 
-class Examined(SynchronousTestCase):
-    skip = LONG
+class DiagnosisTests(SynchronousTestCase):
+    skip = SKIP_UNLESS_LIVE
     timeout = 300
 
-    def examine(
+    def run_doctor(
         self, backend: RealBackend, *options: str, endless: bool = False
     ) -> dict[str, dict[str, Any]]:
         """Return the findings by their topics."""
-        missing = backend.missing()
-        if missing:
-            raise SkipTest(missing)
+        if reason := backend.skip_reason():
+            raise SkipTest(reason)
         folder = Path(self.mktemp()).resolve()
-        with backend.running(folder, endless=endless) as served:
-            asked = ["--json", "--backend", served.url, *options]
+        with backend.running(folder, endless=endless) as running:
+            arguments = ["--json", "--backend", running.url, *options]
             done = subprocess.run(
-                [sys.executable, "-m", "blockops.doctor", *asked],
+                [sys.executable, "-m", "blockops.doctor", *arguments],
                 env=clean_environ(folder),
                 cwd=ROOT,
                 capture_output=True,
@@ -49,16 +48,16 @@ class Examined(SynchronousTestCase):
                 check=False,
             )
         self.assertEqual(done.returncode, 0, done.stderr)
-        told = json.loads(done.stdout)
-        self.command = told["command"]
-        return {finding["topic"]: finding for finding in told["findings"]}
+        report = json.loads(done.stdout)
+        self.command = report["command"]
+        return {finding["topic"]: finding for finding in report["findings"]}
 
     def check(self, backend: RealBackend, question: str = "", **verdicts: str) -> None:
-        """Compare what is found of `backend` with `verdicts`."""
+        """Assert that the doctor's verdicts about `backend` contain `verdicts`, by topic."""
         options = ["--question", question] if question else []
-        found = self.examine(backend, *options)
-        told = {topic: found[topic]["verdict"] for topic in verdicts}
-        self.assertEqual(told, verdicts, found)
+        findings = self.run_doctor(backend, *options)
+        actual = {topic: findings[topic]["verdict"] for topic in verdicts}
+        self.assertEqual(actual, verdicts, findings)
 
     def test_llama_cpp_without_tools_in_its_template(self) -> None:
         self.check(
@@ -66,18 +65,18 @@ class Examined(SynchronousTestCase):
             "[[j-weather]]",
             server="llama.cpp",
             context="2048",
-            places="4",
+            slots="4",
             streams="usage",
-            tools="not told",
+            tools="ignored",
             calls="text",
             tokens="counted",
-            cache="stays",
+            cache="not supported",
         )
         self.assertIn("--tools=prompt", self.command)
         self.assertIn("--max-concurrent=4", self.command)
 
     def test_llama_cpp_with_tools_in_its_template(self) -> None:
-        self.check(LLAMA_CPP_TOOLS, tools="told", tokens="counted")
+        self.check(LLAMA_CPP_TOOLS, tools="in prompt", tokens="counted")
         self.assertNotIn("--tools", self.command)
         self.check(LLAMA_CPP_TOOLS, "[[j-weather]]", calls="structured")
 
@@ -86,17 +85,17 @@ class Examined(SynchronousTestCase):
             MLX_LM,
             "[[x-weather]]",
             server="mlx-lm",
-            context="not told",
+            context="not reported",
             streams="usage",
-            tools="not told",
+            tools="ignored",
             calls="text",
             tokens="estimated",
-            cache="stays",
+            cache="not supported",
         )
 
     def test_mlx_lm_with_a_parser_that_loses_calls(self) -> None:
         self.check(MLX_LM_TOOLS, "[[x-weather]]", calls="lost")
-        self.check(MLX_LM_TOOLS, tools="told")
+        self.check(MLX_LM_TOOLS, tools="in prompt")
 
     def test_vllm_mlx(self) -> None:
         self.check(
@@ -109,11 +108,11 @@ class Examined(SynchronousTestCase):
             calls="structured",
         )
 
-    def test_who_notices_that_a_client_has_left(self) -> None:
+    def test_backends_that_notice_a_disconnect(self) -> None:
         for backend, verdict in (
-            (ROOMY, "noticed alone"),
-            (MLX_LM, "goes on"),
+            (ROOMY, "noticed when idle"),
+            (MLX_LM, "not noticed"),
             (VLLM_MLX, "noticed"),
         ):
-            found = self.examine(backend, endless=True)["leaving"]
-            self.assertEqual((backend.name, found["verdict"]), (backend.name, verdict), found)
+            finding = self.run_doctor(backend, endless=True)["disconnect"]
+            self.assertEqual((backend.name, finding["verdict"]), (backend.name, verdict), finding)

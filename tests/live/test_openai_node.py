@@ -1,4 +1,4 @@
-"""The official `openai` package for Node: it gets calls through blockops, and none without."""
+"""The official `openai` package for Node receives calls through blockops, and none without it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.harness import HERE, INSTALLS, needs, start_daemon, start_llama
-from tests.live.tools import CALLING, FORMATS, PLAIN, TOOLS, messages
+from tests.live.harness import HERE, INSTALLS, skip_without, start_daemon, start_llama
+from tests.live.tiny_model import CALL_TEXTS, DIALECTS, PLAIN_TEXTS, TOOLS, messages
 
-_FOLDER = Path(INSTALLS) / "node"
-_WAYS = ("whole", "deltas", "helper")
+NODE_FOLDER = Path(INSTALLS) / "node"
+WAYS = ("non_streaming", "deltas", "helper")
 
-_MISSING = needs("xllamacpp")
-if not _MISSING and not (shutil.which("node") and (_FOLDER / "node_modules" / "openai").is_dir()):
-    _MISSING = "no node, or no `openai` for it: `bash tests/live/run` tells which"
+SKIP_REASON = skip_without("xllamacpp")
+if not SKIP_REASON and not (
+    shutil.which("node") and (NODE_FOLDER / "node_modules" / "openai").is_dir()
+):
+    SKIP_REASON = "node or its `openai` package is not installed: see `bash tests/live/run`"
 
-_CALLING = [text for text in CALLING if not text.key.endswith(("-sh", "-bash", "-exec", "-cmd"))]
+NODE_CALL_TEXTS = [
+    text for text in CALL_TEXTS if not text.key.endswith(("-sh", "-bash", "-exec", "-cmd"))
+]
 
 
-def ask_in_node(url: str, keys: list[str], run: str = "", retries: int = 0) -> dict[str, Any]:
-    """Return what the Node client got, by key."""
+def run_node_client(url: str, keys: list[str], run: str = "", retries: int = 0) -> dict[str, Any]:
+    """Return the results of the Node client by key."""
     questions = [{"key": key, "messages": messages(key), "run": run} for key in keys]
     done = subprocess.run(
-        ["node", str(HERE / "node_client.mjs"), str(_FOLDER)],
+        ["node", str(HERE / "node_client.mjs"), str(NODE_FOLDER)],
         input=json.dumps({"url": url, "retries": retries, "tools": TOOLS, "questions": questions}),
         capture_output=True,
         text=True,
@@ -36,52 +40,54 @@ def ask_in_node(url: str, keys: list[str], run: str = "", retries: int = 0) -> d
     )
     if done.returncode:
         raise AssertionError(done.stderr)
-    return {answer["key"]: answer for answer in map(json.loads, done.stdout.splitlines())}
+    return {result["key"]: result for result in map(json.loads, done.stdout.splitlines())}
 
 
-class WithBlockops(SynchronousTestCase):
-    skip = _MISSING
+class WithBlockopsTests(SynchronousTestCase):
+    skip = SKIP_REASON
 
     def setUp(self) -> None:
         self.daemon = start_daemon(self, "--backend", start_llama(self))
 
     def test_calls(self) -> None:
-        heard = ask_in_node(self.daemon.url, [text.key for text in _CALLING])
-        for expected in _CALLING:
-            for way in _WAYS:
+        results = run_node_client(self.daemon.url, [text.key for text in NODE_CALL_TEXTS])
+        for expected in NODE_CALL_TEXTS:
+            for way in WAYS:
                 with self.subTest(key=expected.key, way=way):
-                    answer = heard[expected.key][way]
-                    self.assertEqual(answer["calls"], [list(call) for call in expected.calls])
-                    self.assertEqual(answer["text"], expected.content)
-                    self.assertEqual(answer["reason"], "tool_calls")
+                    result = results[expected.key][way]
+                    self.assertEqual(result["calls"], [list(call) for call in expected.calls])
+                    self.assertEqual(result["text"], expected.content)
+                    self.assertEqual(result["reason"], "tool_calls")
 
     def test_text_stays_text(self) -> None:
-        heard = ask_in_node(self.daemon.url, [text.key for text in PLAIN])
-        for expected in PLAIN:
-            for way in _WAYS:
+        results = run_node_client(self.daemon.url, [text.key for text in PLAIN_TEXTS])
+        for expected in PLAIN_TEXTS:
+            for way in WAYS:
                 self.assertEqual(
-                    heard[expected.key][way],
-                    {"text": expected.reply, "calls": [], "reason": "stop"},
+                    results[expected.key][way],
+                    {"text": expected.answer, "calls": [], "reason": "stop"},
                 )
 
-    def test_an_agent_from_question_to_answer(self) -> None:
-        keys = [f"{mark}-add" for mark in FORMATS]
-        for key, answer in ask_in_node(self.daemon.url, keys, run="agent").items():
+    def test_a_complete_agent_loop(self) -> None:
+        keys = [f"{mark}-add" for mark in DIALECTS]
+        for key, result in run_node_client(self.daemon.url, keys, run="agent").items():
             expected = {"text": "The tool answered. All done.", "results": [42]}
-            self.assertEqual(answer["agent"], expected, key)
+            self.assertEqual(result["agent"], expected, key)
 
 
-class WithoutBlockops(SynchronousTestCase):
-    """The control: the same client, the same backend, the same questions, and no call."""
+class WithoutBlockopsTests(SynchronousTestCase):
+    """The control: without blockops the same client receives no call from the same backend."""
 
-    skip = _MISSING
+    skip = SKIP_REASON
 
     def test_no_calls(self) -> None:
-        # llama.cpp hangs up behind an answer after it has promised to keep the connection.
-        heard = ask_in_node(start_llama(self), [text.key for text in _CALLING], retries=9)
-        for expected in _CALLING:
-            for way in _WAYS:
+        # Retries: llama.cpp may close a connection after a response that announced keep-alive.
+        results = run_node_client(
+            start_llama(self), [text.key for text in NODE_CALL_TEXTS], retries=9
+        )
+        for expected in NODE_CALL_TEXTS:
+            for way in WAYS:
                 self.assertEqual(
-                    heard[expected.key][way],
-                    {"text": expected.reply, "calls": [], "reason": "stop"},
+                    results[expected.key][way],
+                    {"text": expected.answer, "calls": [], "reason": "stop"},
                 )

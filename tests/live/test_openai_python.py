@@ -1,7 +1,7 @@
 """
-The official `openai` package for Python: it gets calls through blockops, and none without.
+The official `openai` package for Python receives calls through blockops, and none without it.
 
-llama.cpp's own server with a model of this project's, a real `twistd`, real sockets.
+Each test runs llama.cpp's server with the project's tiny model, and a real `twistd`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.harness import needs, start_daemon, start_llama
-from tests.live.tools import CALLING, FORMATS, PLAIN, TEXTS, TOOLS, messages
+from tests.live.harness import skip_without, start_daemon, start_llama
+from tests.live.tiny_model import CALL_TEXTS, DIALECTS, PLAIN_TEXTS, TEXTS, TOOLS, messages
 
 try:
     import openai
 except ImportError:
     openai = None
 
-_MISSING = needs("openai", "xllamacpp")
+SKIP_REASON = skip_without("openai", "xllamacpp")
 
 
-def _ask(client: Any, key: str, **more: Any) -> Any:
+def create(client: Any, key: str, **options: Any) -> Any:
     return client.chat.completions.create(
-        model="tiny", messages=messages(key), tools=TOOLS, temperature=0, **more
+        model="tiny", messages=messages(key), tools=TOOLS, temperature=0, **options
     )
 
 
-def joined(chunks: Any) -> tuple[str, list[tuple[str, Any]], list[str]]:
-    """Join a stream's deltas: text, calls, finish reasons."""
+def join_chunks(chunks: Any) -> tuple[str, list[tuple[str, Any]], list[str]]:
+    """Return the text, the calls and the finish reasons of a stream."""
     text, reasons = "", []
     names: dict[int, str] = {}
     arguments: dict[int, str] = {}
@@ -45,15 +45,15 @@ def joined(chunks: Any) -> tuple[str, list[tuple[str, Any]], list[str]]:
     return text, calls, reasons
 
 
-def of_message(message: Any) -> list[tuple[str, Any]]:
+def parse_calls(message: Any) -> list[tuple[str, Any]]:
     return [
         (call.function.name, json.loads(call.function.arguments))
         for call in message.tool_calls or ()
     ]
 
 
-class WithBlockops(SynchronousTestCase):
-    skip = _MISSING
+class WithBlockopsTests(SynchronousTestCase):
+    skip = SKIP_REASON
 
     def setUp(self) -> None:
         self.daemon = start_daemon(self, "--backend", start_llama(self))
@@ -61,48 +61,50 @@ class WithBlockops(SynchronousTestCase):
         self.addCleanup(self.client.close)
 
     def test_streams(self) -> None:
-        for expected in CALLING:
+        for expected in CALL_TEXTS:
             with self.subTest(key=expected.key):
-                text, calls, reasons = joined(_ask(self.client, expected.key, stream=True))
+                text, calls, reasons = join_chunks(create(self.client, expected.key, stream=True))
                 self.assertEqual(calls, expected.calls)
                 self.assertEqual(text, expected.content)
                 self.assertEqual(reasons, ["tool_calls"])
 
-    def test_whole_answers(self) -> None:
-        for expected in CALLING:
+    def test_non_streaming(self) -> None:
+        for expected in CALL_TEXTS:
             with self.subTest(key=expected.key):
-                choice = _ask(self.client, expected.key).choices[0]
-                self.assertEqual(of_message(choice.message), expected.calls)
+                choice = create(self.client, expected.key).choices[0]
+                self.assertEqual(parse_calls(choice.message), expected.calls)
                 self.assertEqual(choice.message.content or "", expected.content)
                 self.assertEqual(choice.finish_reason, "tool_calls")
                 self.assertTrue(choice.message.tool_calls[0].id.startswith("call_"))
 
     def test_the_streaming_helper(self) -> None:
-        for expected in CALLING:
+        for expected in CALL_TEXTS:
             with self.subTest(key=expected.key):
-                asked: Any = {"model": "tiny", "messages": messages(expected.key), "tools": TOOLS}
-                with self.client.chat.completions.stream(**asked, temperature=0) as stream:
-                    heard = [event for event in stream if event.type.startswith("tool_calls")]
+                request: Any = {"model": "tiny", "messages": messages(expected.key), "tools": TOOLS}
+                with self.client.chat.completions.stream(**request, temperature=0) as stream:
+                    events = [event for event in stream if event.type.startswith("tool_calls")]
                     choice = stream.get_final_completion().choices[0]
-                self.assertEqual(of_message(choice.message), expected.calls)
+                self.assertEqual(parse_calls(choice.message), expected.calls)
                 self.assertEqual(choice.finish_reason, "tool_calls")
-                done = [one for one in heard if one.type == "tool_calls.function.arguments.done"]
+                done = [
+                    item for item in events if item.type == "tool_calls.function.arguments.done"
+                ]
                 self.assertEqual(
-                    [(one.name, json.loads(one.arguments)) for one in done], expected.calls
+                    [(item.name, json.loads(item.arguments)) for item in done], expected.calls
                 )
 
     def test_text_stays_text(self) -> None:
-        for expected in PLAIN:
+        for expected in PLAIN_TEXTS:
             with self.subTest(key=expected.key):
-                text, calls, reasons = joined(_ask(self.client, expected.key, stream=True))
-                self.assertEqual((text, calls, reasons), (expected.reply, [], ["stop"]))
-                message = _ask(self.client, expected.key).choices[0].message
-                self.assertEqual((message.content, message.tool_calls), (expected.reply, None))
+                text, calls, reasons = join_chunks(create(self.client, expected.key, stream=True))
+                self.assertEqual((text, calls, reasons), (expected.answer, [], ["stop"]))
+                message = create(self.client, expected.key).choices[0].message
+                self.assertEqual((message.content, message.tool_calls), (expected.answer, None))
 
-    def test_arguments_come_while_they_are_written(self) -> None:
-        for mark in FORMATS:
+    def test_arguments_stream(self) -> None:
+        for mark in DIALECTS:
             with self.subTest(key=f"{mark}-long"):
-                chunks = list(_ask(self.client, f"{mark}-long", stream=True))
+                chunks = list(create(self.client, f"{mark}-long", stream=True))
                 parts = [
                     part
                     for chunk in chunks
@@ -112,46 +114,46 @@ class WithBlockops(SynchronousTestCase):
                 self.assertGreater(len(parts), 20)
                 self.assertEqual([bool(part.id) for part in parts].count(True), 1)
 
-    def test_an_agent_from_question_to_answer(self) -> None:
-        """The model calls, the tool runs, the model reads its result."""
-        for mark in FORMATS:
-            with self.subTest(format=FORMATS[mark]):
-                talk: list[Any] = messages(f"{mark}-add")
-                message = self.turn(talk)
+    def test_a_complete_agent_loop(self) -> None:
+        """The model calls a tool, the tool runs, and the model reads its result."""
+        for mark in DIALECTS:
+            with self.subTest(format=DIALECTS[mark]):
+                history: list[Any] = messages(f"{mark}-add")
+                message = self.run_turn(history)
                 call = message.tool_calls[0]
                 total = sum(json.loads(call.function.arguments).values())
-                talk += [
+                history += [
                     message.model_dump(exclude_none=True),
                     {"role": "tool", "tool_call_id": call.id, "content": str(total)},
                 ]
-                final = self.turn(talk)
+                final = self.run_turn(history)
                 self.assertEqual((total, final.tool_calls), (42, None))
                 self.assertEqual(final.content, "The tool answered. All done.")
 
-    def turn(self, talk: list[Any]) -> Any:
+    def run_turn(self, history: list[Any]) -> Any:
         with self.client.chat.completions.stream(
-            model="tiny", messages=talk, tools=TOOLS, temperature=0
+            model="tiny", messages=history, tools=TOOLS, temperature=0
         ) as stream:
             return stream.get_final_completion().choices[0].message
 
     def test_a_call_in_the_second_turn(self) -> None:
         for expected in [text for text in TEXTS if text.turn == 1 and text.calls]:
             with self.subTest(key=expected.key):
-                talk: list[Any] = [
+                history: list[Any] = [
                     *messages(expected.key),
                     {"role": "assistant", "content": "On it."},
                     {"role": "user", "content": "Go on."},
                 ]
-                answer = self.client.chat.completions.create(
-                    model="tiny", messages=talk, tools=TOOLS, temperature=0
+                completion = self.client.chat.completions.create(
+                    model="tiny", messages=history, tools=TOOLS, temperature=0
                 )
-                self.assertEqual(of_message(answer.choices[0].message), expected.calls)
+                self.assertEqual(parse_calls(completion.choices[0].message), expected.calls)
 
     def test_usage(self) -> None:
         chunks = list(
-            _ask(self.client, "j-add", stream=True, stream_options={"include_usage": True})
+            create(self.client, "j-add", stream=True, stream_options={"include_usage": True})
         )
-        self.assertEqual(len([one for one in chunks if one.usage]), 1)
+        self.assertEqual(len([item for item in chunks if item.usage]), 1)
         self.assertEqual(chunks[-1].choices, [])
         self.assertGreater(chunks[-1].usage.completion_tokens, 10)
 
@@ -167,10 +169,10 @@ class WithBlockops(SynchronousTestCase):
         self.assertEqual(caught.exception.type, "exceed_context_size_error")
 
 
-class WithoutBlockops(SynchronousTestCase):
-    """The controls: the same client, the same backend, the same questions, and no call."""
+class WithoutBlockopsTests(SynchronousTestCase):
+    """The controls: without blockops the same client receives no call from the same backend."""
 
-    skip = _MISSING
+    skip = SKIP_REASON
 
     def setUp(self) -> None:
         self.client = openai.OpenAI(
@@ -179,21 +181,21 @@ class WithoutBlockops(SynchronousTestCase):
         self.addCleanup(self.client.close)
 
     def test_streams(self) -> None:
-        for expected in CALLING:
+        for expected in CALL_TEXTS:
             with self.subTest(key=expected.key):
-                text, calls, reasons = joined(_ask(self.client, expected.key, stream=True))
-                self.assertEqual((text, calls, reasons), (expected.reply, [], ["stop"]))
+                text, calls, reasons = join_chunks(create(self.client, expected.key, stream=True))
+                self.assertEqual((text, calls, reasons), (expected.answer, [], ["stop"]))
 
-    def test_whole_answers(self) -> None:
-        for expected in CALLING:
+    def test_non_streaming(self) -> None:
+        for expected in CALL_TEXTS:
             with self.subTest(key=expected.key):
-                choice = _ask(self.client, expected.key).choices[0]
-                self.assertEqual(choice.message.content, expected.reply)
+                choice = create(self.client, expected.key).choices[0]
+                self.assertEqual(choice.message.content, expected.answer)
                 self.assertEqual((choice.message.tool_calls, choice.finish_reason), (None, "stop"))
 
     def test_the_streaming_helper(self) -> None:
-        for mark in FORMATS:
-            asked: Any = {"model": "tiny", "messages": messages(f"{mark}-add"), "tools": TOOLS}
-            with self.client.chat.completions.stream(**asked, temperature=0) as stream:
+        for mark in DIALECTS:
+            request: Any = {"model": "tiny", "messages": messages(f"{mark}-add"), "tools": TOOLS}
+            with self.client.chat.completions.stream(**request, temperature=0) as stream:
                 choice = stream.get_final_completion().choices[0]
-            self.assertEqual((of_message(choice.message), choice.finish_reason), ([], "stop"))
+            self.assertEqual((parse_calls(choice.message), choice.finish_reason), ([], "stop"))

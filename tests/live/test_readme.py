@@ -1,4 +1,4 @@
-"""README's first command, pasted into a shell in a fresh copy, and the command that it prints."""
+"""README's first command, run by a shell in a fresh copy, and the command that it prints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.harness import LONG, ROOT, clean_environ, free_port, wait_for
+from tests.live.harness import ROOT, SKIP_UNLESS_LIVE, clean_environ, free_port, wait_for
 
 LEFTOVERS = shutil.ignore_patterns(
     *(".git", ".venv", "venv", "build", "dist", "*.egg-info", "__pycache__"),
@@ -19,8 +19,8 @@ LEFTOVERS = shutil.ignore_patterns(
 )
 
 
-class FirstCommand(SynchronousTestCase):
-    skip = LONG or (None if shutil.which("curl") else "curl is not installed")
+class FirstCommandTests(SynchronousTestCase):
+    skip = SKIP_UNLESS_LIVE or (None if shutil.which("curl") else "curl is not installed")
 
     def test_ends_in_tool_calls(self) -> None:
         readme = (ROOT / "README.md").read_text("utf-8")
@@ -43,12 +43,14 @@ class FirstCommand(SynchronousTestCase):
         self.addCleanup(shell.wait)
         self.addCleanup(os.killpg, shell.pid, signal.SIGTERM)
 
-        def told() -> bool:
+        def has_printed_command() -> bool:
             self.assertIsNone(shell.poll(), log.read_text())
             return "curl -gN" in log.read_text()
 
-        wait_for(told, "no command is printed", within=240)
-        hint = next(line for line in log.read_text().splitlines() if "curl -gN" in line)
-        answer = subprocess.run(["bash", "-c", hint], capture_output=True, timeout=30, check=True)
-        self.assertIn(b'"tool_calls"', answer.stdout)
-        self.assertTrue(answer.stdout.endswith(b"data: [DONE]\n\n"))
+        wait_for(has_printed_command, "no command is printed", timeout=240)
+        printed = next(line for line in log.read_text().splitlines() if "curl -gN" in line)
+        result = subprocess.run(
+            ["bash", "-c", printed], capture_output=True, timeout=30, check=True
+        )
+        self.assertIn(b'"tool_calls"', result.stdout)
+        self.assertTrue(result.stdout.endswith(b"data: [DONE]\n\n"))

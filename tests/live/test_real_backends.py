@@ -1,4 +1,4 @@
-"""Each of the servers starts, serves the model by its name, and ends when it is told to."""
+"""Each real backend starts, serves the model under its name, and ends on SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.live.harness import LONG, ask
-from tests.live.real_backends import LLAMA_CPP, REAL_BACKENDS, installed_version, lay_out
-from tests.live.tools import TEXTS, messages
+from tests.live.harness import SKIP_UNLESS_LIVE, send_request
+from tests.live.real_backends import LLAMA_CPP, REAL_BACKENDS, installed_version, prepare_model
+from tests.live.tiny_model import TEXTS, messages
 
 
-class Running(SynchronousTestCase):
-    skip = LONG
+class RunningTests(SynchronousTestCase):
+    skip = SKIP_UNLESS_LIVE
 
-    def test_each_says_what_the_model_says(self) -> None:
-        there = [backend for backend in REAL_BACKENDS if not backend.missing()]
-        if not there:
-            raise SkipTest("none is installed")
-        text = next(one for one in TEXTS if one.key == "p-hello" and one.turn == 0)
-        for backend in there:
+    def test_each_sends_the_answer_of_the_model(self) -> None:
+        installed = [backend for backend in REAL_BACKENDS if not backend.skip_reason()]
+        if not installed:
+            raise SkipTest("No real backend is installed: `bash tests/live/matrix` installs them")
+        text = next(entry for entry in TEXTS if entry.key == "p-hello" and entry.turn == 0)
+        for backend in installed:
             with (
                 self.subTest(backend=backend.name),
-                backend.running(Path(self.mktemp()).resolve()) as served,
+                backend.running(Path(self.mktemp()).resolve()) as running,
             ):
-                answer = ask(served.url, {"model": "tiny", "messages": messages("p-hello")})
-                message = answer.json()["choices"][0]["message"]
-                self.assertEqual(message["content"], text.reply)
-            self.assertIsNotNone(served.program.process.returncode)
+                response = send_request(
+                    running.url, {"model": "tiny", "messages": messages("p-hello")}
+                )
+                message = response.json()["choices"][0]["message"]
+                self.assertEqual(message["content"], text.answer)
+            self.assertIsNotNone(running.program.process.returncode)
 
 
-class Installed(SynchronousTestCase):
-    def test_what_is_not_there_has_no_version(self) -> None:
+class VersionTests(SynchronousTestCase):
+    def test_not_installed(self) -> None:
         self.assertEqual(installed_version(Path(self.mktemp()), "mlx-lm"), "")
 
-    def test_what_is_there_has_one(self) -> None:
+    def test_installed(self) -> None:
         site = Path(self.mktemp()) / "lib" / "python3.11" / "site-packages"
         (site / "some_thing-1.2.dist-info").mkdir(parents=True)
         (site / "some_thing-1.2.dist-info" / "METADATA").write_text(
@@ -43,11 +45,11 @@ class Installed(SynchronousTestCase):
         self.assertEqual(installed_version(site.parents[2], "some-thing"), "1.2")
 
 
-class Folders(SynchronousTestCase):
-    def test_the_model_comes_with_the_template_that_is_wanted(self) -> None:
+class PrepareModelTests(SynchronousTestCase):
+    def test_the_model_has_the_selected_template(self) -> None:
         folder = Path(self.mktemp())
         folder.mkdir()
-        lay_out(folder, LLAMA_CPP.template)
+        prepare_model(folder, LLAMA_CPP.template)
         self.assertNotIn("tool_call>", (folder / "tiny" / "chat_template.jinja").read_text())
         self.assertFalse((folder / "tiny" / "chat_template_tools.jinja").exists())
         self.assertTrue((folder / "tiny" / "model.safetensors").exists())

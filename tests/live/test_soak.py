@@ -1,12 +1,12 @@
 """
-A soak: hundreds of clients, good and bad, and a backend that fails them in every way, for a while.
+A soak test: hundreds of good and bad clients, and a backend with all kinds of faults.
 
     BLOCKOPS_SOAK_SECONDS=3600 BLOCKOPS_SOAK_SEED=1 bash tests/live/run tests.live.test_soak
 
-Which client comes and what the backend does to it is drawn from a seed, which is printed. A stream
-that its client did not cut must say what the backend was told to say, or that it could not. And
-when all have left, blockops must hold what it held before: that is looked at twice, after a third
-of the time and at the end, so that what only had to be filled once is not taken for a leak.
+The clients' behaviour and the backend's responses are drawn from a seed, which is printed. A client
+that reads to the end must receive the backend's text and calls, or an error. After the last client
+blockops must have released all resources. Its objects are counted twice, after a third of the time
+and at the end, so that a cache that fills once does not count as a leak.
 """
 
 from __future__ import annotations
@@ -23,18 +23,25 @@ from typing import Any
 import psutil
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.faults.reading import Judged, judge
-from tests.live.harness import LONG, ask, check_peace
-from tests.live.plays import ENDLESS, Play, number_of, perform
-from tests.live.watched import Watched
-from tests.live.wires import Heard, Stage, Wire, allow_files, connect, post
+from tests.faults.responses import Verdict, judge
+from tests.live.asyncio_http import (
+    AsyncBackend,
+    Connection,
+    ReceivedRequest,
+    connect,
+    encode_post,
+    raise_file_limit,
+)
+from tests.live.harness import CHAT_PATH, SKIP_UNLESS_LIVE, assert_clean_exit, send_request
+from tests.live.inspectable_daemon import InspectableDaemon
+from tests.live.scenarios import ENDLESS_FAULTS, Scenario, play_script, scenario_number
 
 SECONDS = float(os.environ.get("BLOCKOPS_SOAK_SECONDS", "180"))
 SEED = int(os.environ.get("BLOCKOPS_SOAK_SEED") or random.randrange(1 << 32))
 CLIENTS = 300
 SESSIONS = 100
 
-#: Seconds; only faults take so long, not what a busy machine does: nothing is judged by time.
+#: Timeout in seconds: only faults last this long, even on a busy machine. No test measures time.
 STALL = 15
 
 OPTIONS = {
@@ -46,7 +53,7 @@ OPTIONS = {
     "header-timeout": STALL,
     "client-timeout": STALL,
     "max-answer": "1m",
-    # A backend that is away for a second is asked again soon: the soak is about what comes then.
+    # Retry soon after the backend was stopped for a second: the test is about the time after that.
     "circuit-pause": 1,
     "max-sessions": SESSIONS,
     "log-size": "1m",
@@ -54,165 +61,172 @@ OPTIONS = {
 }
 
 
-class Soak(SynchronousTestCase):
-    skip = LONG or (None if SECONDS else "BLOCKOPS_SOAK_SECONDS is 0")
+class SoakTests(SynchronousTestCase):
+    skip = SKIP_UNLESS_LIVE or (None if SECONDS else "BLOCKOPS_SOAK_SECONDS is 0")
 
-    def test_all_is_true_and_nothing_is_left(self):
+    def test_responses_are_correct_and_nothing_leaks(self):
         print(f"seed {SEED}, {SECONDS:.0f} s, {CLIENTS} clients")  # noqa: T201
-        allow_files(4 * CLIENTS)
+        raise_file_limit(4 * CLIENTS)
         asyncio.run(self.soak())
 
     async def soak(self) -> None:
-        self.crowd = Crowd(SEED)
-        async with Stage(self.crowd.perform) as stage:
-            daemon = await asyncio.to_thread(self.start, stage)
-            await self.crowd.visit(daemon, stage, SECONDS / 3)
-            before = await asyncio.to_thread(self.quiet, daemon)
-            paid = self.crowd.visits
-            await self.crowd.visit(daemon, stage, SECONDS * 2 / 3)
-            after = await asyncio.to_thread(self.quiet, daemon)
-            await asyncio.wait_for(stage.until_empty(), 10 * STALL)
-        print(f"{self.crowd}; {before['rss']:,} bytes, then {after['rss']:,}")  # noqa: T201
-        self.assertFalse(self.crowd.wrong, "\n".join(self.crowd.wrong))
-        self.assert_the_same(before, after, visits=self.crowd.visits - paid)
-        await asyncio.to_thread(check_peace, self, daemon)
+        self.pool = ClientPool(SEED)
+        async with AsyncBackend(self.pool.respond) as backend:
+            daemon = await asyncio.to_thread(self.start, backend)
+            await self.pool.run_clients(daemon, backend, SECONDS / 3)
+            before = await asyncio.to_thread(self.report_when_idle, daemon)
+            earlier_clients = self.pool.clients_started
+            await self.pool.run_clients(daemon, backend, SECONDS * 2 / 3)
+            after = await asyncio.to_thread(self.report_when_idle, daemon)
+            await asyncio.wait_for(backend.wait_until_idle(), 10 * STALL)
+        print(f"{self.pool}; {before['rss']:,} bytes, then {after['rss']:,}")  # noqa: T201
+        self.assertFalse(self.pool.problems, "\n".join(self.pool.problems))
+        client_count = self.pool.clients_started - earlier_clients
+        self.assert_no_leak(before, after, client_count=client_count)
+        await asyncio.to_thread(assert_clean_exit, self, daemon)
 
-    def start(self, stage: Stage) -> Watched:
+    def start(self, backend: AsyncBackend) -> InspectableDaemon:
         options = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
-        # Without this the system's allocator learns from large events to keep what is freed.
+        # A fixed threshold: glibc otherwise raises it after large events and keeps freed memory.
         environ = {"MALLOC_MMAP_THRESHOLD_": "131072"}
         folder = Path(self.mktemp()).resolve()
-        daemon = Watched(folder, "--backend", stage.url, *options, environ=environ)
+        daemon = InspectableDaemon(folder, "--backend", backend.url, *options, environ=environ)
         self.addCleanup(daemon.process.kill)
         daemon.wait_for_port(("127.0.0.1", daemon.port))
         return daemon
 
-    def quiet(self, daemon: Watched) -> dict[str, Any]:
-        """Wait until nobody is served any more, and return what the daemon then holds."""
+    def report_when_idle(self, daemon: InspectableDaemon) -> dict[str, Any]:
+        """Wait until no request and no connection is open, and return the daemon's report."""
         end = time.monotonic() + 10 * STALL
         while True:
-            held = daemon.look()
-            busy = held["live"] or held["objects"].get("blockops.server.connection.Channel", 0)
-            if not busy and not daemon.connections():
+            report = daemon.inspect()
+            is_busy = report["in_flight"] or report["objects"].get(
+                "blockops.server.connection.ClientConnection", 0
+            )
+            if not is_busy and not daemon.connections():
                 break
             self.assertLess(
-                time.monotonic(), end, f"somebody stays: {held}, {daemon.connections()}"
+                time.monotonic(), end, f"connections stay: {report}, {daemon.connections()}"
             )
             time.sleep(0.5)
-        vitals = ask(daemon.url, method="GET", path="/health").json()
-        self.assertEqual((vitals["running"], vitals["waiting"]), (0, 0))
-        self.assertLessEqual(vitals["sessions"], SESSIONS)
-        self.assertEqual(vitals["log_lines_lost"], 0)
-        held = self.without_us(daemon)
+        health = send_request(daemon.url, method="GET", path="/health").json()
+        self.assertEqual((health["running"], health["waiting"]), (0, 0))
+        self.assertLessEqual(health["sessions"], SESSIONS)
+        self.assertEqual(health["log_lines_lost"], 0)
+        report = self.report_without_connections(daemon)
         files = psutil.Process(daemon.process.pid).num_fds()
-        return held | {"files": files, "rss": daemon.rss()}
+        return report | {"files": files, "rss": daemon.rss()}
 
-    def without_us(self, daemon: Watched) -> dict[str, Any]:
-        """Return what the daemon holds once the connection that asked for its health is gone."""
+    def report_without_connections(self, daemon: InspectableDaemon) -> dict[str, Any]:
+        """Return the report after the connection of the /health request is closed."""
         while daemon.connections():
             time.sleep(0.1)
-        return daemon.look()
+        return daemon.inspect()
 
-    def assert_the_same(
-        self, before: dict[str, Any], after: dict[str, Any], *, visits: int
+    def assert_no_leak(
+        self, before: dict[str, Any], after: dict[str, Any], *, client_count: int
     ) -> None:
         self.assertEqual(after["calls"], before["calls"], "timers")
         self.assertEqual(after["files"], before["files"], "file descriptors")
         for name, count in after["objects"].items():
-            # Those that will be called are compared above; cancelled ones stay until they are due.
+            # Pending calls are compared above; cancelled ones stay until they are due.
             if name.startswith("builtins.") or name == "twisted.internet.base.DelayedCall":
                 continue
-            # What is remembered of sessions is bounded, and is full by then.
-            slack = 2 * SESSIONS if "conversation" in name else 5
-            self.assertLessEqual(count, before["objects"].get(name, 0) + slack, name)
-        # Lists and tuples have no names to be compared by: there are a few more or less for each
-        # session that is remembered. What a visit leaves behind shows by the hundreds.
-        containers = [sum(held["objects"].values()) for held in (before, after)]
-        self.assertLess(containers[1] - containers[0], 2 * SESSIONS + visits / 100, "objects")
+            # The number of remembered sessions is bounded, and the bound is reached by then.
+            tolerance = 2 * SESSIONS if "conversation" in name else 5
+            self.assertLessEqual(count, before["objects"].get(name, 0) + tolerance, name)
+        # Built-in types are compared in total: each remembered session has a few lists and tuples
+        # more or less. A leak of one object per client exceeds the bound by far.
+        totals = [sum(report["objects"].values()) for report in (before, after)]
+        self.assertLess(totals[1] - totals[0], 2 * SESSIONS + client_count / 100, "objects")
         self.assertLess(after["rss"], before["rss"] * 1.1, "memory")
 
 
-class Crowd:
+class ClientPool:
     """
-    Clients who come one after the other, hundreds at a time.
+    Hundreds of concurrent clients, each replaced by a new one when it ends.
 
-    :ivar wrong: what was wrong with answers that their clients did not cut
-    :ivar visits: how many have come
+    :ivar problems: descriptions of wrong responses, without those of early disconnects
+    :ivar clients_started: the number of clients so far
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._heard: set[int] = set()
-        self._tally: Counter[str] = Counter()
-        self.wrong: list[str] = []
-        self.visits = 0
+        self._reached_backend: set[int] = set()
+        self._counts: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.clients_started = 0
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} {what}" for what, count in sorted(self._tally.items()))
+        return ", ".join(f"{count} {name}" for name, count in sorted(self._counts.items()))
 
-    async def perform(self, wire: Wire, heard: Heard) -> None:
-        """Be the backend."""
-        number = number_of(heard.json())
-        self._heard.add(number)
-        await perform(wire, Play(self._seed, number).script())
+    async def respond(self, connection: Connection, request: ReceivedRequest) -> None:
+        """Play the scenario of `request` as the backend."""
+        number = scenario_number(request.json())
+        self._reached_backend.add(number)
+        await play_script(connection, Scenario(self._seed, number).script())
 
-    async def visit(self, daemon: Watched, stage: Stage, seconds: float) -> None:
-        """Let clients come for so many seconds, and wait for the last one's end."""
+    async def run_clients(
+        self, daemon: InspectableDaemon, backend: AsyncBackend, seconds: float
+    ) -> None:
+        """Start clients for `seconds`, and wait for the end of the last one."""
         end = time.monotonic() + seconds
-        visits = [self._come(daemon, end) for _ in range(CLIENTS)]
-        away = asyncio.create_task(self._go_away(stage))
+        loops = [self._run_client(daemon, end) for _ in range(CLIENTS)]
+        restarts = asyncio.create_task(self._restart_backend(backend))
         try:
-            await asyncio.wait_for(asyncio.gather(*visits), seconds + 20 * STALL)
+            await asyncio.wait_for(asyncio.gather(*loops), seconds + 20 * STALL)
         finally:
-            away.cancel()
+            restarts.cancel()
 
-    async def _go_away(self, stage: Stage) -> None:
-        """Let the backend be away for a moment now and then, as one that is restarted."""
+    async def _restart_backend(self, backend: AsyncBackend) -> None:
+        """Stop the backend for a second every 20 seconds, like a backend that restarts."""
         while True:
             await asyncio.sleep(20)
-            self._tally["times away"] += 1
-            await stage.leave()
+            self._counts["backend stops"] += 1
+            await backend.stop_listening()
             await asyncio.sleep(1)
-            await stage.come_back()
+            await backend.start_listening()
 
-    async def _come(self, daemon: Watched, end: float) -> None:
-        while time.monotonic() < end and len(self.wrong) < 20:
-            number = self.visits
-            self.visits += 1
-            play = Play(self._seed, number)
-            visit = Visit(daemon.port, play, random.Random(f"{self._seed}/visit {number}"))
+    async def _run_client(self, daemon: InspectableDaemon, end: float) -> None:
+        while time.monotonic() < end and len(self.problems) < 20:
+            number = self.clients_started
+            self.clients_started += 1
+            scenario = Scenario(self._seed, number)
+            dice = random.Random(f"{self._seed}/client {number}")
+            client = SoakClient(daemon.port, scenario, dice)
             try:
-                seen = await visit.pay()
+                verdict = await client.run()
             except AssertionError as error:
-                self.wrong.append(f"{play}: {error}")
+                self.problems.append(f"{scenario}: {error}")
             except (OSError, EOFError, ValueError) as error:
-                if not visit.cuts:
-                    self.wrong.append(f"{play}: {error!r}")
+                if not client.disconnects_early:
+                    self.problems.append(f"{scenario}: {error!r}")
             else:
-                self._take(play, seen)
-                if seen is not None and seen.outcome.startswith("503"):
-                    await asyncio.sleep(0.5)  # as it was asked to
-            self._tally[visit.manner] += 1
+                self._check(scenario, verdict)
+                if verdict is not None and verdict.outcome.startswith("503"):
+                    await asyncio.sleep(0.5)  # Retry-After, shortened.
+            self._counts[client.behaviour] += 1
 
-    def _take(self, play: Play, seen: Judged | None) -> None:
-        if seen is None:
+    def _check(self, scenario: Scenario, verdict: Verdict | None) -> None:
+        if verdict is None:
             return
-        heard = self._heard & {play.number}
-        self._heard -= heard
-        wrong = play.wrong(seen, heard=bool(heard))
-        if wrong is not None:
-            self.wrong.append(wrong)
-        self._tally["whole answers" if seen.outcome == "whole" else "errors told"] += 1
-        if seen.outcome != "whole" and play.number not in heard:
-            self._tally[f"told {seen.outcome} before the backend heard of them"] += 1
+        reached_backend = scenario.number in self._reached_backend
+        self._reached_backend.discard(scenario.number)
+        problem = scenario.find_problem(verdict, reached_backend=reached_backend)
+        if problem is not None:
+            self.problems.append(problem)
+        is_complete = verdict.outcome == "complete"
+        self._counts["complete responses" if is_complete else "error responses"] += 1
+        if not is_complete and not reached_backend:
+            self._counts[f"received {verdict.outcome} before the request reached the backend"] += 1
 
 
-#: What clients do, and how many of them.
-MANNERS = {
-    "stayed": 50,
-    "kept their connection": 10,
+#: The behaviours of clients and their weights.
+BEHAVIOURS = {
+    "read to the end": 50,
+    "reused their connection": 10,
     "read slowly": 5,
-    "left": 20,
+    "disconnected": 20,
     "sent half a request": 4,
     "sent half a request and waited": 2,
     "did not read": 3,
@@ -221,123 +235,133 @@ MANNERS = {
 }
 
 
-class Visit:
+class SoakClient:
     """
     One client.
 
-    :ivar manner: what it does, one of `MANNERS`
-    :ivar cuts: it does not wait for a whole answer
+    :ivar behaviour: one of `BEHAVIOURS`
+    :ivar disconnects_early: True if it does not wait for the end of the response
     """
 
-    def __init__(self, port: int, play: Play, dice: random.Random) -> None:
+    def __init__(self, port: int, scenario: Scenario, dice: random.Random) -> None:
         self._port = port
-        self._play = play
-        self._dice = dice
-        self.manner = dice.choices(list(MANNERS), list(MANNERS.values()))[0]
-        if play.fault in ENDLESS:
-            self.manner = "left"
-        elif play.fault == "an event of 7 MiB" and self.manner == "read slowly":
-            # One event is one thing to blockops: whoever reads it for too long does not read.
-            self.manner = "stayed"
-        self.cuts = self.manner not in {"stayed", "kept their connection", "read slowly"}
+        self._scenario = scenario
+        self._random = dice
+        self.behaviour = dice.choices(list(BEHAVIOURS), list(BEHAVIOURS.values()))[0]
+        if scenario.fault in ENDLESS_FAULTS:
+            self.behaviour = "disconnected"
+        elif scenario.fault == "an event of 7 MiB" and self.behaviour == "read slowly":
+            # blockops measures progress by events: reading one this large slowly is a timeout.
+            self.behaviour = "read to the end"
+        self.disconnects_early = self.behaviour not in {
+            "read to the end",
+            "reused their connection",
+            "read slowly",
+        }
 
-    async def pay(self) -> Judged | None:
+    async def run(self) -> Verdict | None:
         """
-        Come, ask and leave; return the answer, if it was waited for.
+        Run the client; return its view of the response, or None if it did not read to the end.
 
-        :raises AssertionError: the answer could be taken for what it is not
+        :raises AssertionError: the response could mislead a client
         """
-        slow = self.manner in {"read slowly", "did not read"}
-        wire = await connect(self._port, receive=4096 if slow else None)
+        is_slow = self.behaviour in {"read slowly", "did not read"}
+        connection = await connect(self._port, receive_buffer=4096 if is_slow else None)
         try:
-            return await _MANNERS[self.manner](self, wire)
+            return await _BEHAVIOUR_METHODS[self.behaviour](self, connection)
         finally:
-            await wire.close()
+            await connection.close()
 
-    async def _stay(self, wire: Wire) -> Judged:
-        await wire.send(post(self._play.body, "/v1/chat/completions", "Connection: close"))
-        return judge(await wire.reader.read(), closed=True)
+    async def _read_to_end(self, connection: Connection) -> Verdict:
+        await connection.send(encode_post(self._scenario.body, CHAT_PATH, "Connection: close"))
+        return judge(await connection.reader.read(), closed=True)
 
-    async def _keep(self, wire: Wire) -> Judged:
-        await wire.send(post(self._play.body))
-        head = await wire.head()
-        kind = head.headers["content-type"]
-        body = await wire.whole(head)
-        lines = [head.first, f"Content-Type: {kind}", f"Content-Length: {len(body)}", "", ""]
-        seen = judge("\r\n".join(lines).encode() + body)
+    async def _keep_connection(self, connection: Connection) -> Verdict:
+        await connection.send(encode_post(self._scenario.body))
+        head = await connection.read_head()
+        content_type = head.headers["content-type"]
+        body = await connection.read_body(head)
+        lines = [
+            head.first_line,
+            f"Content-Type: {content_type}",
+            f"Content-Length: {len(body)}",
+            "",
+            "",
+        ]
+        verdict = judge("\r\n".join(lines).encode() + body)
         if head.headers.get("connection") != "close":
-            await wire.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert (await wire.head()).status == 200, "the connection is not good any more"
-        return seen
+            await connection.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await connection.read_head()).status == 200, "the connection cannot be reused"
+        return verdict
 
-    async def _sip(self, wire: Wire) -> Judged:
-        await wire.send(post(self._play.body, "/v1/chat/completions", "Connection: close"))
+    async def _read_slowly(self, connection: Connection) -> Verdict:
+        await connection.send(encode_post(self._scenario.body, CHAT_PATH, "Connection: close"))
         received = b""
         size = 200
-        while piece := await wire.reader.read(size):
+        while piece := await connection.reader.read(size):
             received += piece
             await asyncio.sleep(0.002)
-            # A large answer would take longer than a client may: it is read faster and faster.
+            # Read faster and faster: a large response would exceed the client timeout.
             size = min(2 * size, 1 << 16)
         return judge(received, closed=True)
 
-    async def _leave(self, wire: Wire) -> None:
-        """Leave after so many bytes, or so much time, whatever is first."""
-        await wire.send(post(self._play.body))
-        bytes_left = self._dice.choice((1, 100, 1000, 10_000, 1 << 30))
+    async def _disconnect(self, connection: Connection) -> None:
+        """Disconnect after a random number of bytes or a random time, whichever is first."""
+        await connection.send(encode_post(self._scenario.body))
+        remaining = self._random.choice((1, 100, 1000, 10_000, 1 << 30))
         try:
-            async with asyncio.timeout(self._dice.choice((0, 0.01, 0.1, 1, 4))):
-                while bytes_left > 0 and (piece := await wire.reader.read(1000)):
-                    bytes_left -= len(piece)
+            async with asyncio.timeout(self._random.choice((0, 0.01, 0.1, 1, 4))):
+                while remaining > 0 and (piece := await connection.reader.read(1000)):
+                    remaining -= len(piece)
         except TimeoutError:
             pass
-        if self._dice.random() < 0.5:
-            wire.reset()
+        if self._random.random() < 0.5:
+            connection.reset()
 
-    async def _half(self, wire: Wire) -> None:
-        request = post(self._play.body)
-        await wire.send(request[: self._dice.randrange(1, len(request))])
-        await asyncio.sleep(self._dice.choice((0, 0.1)))
-        if self._dice.random() < 0.5:
-            wire.reset()
+    async def _send_half(self, connection: Connection) -> None:
+        request = encode_post(self._scenario.body)
+        await connection.send(request[: self._random.randrange(1, len(request))])
+        await asyncio.sleep(self._random.choice((0, 0.1)))
+        if self._random.random() < 0.5:
+            connection.reset()
 
-    async def _half_and_wait(self, wire: Wire) -> None:
-        request = post(self._play.body)
-        await wire.send(request[: self._dice.randrange(1, len(request))])
-        self._assert_refused(await wire.reader.read())
+    async def _send_half_and_wait(self, connection: Connection) -> None:
+        request = encode_post(self._scenario.body)
+        await connection.send(request[: self._random.randrange(1, len(request))])
+        self._assert_rejected(await connection.reader.read())
 
-    async def _deaf(self, wire: Wire) -> None:
-        await wire.send(post(self._play.body))
-        await asyncio.sleep(self._dice.choice((0.5, 3, 1.5 * STALL)))
+    async def _never_read(self, connection: Connection) -> None:
+        await connection.send(encode_post(self._scenario.body))
+        await asyncio.sleep(self._random.choice((0.5, 3, 1.5 * STALL)))
 
-    async def _noise(self, wire: Wire) -> None:
-        request = bytearray(post(self._play.body, "/v1/chat/completions", "Connection: close"))
-        for _ in range(self._dice.choice((1, 3, 100))):
-            request[self._dice.randrange(60)] = self._dice.randrange(256)
-        if self._dice.random() < 0.3:
+    async def _send_noise(self, connection: Connection) -> None:
+        request = bytearray(encode_post(self._scenario.body, CHAT_PATH, "Connection: close"))
+        for _ in range(self._random.choice((1, 3, 100))):
+            request[self._random.randrange(60)] = self._random.randrange(256)
+        if self._random.random() < 0.3:
             request[40:40] = b"X-Long: " + b"x" * 100_000 + b"\r\n"
-        await wire.send(bytes(request))
-        wire.writer.write_eof()
-        await wire.reader.read()
+        await connection.send(bytes(request))
+        connection.writer.write_eof()
+        await connection.reader.read()
 
-    async def _silent(self, wire: Wire) -> None:
-        # A system too busy to take the connection may drop it, and tell only who sends something.
+    async def _send_nothing(self, connection: Connection) -> None:
+        # A busy system may drop a connection from its backlog without notice to a silent client.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(3 * STALL):
-                self._assert_refused(await wire.reader.read())
+                self._assert_rejected(await connection.reader.read())
 
-    def _assert_refused(self, answer: bytes) -> None:
-        assert not answer or answer.startswith(b"HTTP/1.1 4"), answer
+    def _assert_rejected(self, response: bytes) -> None:
+        assert not response or response.startswith(b"HTTP/1.1 4"), response
 
 
-_MANNERS = {
-    "stayed": Visit._stay,
-    "kept their connection": Visit._keep,
-    "read slowly": Visit._sip,
-    "left": Visit._leave,
-    "sent half a request": Visit._half,
-    "sent half a request and waited": Visit._half_and_wait,
-    "did not read": Visit._deaf,
-    "sent noise": Visit._noise,
-    "sent nothing": Visit._silent,
+_BEHAVIOUR_METHODS = {
+    "read to the end": SoakClient._read_to_end,
+    "reused their connection": SoakClient._keep_connection,
+    "read slowly": SoakClient._read_slowly,
+    "disconnected": SoakClient._disconnect,
+    "sent half a request": SoakClient._send_half,
+    "sent half a request and waited": SoakClient._send_half_and_wait,
+    "did not read": SoakClient._never_read,
+    "sent noise": SoakClient._send_noise,
+    "sent nothing": SoakClient._send_nothing,
 }

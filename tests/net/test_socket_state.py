@@ -1,4 +1,4 @@
-"""What the system tells of the other end, over real sockets."""
+"""The state of a connection as the system reports it, over real sockets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from blockops.net import socket_state as peer
-from blockops.net.socket_state import departed, unread
+from blockops.net import socket_state
+from blockops.net.socket_state import has_peer_closed, unsent_bytes
 
 
-class Departures(TestCase):
-    """A transport that is not read from does not tell that its peer has left."""
+class PeerClosed(TestCase):
+    """A paused transport does not notice that its socket_state has closed the connection."""
 
     async def connected(self) -> tuple[Protocol, socket]:
         accepted: Deferred[Protocol] = Deferred()
@@ -43,31 +43,31 @@ class Departures(TestCase):
         self.addCleanup(cast("ITCPTransport", protocol.transport).abortConnection)
         return protocol, client
 
-    async def test_somebody_who_is_there(self) -> None:
+    async def test_an_open_connection(self) -> None:
         protocol, client = await self.connected()
         client.sendall(b"unread")
-        self.assertFalse(departed(protocol.transport))
+        self.assertFalse(has_peer_closed(protocol.transport))
 
-    async def test_somebody_who_has_left(self) -> None:
+    async def test_a_closed_connection(self) -> None:
         protocol, client = await self.connected()
         client.sendall(b"unread")
         client.close()
-        self.assertTrue(departed(protocol.transport))
+        self.assertTrue(has_peer_closed(protocol.transport))
 
-    async def test_behind_tls(self) -> None:
+    async def test_below_a_wrapper(self) -> None:
         protocol, client = await self.connected()
         wrapper = ProtocolWrapper(WrappingFactory(Factory()), Protocol())
         wrapper.transport = protocol.transport
         client.close()
-        self.assertTrue(departed(wrapper))
+        self.assertTrue(has_peer_closed(wrapper))
 
-    def test_what_is_no_socket(self) -> None:
-        self.assertFalse(departed(StringTransport()))
+    def test_without_a_socket(self) -> None:
+        self.assertFalse(has_peer_closed(StringTransport()))
 
 
 @implementer(ISystemHandle)
-class Bare:
-    """A transport that is a socket and nothing else."""
+class PlainHandle:
+    """A transport that has a socket and nothing else."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -76,11 +76,11 @@ class Bare:
         return self._handle
 
 
-class Unread(SynchronousTestCase):
-    """How much the other end has still to take."""
+class UnsentBytes(SynchronousTestCase):
+    """Bytes that the system still holds for the socket_state."""
 
     def connected(self) -> tuple[socket, socket]:
-        """Return two ends, which hold little between them."""
+        """Return the two ends of a connection with small buffers."""
         with socket(AF_INET, SOCK_STREAM) as listening:
             listening.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)
             listening.bind(("127.0.0.1", 0))
@@ -95,54 +95,54 @@ class Unread(SynchronousTestCase):
         return ours, theirs
 
     def fill(self, ours: socket) -> int:
-        """Write until nothing more is taken, nor moves; return how much that was."""
+        """Write until the buffers of both ends are full; return the number of bytes."""
         sent = 0
         while select([], [ours], [], 0.2)[1]:
             with contextlib.suppress(BlockingIOError):
                 sent += ours.send(b"x" * 1024)
         return sent
 
-    def test_it_falls_as_the_other_end_reads(self) -> None:
+    def test_it_falls_while_the_peer_reads(self) -> None:
         ours, theirs = self.connected()
         sent = self.fill(ours)
-        held = unread(Bare(ours))
-        assert held is not None
-        self.assertGreater(held, 0)
+        before = unsent_bytes(PlainHandle(ours))
+        assert before is not None
+        self.assertGreater(before, 0)
         received = 0
         while received < sent:
             received += len(theirs.recv(sent))
         # The last acknowledgement may be on its way for a moment.
-        self.assertLess(unread(Bare(ours)) or 0, held)
+        self.assertLess(unsent_bytes(PlainHandle(ours)) or 0, before)
 
-    def test_it_stands_still_while_the_other_end_does_not_read(self) -> None:
+    def test_it_is_constant_while_the_peer_does_not_read(self) -> None:
         ours, _ = self.connected()
         self.fill(ours)
-        self.assertEqual(len({unread(Bare(ours)) for _ in range(100)}), 1)
+        self.assertEqual(len({unsent_bytes(PlainHandle(ours)) for _ in range(100)}), 1)
 
     def test_below_tls(self) -> None:
         ours, _ = self.connected()
         self.fill(ours)
         wrapper = ProtocolWrapper(WrappingFactory(Factory()), Protocol())
-        wrapper.transport = cast("Any", Bare(ours))
-        self.assertEqual(unread(wrapper), unread(Bare(ours)))
+        wrapper.transport = cast("Any", PlainHandle(ours))
+        self.assertEqual(unsent_bytes(wrapper), unsent_bytes(PlainHandle(ours)))
 
-    def test_as_macos_tells_it(self) -> None:
+    def test_on_macos(self) -> None:
         class Mac(socket):
-            def getsockopt(self, *asked: int) -> int:  # type: ignore[override]
-                return 77 if asked == (SOL_SOCKET, 0x1024) else 0
+            def getsockopt(self, *option: int) -> int:  # type: ignore[override]
+                return 77 if option == (SOL_SOCKET, 0x1024) else 0
 
         with Mac() as ours:
             self.patch(sys, "platform", "darwin")
-            self.assertEqual(unread(Bare(ours)), 77)
+            self.assertEqual(unsent_bytes(PlainHandle(ours)), 77)
 
-    def test_a_system_that_does_not_tell(self) -> None:
-        def refuse(*_: object) -> bytes:
+    def test_an_unsupported_system(self) -> None:
+        def fail(*_: object) -> bytes:
             raise OSError("Inappropriate ioctl for device")
 
         ours, _ = self.connected()
-        self.patch(peer, "ioctl", refuse)
-        self.assertIsNone(unread(Bare(ours)))
+        self.patch(socket_state, "ioctl", fail)
+        self.assertIsNone(unsent_bytes(PlainHandle(ours)))
 
-    def test_what_is_no_socket(self) -> None:
-        for transport in (StringTransport(), Bare(object()), None):
-            self.assertIsNone(unread(transport))
+    def test_without_a_socket(self) -> None:
+        for transport in (StringTransport(), PlainHandle(object()), None):
+            self.assertIsNone(unsent_bytes(transport))

@@ -1,4 +1,4 @@
-"""Eager sends, against `transport.write` as the slow way that is known to be right."""
+"""`SocketWriter`, compared with `transport.write`, which is slower and known to be correct."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides, implementer
 
 from blockops.net.writer import (
-    ROOM,
-    EagerOutlet,
-    Outlet,
-    QueuingOutlet,
-    is_bare,
-    outlet,
-    send_first,
+    HIGH_WATER,
+    SocketWriter,
+    TransportWriter,
+    Writer,
+    is_plain_socket,
+    make_writer,
+    send_now,
 )
 
-#: What the system makes of it is still small: a few writes fill it.
+#: The system rounds it up, but it is still small: a few writes fill it.
 SEND_BUFFER = 4096
-#: What two sides of a connection hold of it, at most.
-IN_THE_SYSTEM = 64 * 1024
+#: Upper bound for the data in the system's buffers of both ends.
+SYSTEM_BUFFERS = 64 * 1024
 
-Kind = Callable[[Any, IPushProducer], Outlet]
+MakeWriter = Callable[[Any, IPushProducer], Writer]
 
 
-class Turns(Clock):
-    """A reactor that goes round its loop when it is told to."""
+class LoopReactor(Clock):
+    """A reactor whose loop runs only in `turn`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.writers: set[Server] = set()
-        self.asked = 0
+        self.writers_added = 0
 
     def addReader(self, reader: Server) -> None:
-        """Nothing is ever read."""
+        """Ignore `reader`: nothing is read."""
 
     removeReader = addReader
 
     def addWriter(self, writer: Server) -> None:
-        self.asked += 1
+        self.writers_added += 1
         self.writers.add(writer)
 
     def removeWriter(self, writer: Server) -> None:
@@ -66,47 +66,47 @@ class Turns(Clock):
 
 @implementer(IPushProducer)
 class Source:
-    """Notes what it is told."""
+    """Records the calls to it."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def pauseProducing(self) -> None:
-        self.told.append("pause")
+        self.calls.append("pause")
 
     def resumeProducing(self) -> None:
-        self.told.append("resume")
+        self.calls.append("resume")
 
     def stopProducing(self) -> None:
-        self.told.append("stop")
+        self.calls.append("stop")
 
     @property
     def paused(self) -> bool:
-        return self.told[-1:] == ["pause"]
+        return self.calls[-1:] == ["pause"]
 
 
-class Line:
-    """A connection over a real socket, and whoever writes to it by way of an outlet."""
+class Connection:
+    """A connection over a real socket, with a writer and its source."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, make: MakeWriter) -> None:
         ours, self.peer = socketpair(AF_UNIX, SOCK_STREAM)
         ours.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
         self.peer.settimeout(0)
-        self.reactor = Turns()
+        self.reactor = LoopReactor()
         self.protocol = Protocol()
         self.transport = Server(
             ours, self.protocol, ("", 0), cast("Any", None), 0, cast("Any", self.reactor)
         )
         self.protocol.makeConnection(self.transport)
         self.source = Source()
-        self.out = kind(self.transport, self.source)
+        self.writer = make(self.transport, self.source)
         self.written = self.received = b""
 
     def write(self, size: int) -> None:
         data = b"%x," % len(self.written)
         data = (data * size)[:size]
         self.written += data
-        self.out.write(data)
+        self.writer.write(data)
 
     def read(self, size: int) -> bytes:
         try:
@@ -117,7 +117,7 @@ class Line:
         return data
 
     def drain(self) -> None:
-        """Read until nothing more comes."""
+        """Read until no more data arrives."""
         self.reactor.turn()
         while self.read(1 << 20):
             self.reactor.turn()
@@ -128,40 +128,40 @@ class Line:
             self.transport.connectionLost(Failure(ConnectionError()))
 
 
-def a_line(case: SynchronousTestCase, kind: Kind = EagerOutlet) -> Line:
-    line = Line(kind)
-    case.addCleanup(line.hang_up)
-    return line
+def open_connection(case: SynchronousTestCase, make: MakeWriter = SocketWriter) -> Connection:
+    connection = Connection(make)
+    case.addCleanup(connection.hang_up)
+    return connection
 
 
-class TheFirst(SynchronousTestCase):
-    def test_it_leaves_at_once(self) -> None:
-        line = a_line(self, QueuingOutlet)
-        send_first(line.transport, b"hello")
-        self.assertEqual((line.read(100), line.reactor.asked), (b"hello", 0))
+class SendNow(SynchronousTestCase):
+    def test_it_is_sent_at_once(self) -> None:
+        connection = open_connection(self, TransportWriter)
+        send_now(connection.transport, b"hello")
+        self.assertEqual((connection.read(100), connection.reactor.writers_added), (b"hello", 0))
 
-    def test_what_the_socket_does_not_take_follows(self) -> None:
-        line = a_line(self, QueuingOutlet)
+    def test_data_that_does_not_fit_follows(self) -> None:
+        connection = open_connection(self, TransportWriter)
         data = bytes(range(256)) * 4096
-        send_first(line.transport, data)
-        line.drain()
-        self.assertEqual(line.received, data)
+        send_now(connection.transport, data)
+        connection.drain()
+        self.assertEqual(connection.received, data)
 
-    def test_a_connection_that_is_lost(self) -> None:
-        line = a_line(self, QueuingOutlet)
-        line.peer.close()
-        send_first(line.transport, b"hello")
-        self.assertEqual(line.reactor.asked, 1)
+    def test_a_lost_connection(self) -> None:
+        connection = open_connection(self, TransportWriter)
+        connection.peer.close()
+        send_now(connection.transport, b"hello")
+        self.assertEqual(connection.reactor.writers_added, 1)
 
-    def test_no_socket(self) -> None:
+    def test_without_a_socket(self) -> None:
         transport = StringTransport()
-        send_first(transport, b"hello")
+        send_now(transport, b"hello")
         self.assertEqual(transport.value(), b"hello")
 
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("write"), st.integers(0, 300) | st.integers(0, ROOM)),
+        st.tuples(st.just("write"), st.integers(0, 300) | st.integers(0, HIGH_WATER)),
         st.tuples(st.just("read"), st.integers(1, 200_000)),
         st.tuples(st.just("turn"), st.just(0)),
     ),
@@ -169,147 +169,149 @@ STEPS = st.lists(
 )
 
 
-class AsTransportsDo(SynchronousTestCase):
+class SameAsTransports(SynchronousTestCase):
     @given(STEPS)
-    def test_order_completeness_and_bound(self, steps: list[tuple[str, int]]) -> None:
-        lines = [Line(EagerOutlet), Line(QueuingOutlet)]
-        for line in lines:
+    def test_order_completeness_and_limit(self, steps: list[tuple[str, int]]) -> None:
+        connections = [Connection(SocketWriter), Connection(TransportWriter)]
+        for connection in connections:
             for what, size in steps:
-                if what == "write" and not line.source.paused:
-                    line.write(size)
+                if what == "write" and not connection.source.paused:
+                    connection.write(size)
                 elif what == "read":
-                    line.read(size)
+                    connection.read(size)
                 elif what == "turn":
-                    line.reactor.turn()
-                held = len(line.written) - len(line.received)
-                self.assertLessEqual(held, 2 * ROOM + IN_THE_SYSTEM)
-            line.drain()
-            self.assertEqual(line.received, line.written)
-            self.assertFalse(line.source.paused)
-            self.assertEqual(line.source.told[::2], ["pause"] * (len(line.source.told) // 2))
-            line.write(7)
-            line.drain()
-            self.assertEqual(line.received, line.written)
-            line.hang_up()
+                    connection.reactor.turn()
+                unread_size = len(connection.written) - len(connection.received)
+                self.assertLessEqual(unread_size, 2 * HIGH_WATER + SYSTEM_BUFFERS)
+            connection.drain()
+            self.assertEqual(connection.received, connection.written)
+            self.assertFalse(connection.source.paused)
+            self.assertEqual(
+                connection.source.calls[::2], ["pause"] * (len(connection.source.calls) // 2)
+            )
+            connection.write(7)
+            connection.drain()
+            self.assertEqual(connection.received, connection.written)
+            connection.hang_up()
 
     @given(STEPS)
-    def test_closed_behind_what_was_written(self, steps: list[tuple[str, int]]) -> None:
-        for kind in (EagerOutlet, QueuingOutlet):
-            line = Line(kind)
+    def test_close_sends_written_data_first(self, steps: list[tuple[str, int]]) -> None:
+        for make in (SocketWriter, TransportWriter):
+            connection = Connection(make)
             for what, size in steps:
                 if what == "write":
-                    line.write(size)
-            line.out.close()
-            line.drain()
-            self.assertEqual(line.received, line.written)
-            self.assertTrue(line.transport.disconnected)
-            line.peer.close()
+                    connection.write(size)
+            connection.writer.close()
+            connection.drain()
+            self.assertEqual(connection.received, connection.written)
+            self.assertTrue(connection.transport.disconnected)
+            connection.peer.close()
 
 
-class Eagerness(SynchronousTestCase):
-    def test_nobody_is_asked_where_nothing_waits(self) -> None:
-        line = a_line(self)
+class ImmediateSends(SynchronousTestCase):
+    def test_the_reactor_is_not_used_if_nothing_waits(self) -> None:
+        connection = open_connection(self)
         for _ in range(3):
-            line.write(100)
-            self.assertEqual(len(line.read(1000)), 100)
-        self.assertEqual(line.reactor.asked, 0)
+            connection.write(100)
+            self.assertEqual(len(connection.read(1000)), 100)
+        self.assertEqual(connection.reactor.writers_added, 0)
 
-    def test_nor_after_something_had_to_wait(self) -> None:
-        line = a_line(self)
-        line.write(ROOM)
-        self.assertEqual(line.reactor.asked, 1)
-        line.drain()
-        line.write(100)
-        self.assertEqual(line.reactor.asked, 1)
+    def test_nor_after_data_had_to_wait(self) -> None:
+        connection = open_connection(self)
+        connection.write(HIGH_WATER)
+        self.assertEqual(connection.reactor.writers_added, 1)
+        connection.drain()
+        connection.write(100)
+        self.assertEqual(connection.reactor.writers_added, 1)
 
-    def test_what_waits_is_not_overtaken(self) -> None:
-        line = a_line(self)
-        line.write(ROOM)
-        line.read(ROOM)
-        # The socket has room again, but the transport does not know yet.
-        line.write(100)
-        line.drain()
-        self.assertEqual(line.received, line.written)
+    def test_order_after_a_full_socket(self) -> None:
+        connection = open_connection(self)
+        connection.write(HIGH_WATER)
+        connection.read(HIGH_WATER)
+        # The socket is writable again, but the transport does not know it yet.
+        connection.write(100)
+        connection.drain()
+        self.assertEqual(connection.received, connection.written)
 
-    def test_nothing(self) -> None:
-        line = a_line(self)
-        line.write(0)
-        self.assertEqual((line.reactor.asked, line.read(1)), (0, b""))
-
-
-class Losses(SynchronousTestCase):
-    def test_a_peer_that_has_left(self) -> None:
-        for kind in (EagerOutlet, QueuingOutlet):
-            line = a_line(self, kind)
-            line.peer.close()
-            line.write(10)
-            self.assertEqual(line.source.told, [])
-            line.reactor.turn()
-            self.assertEqual(line.source.told, ["stop"])
-            line.write(10)
-            line.reactor.turn()
-            self.assertEqual(line.source.told, ["stop"])
-
-    def test_a_peer_that_leaves_while_something_waits(self) -> None:
-        line = a_line(self)
-        line.write(3 * ROOM)
-        line.peer.close()
-        line.reactor.turn()
-        self.assertEqual(line.source.told, ["pause", "stop"])
-
-    def test_a_connection_that_was_lost_before(self) -> None:
-        line = a_line(self)
-        line.transport.connectionLost(Failure(ConnectionError()))
-        self.assertEqual(line.source.told, ["stop"])
-
-    def test_nothing_is_sent_behind_an_abort(self) -> None:
-        for kind in (EagerOutlet, QueuingOutlet):
-            line = a_line(self, kind)
-            line.write(10)
-            line.reactor.turn()
-            line.out.abort()
-            line.out.write(b"late")
-            line.drain()
-            self.assertEqual(line.received, line.written)
-            self.assertEqual(line.source.told, ["stop"])
+    def test_an_empty_write(self) -> None:
+        connection = open_connection(self)
+        connection.write(0)
+        self.assertEqual((connection.reactor.writers_added, connection.read(1)), (0, b""))
 
 
-class WhereItMayBe(SynchronousTestCase):
-    def test_on_sockets(self) -> None:
-        line = a_line(self)
-        self.assertTrue(is_bare(line.transport))
-        line.transport.unregisterProducer()
-        self.assertIsInstance(outlet(line.transport, line.source), EagerOutlet)
+class LostConnections(SynchronousTestCase):
+    def test_a_peer_that_has_closed(self) -> None:
+        for make in (SocketWriter, TransportWriter):
+            connection = open_connection(self, make)
+            connection.peer.close()
+            connection.write(10)
+            self.assertEqual(connection.source.calls, [])
+            connection.reactor.turn()
+            self.assertEqual(connection.source.calls, ["stop"])
+            connection.write(10)
+            connection.reactor.turn()
+            self.assertEqual(connection.source.calls, ["stop"])
 
-    def test_not_behind_wrappers_of_whatever_kind(self) -> None:
+    def test_a_peer_that_closes_while_data_waits(self) -> None:
+        connection = open_connection(self)
+        connection.write(3 * HIGH_WATER)
+        connection.peer.close()
+        connection.reactor.turn()
+        self.assertEqual(connection.source.calls, ["pause", "stop"])
+
+    def test_a_connection_that_is_already_lost(self) -> None:
+        connection = open_connection(self)
+        connection.transport.connectionLost(Failure(ConnectionError()))
+        self.assertEqual(connection.source.calls, ["stop"])
+
+    def test_nothing_is_sent_after_an_abort(self) -> None:
+        for make in (SocketWriter, TransportWriter):
+            connection = open_connection(self, make)
+            connection.write(10)
+            connection.reactor.turn()
+            connection.writer.abort()
+            connection.writer.write(b"late")
+            connection.drain()
+            self.assertEqual(connection.received, connection.written)
+            self.assertEqual(connection.source.calls, ["stop"])
+
+
+class PlainSockets(SynchronousTestCase):
+    def test_a_socket(self) -> None:
+        connection = open_connection(self)
+        self.assertTrue(is_plain_socket(connection.transport))
+        connection.transport.unregisterProducer()
+        self.assertIsInstance(make_writer(connection.transport, connection.source), SocketWriter)
+
+    def test_not_a_wrapper(self) -> None:
         wrapper = ProtocolWrapper(WrappingFactory(Factory()), Protocol())
-        wrapper.makeConnection(a_line(self).transport)
+        wrapper.makeConnection(open_connection(self).transport)
         self.assertTrue(ISystemHandle.providedBy(wrapper))
-        self.assertFalse(is_bare(wrapper))
+        self.assertFalse(is_plain_socket(wrapper))
 
-    def test_not_with_tls(self) -> None:
-        transport = a_line(self).transport
+    def test_not_tls(self) -> None:
+        transport = open_connection(self).transport
         directlyProvides(transport, ISSLTransport)
-        self.assertFalse(is_bare(transport))
+        self.assertFalse(is_plain_socket(transport))
 
-    def test_not_in_memory(self) -> None:
+    def test_not_a_transport_in_memory(self) -> None:
         transport, source = StringTransport(), Source()
-        out = outlet(transport, source)
-        self.assertIsInstance(out, QueuingOutlet)
-        out.write(b"abc")
+        writer = make_writer(transport, source)
+        self.assertIsInstance(writer, TransportWriter)
+        writer.write(b"abc")
         self.assertEqual((transport.value(), transport.producer), (b"abc", source))
-        out.close()
+        writer.close()
         self.assertEqual((transport.disconnecting, transport.producer), (True, None))
 
-    def test_not_on_what_would_wait_for_the_other_side(self) -> None:
-        transport = a_line(self).transport
+    def test_not_a_blocking_socket(self) -> None:
+        transport = open_connection(self).transport
         transport.getHandle().settimeout(None)
-        self.assertFalse(is_bare(transport))
+        self.assertFalse(is_plain_socket(transport))
 
-    def test_not_on_what_is_no_socket(self) -> None:
+    def test_not_another_handle(self) -> None:
         @implementer(ISystemHandle)
         class Other:
             def getHandle(self) -> socket:
                 return cast("socket", object())
 
-        self.assertFalse(is_bare(Other()))
+        self.assertFalse(is_plain_socket(Other()))

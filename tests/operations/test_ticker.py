@@ -1,88 +1,90 @@
-"""The one clock that ticks, and what it looks after."""
+"""The ticker, its members, and the memory monitor."""
 
 from __future__ import annotations
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.operations.memory import MemoryGauge, Tier, available_percent, tier_of
-from blockops.operations.ticker import Every, Pulse
+from blockops.operations.memory import MemoryMonitor, Tier, available_percent, tier_of
+from blockops.operations.ticker import PeriodicCall, Ticker
 
 
-class Beater:
+class Recorder:
+    """A member that records its ticks."""
+
     def __init__(self) -> None:
-        self.beats: list[float] = []
+        self.ticks: list[float] = []
 
-    def beat(self, now: float) -> None:
-        self.beats.append(now)
+    def tick(self, now: float) -> None:
+        self.ticks.append(now)
 
 
 class Broken:
-    def beat(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         raise ValueError("broken")
 
 
-class Pulses(SynchronousTestCase):
+class TickerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.pulse = Pulse(self.clock, 0.5)
-        self.pulse.start()
-        self.addCleanup(self.pulse.stop)
+        self.ticker = Ticker(self.clock, 0.5)
+        self.ticker.start()
+        self.addCleanup(self.ticker.stop)
 
-    def test_a_sweep_at_each_interval(self) -> None:
-        beater = Beater()
-        self.pulse.add(beater)
+    def test_a_tick_at_each_interval(self) -> None:
+        recorder = Recorder()
+        self.ticker.add(recorder)
         self.clock.pump([0.5] * 3)
-        self.assertEqual(beater.beats, [0.5, 1.0, 1.5])
+        self.assertEqual(recorder.ticks, [0.5, 1.0, 1.5])
 
     def test_discarded(self) -> None:
-        beater = Beater()
-        self.pulse.add(beater)
-        self.pulse.discard(beater)
-        self.pulse.discard(beater)
+        recorder = Recorder()
+        self.ticker.add(recorder)
+        self.ticker.discard(recorder)
+        self.ticker.discard(recorder)
         self.clock.advance(0.5)
-        self.assertEqual((beater.beats, len(self.pulse)), ([], 0))
+        self.assertEqual((recorder.ticks, len(self.ticker)), ([], 0))
 
-    def test_one_that_fails_stops_no_other(self) -> None:
-        beater = Beater()
-        self.pulse.add(Broken())
-        self.pulse.add(beater)
+    def test_a_failing_member_stops_no_other(self) -> None:
+        recorder = Recorder()
+        self.ticker.add(Broken())
+        self.ticker.add(recorder)
         self.clock.pump([0.5] * 2)
-        self.assertEqual(beater.beats, [0.5, 1.0])
+        self.assertEqual(recorder.ticks, [0.5, 1.0])
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
-    def test_one_that_leaves_during_the_sweep(self) -> None:
-        beater = Beater()
+    def test_discarded_during_a_tick(self) -> None:
+        recorder = Recorder()
 
-        class Leaver(Beater):
-            def beat(leaver, now: float) -> None:  # noqa: N805
-                self.pulse.discard(leaver)
-                self.pulse.add(beater)
+        class Leaver(Recorder):
+            def tick(leaver, now: float) -> None:  # noqa: N805
+                self.ticker.discard(leaver)
+                self.ticker.add(recorder)
 
-        self.pulse.add(Leaver())
+        self.ticker.add(Leaver())
         self.clock.pump([0.5] * 2)
-        self.assertEqual(beater.beats, [1.0])
+        self.assertEqual(recorder.ticks, [1.0])
 
     def test_stop(self) -> None:
-        beater = Beater()
-        self.pulse.add(beater)
-        self.pulse.stop()
+        recorder = Recorder()
+        self.ticker.add(recorder)
+        self.ticker.stop()
         self.clock.advance(0.5)
-        self.assertEqual(beater.beats, [])
+        self.assertEqual(recorder.ticks, [])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_every(self) -> None:
+    def test_periodic(self) -> None:
         called: list[float] = []
-        self.pulse.add(Every(2.0, lambda: called.append(self.clock.seconds())))
+        self.ticker.add(PeriodicCall(2.0, lambda: called.append(self.clock.seconds())))
         self.clock.pump([0.5] * 10)
         self.assertEqual(called, [0.5, 2.5, 4.5])
 
 
-class Memory(SynchronousTestCase):
+class MemoryMonitorTests(SynchronousTestCase):
     def test_tiers(self) -> None:
         for percent, tier in (
-            (100.0, Tier.FINE),
-            (20.0, Tier.FINE),
+            (100.0, Tier.NORMAL),
+            (20.0, Tier.NORMAL),
             (19.9, Tier.NOTICE),
             (15.0, Tier.NOTICE),
             (14.9, Tier.WARNING),
@@ -95,22 +97,22 @@ class Memory(SynchronousTestCase):
             self.assertEqual(tier_of(percent), tier, percent)
 
     def test_readings(self) -> None:
-        left = [50.0]
-        gauge = MemoryGauge(lambda: left[0])
-        self.assertEqual(gauge.tier, Tier.FINE)
-        for percent, tier in ((12.0, Tier.WARNING), (3.0, Tier.CRITICAL), (30.0, Tier.FINE)):
-            left[0] = percent
-            gauge.poll()
-            self.assertEqual((gauge.percent, gauge.tier), (percent, tier))
+        available = [50.0]
+        monitor = MemoryMonitor(lambda: available[0])
+        self.assertEqual(monitor.tier, Tier.NORMAL)
+        for percent, tier in ((12.0, Tier.WARNING), (3.0, Tier.CRITICAL), (30.0, Tier.NORMAL)):
+            available[0] = percent
+            monitor.poll()
+            self.assertEqual((monitor.percent, monitor.tier), (percent, tier))
 
-    def test_a_system_that_does_not_tell(self) -> None:
+    def test_unreadable_memory(self) -> None:
         def unreadable() -> float:
             raise OSError("no /proc")
 
-        gauge = MemoryGauge(unreadable)
-        gauge.poll()
-        gauge.poll()
-        self.assertEqual((gauge.percent, gauge.tier), (100.0, Tier.FINE))
+        monitor = MemoryMonitor(unreadable)
+        monitor.poll()
+        monitor.poll()
+        self.assertEqual((monitor.percent, monitor.tier), (100.0, Tier.NORMAL))
 
     def test_this_machine(self) -> None:
         self.assertTrue(0.0 < available_percent() <= 100.0)

@@ -1,4 +1,4 @@
-"""What becomes of each kind of request, on both sides of blockops."""
+"""Each kind of request, as both the client and the backend see it."""
 
 from __future__ import annotations
 
@@ -8,89 +8,89 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.server.response import SLICE
+from blockops.server.response import WRITE_SIZE
 from blockops.server.upload import UPLOAD_BUFFER
-from tests.world import DONE, NOTHING_LEFT, Backend, Client, World, chat, chunk
+from tests.world import DONE, IDLE, Backend, Client, World, chat, chunk
 
 
-class Departures(SynchronousTestCase):
-    """A client that leaves frees its place and ends the backend's work, wherever that stands."""
+class DisconnectTests(SynchronousTestCase):
+    """A client that disconnects, at any stage, releases its slot and the backend's connection."""
 
-    def test_queued(self) -> None:
+    def test_while_queued(self) -> None:
         world = World(max_concurrent=1)
-        first, _ = world.ask()
+        first, _ = world.start_chat()
         second = world.client()
         second.post("/v1/chat/completions", chat())
-        self.assertEqual(world.idle(), {"running": 1, "waiting": 1, "exchanges": 2})
-        second.leave()
-        self.assertEqual(world.idle(), {"running": 1, "waiting": 0, "exchanges": 1})
-        self.assertEqual(world.connecting(), 1)
-        first.leave()
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), {"running": 1, "waiting": 1, "exchanges": 2})
+        second.disconnect()
+        self.assertEqual(world.load(), {"running": 1, "waiting": 0, "exchanges": 1})
+        self.assertEqual(world.connection_attempts(), 1)
+        first.disconnect()
+        self.assertEqual(world.load(), IDLE)
 
-    def test_connecting(self) -> None:
+    def test_while_connecting(self) -> None:
         world = World()
         client = world.client()
         client.post("/v1/chat/completions", chat())
-        self.assertEqual(world.connecting(), 1)
-        client.leave()
+        self.assertEqual(world.connection_attempts(), 1)
+        client.disconnect()
         connector = world.reactor.connectors[0]
         self.assertTrue(connector.stoppedConnecting)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_sending_the_body(self) -> None:
+    def test_during_the_upload(self) -> None:
         world = World()
         client = world.client()
         client.send("POST /v1/audio HTTP/1.1\r\nHost: b\r\nContent-Length: 10\r\n\r\n12345")
         world.reactor.advance(0)
         backend = world.backend()
         self.assertTrue(backend.request().endswith(b"\r\n\r\n12345"))
-        client.leave()
+        client.disconnect()
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_waiting_for_headers(self) -> None:
+    def test_before_the_backends_headers(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         self.assertIn(b"POST /v1/chat/completions", backend.request())
-        client.leave()
+        client.disconnect()
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_streaming(self) -> None:
+    def test_during_the_stream(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("Hello", role="assistant"))
         self.assertIn(b"Hello", client.body())
-        client.leave()
+        client.disconnect()
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_paused(self) -> None:
+    def test_while_paused(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("Hello", role="assistant"))
         client.pause()
         self.assertEqual(backend.wire.producerState, "paused")
-        client.leave()
+        client.disconnect()
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_between_two_tokens_of_a_whole_answer(self) -> None:
+    def test_during_a_json_response(self) -> None:
         world = World()
-        client, backend = world.ask(stream=False)
+        client, backend = world.start_chat(stream=False)
         backend.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-        client.leave()
+        client.disconnect()
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
 
-class Streams(SynchronousTestCase):
+class StreamTests(SynchronousTestCase):
     def test_a_call(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("", role="assistant"))
         for piece in ('<tool_call>{"name": "get_weather", ', '"arguments": {"city": "', 'Paris"}}'):
@@ -105,10 +105,10 @@ class Streams(SynchronousTestCase):
         self.assertEqual(json.loads(arguments), {"city": "Paris"})
         self.assertEqual(deltas[-1]["finish_reason"], "tool_calls")
         self.assertEqual(client.events()[-1], "[DONE]")
-        self.assertTrue(client.complete())
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertTrue(client.is_complete())
+        self.assertEqual(world.load(), IDLE)
 
-    def test_the_backend_gets_the_bytes_that_the_client_sent(self) -> None:
+    def test_the_request_is_forwarded_byte_for_byte(self) -> None:
         world = World()
         client = world.client()
         body = (
@@ -125,12 +125,12 @@ class Streams(SynchronousTestCase):
 
     def test_the_backends_key(self) -> None:
         world = World(backend_key="sesame")
-        _, backend = world.ask()
+        _, backend = world.start_chat()
         self.assertIn(b"Authorization: Bearer sesame\r\n", backend.request())
 
-    def test_headers_of_a_stream(self) -> None:
+    def test_response_headers(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         self.assertEqual(client.status(), 0)
         backend.begin_stream()
         self.assertEqual(client.status(), 200)
@@ -140,95 +140,95 @@ class Streams(SynchronousTestCase):
         self.assertEqual(headers["x-accel-buffering"], "no")
         self.assertTrue(headers["server"].startswith("blockops/"))
 
-    def test_a_connection_that_stays_open_behind_done(self) -> None:
+    def test_connection_stays_open_after_done(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("Hi", role="assistant"), chunk(finish="stop"), DONE)
         world.reactor.advance(0)
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_a_backend_that_breaks_off(self) -> None:
+    def test_truncated_stream(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("Hi", role="assistant"))
-        backend.leave()
+        backend.disconnect()
         world.reactor.advance(0)
         self.assertIn("error", json.loads(client.events()[-1]))
-        self.assertTrue(client.complete())
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertTrue(client.is_complete())
+        self.assertEqual(world.load(), IDLE)
 
-    def test_a_backend_that_ends_by_closing(self) -> None:
+    def test_stream_ended_by_closing(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.send("HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         backend.send(chunk("Hi", role="assistant") + chunk(finish="stop") + DONE)
-        backend.leave()
+        backend.disconnect()
         world.reactor.advance(0)
         self.assertEqual(client.events()[-1], "[DONE]")
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
 
-    def test_a_whole_answer_where_a_stream_was_asked_for(self) -> None:
+    def test_json_response_to_a_streaming_request(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         message = {"role": "assistant", "content": "Hello"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        backend.answer({"id": "1", "object": "chat.completion", "choices": [choice]})
+        backend.respond({"id": "1", "object": "chat.completion", "choices": [choice]})
         self.assertEqual(client.headers()["content-type"], "text/event-stream; charset=utf-8")
         self.assertIn("Hello", client.body().decode())
         self.assertEqual(client.events()[-1], "[DONE]")
 
-    def test_a_slow_client_slows_its_backend(self) -> None:
+    def test_backpressure(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         client.pause()
         self.assertEqual(backend.wire.producerState, "paused")
         client.resume()
         self.assertEqual(backend.wire.producerState, "producing")
 
-    def test_a_client_that_reads_slowly_gets_slice_after_slice(self) -> None:
+    def test_slow_client_receives_all_slices(self) -> None:
         world = World(client_timeout=60, heartbeat=1000)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
-        event = chunk("x" * 4 * SLICE, role="assistant")
-        client.fills_at(SLICE)
+        event = chunk("x" * 4 * WRITE_SIZE, role="assistant")
+        client.pause_every(WRITE_SIZE)
         backend.stream(event)
-        self.assertEqual(len(client.body()), SLICE)
+        self.assertEqual(len(client.body()), WRITE_SIZE)
         self.assertEqual(backend.wire.producerState, "paused")
         for slices in (2, 3, 4):
             world.pass_time(50)
             client.resume()
-            self.assertEqual(len(client.body()), slices * SLICE)
+            self.assertEqual(len(client.body()), slices * WRITE_SIZE)
         backend.stream(chunk(finish="stop"), DONE)
         world.pass_time(50)
-        self.assertFalse(client.complete())
-        self.assertEqual(world.idle()["running"], 0)
+        self.assertFalse(client.is_complete())
+        self.assertEqual(world.load()["running"], 0)
         client.resume()
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
         (first, *_) = client.events()
         self.assertEqual(json.loads(first), json.loads(event.removeprefix("data: ")))
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_an_end_that_nobody_reads_is_cut_too(self) -> None:
+    def test_unread_end_of_a_response_is_aborted(self) -> None:
         world = World(client_timeout=60)
-        client, backend = world.ask(stream=False)
-        client.fills_at(SLICE)
-        message = {"role": "assistant", "content": "x" * 3 * SLICE}
+        client, backend = world.start_chat(stream=False)
+        client.pause_every(WRITE_SIZE)
+        message = {"role": "assistant", "content": "x" * 3 * WRITE_SIZE}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        backend.answer({"id": "1", "object": "chat.completion", "choices": [choice]})
-        self.assertEqual(world.idle(), {"running": 0, "waiting": 0, "exchanges": 1})
+        backend.respond({"id": "1", "object": "chat.completion", "choices": [choice]})
+        self.assertEqual(world.load(), {"running": 0, "waiting": 0, "exchanges": 1})
         world.pass_time(61)
         self.assertTrue(client.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_the_next_answer_on_a_full_connection(self) -> None:
-        """TLS says only once that it is full."""
+    def test_next_response_on_a_full_connection(self) -> None:
+        """TLS requests a pause only once."""
         world = World(client_timeout=60, heartbeat=1000)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         client.pause()
         backend.begin_stream()
         backend.stream(chunk("Hi", role="assistant"))
@@ -236,23 +236,23 @@ class Streams(SynchronousTestCase):
         world.pass_time(61)
         self.assertTrue(client.wire.aborted)
 
-    def test_requests_are_not_read_while_answers_are_not(self) -> None:
+    def test_requests_are_not_read_while_responses_are_unread(self) -> None:
         world = World(heartbeat=1000)
         client = world.client()
         client.get("/v1/a")
-        client.fills_at(1000)
-        world.backend().answer(b"x" * 1000)
+        client.pause_every(1000)
+        world.backend().respond(b"x" * 1000)
         client.get("/v1/b")
         self.assertEqual(client.wire.producerState, "paused")
-        self.assertEqual(world.connecting(), 1)
+        self.assertEqual(world.connection_attempts(), 1)
         client.resume()
         world.reactor.advance(0)
         self.assertEqual(client.wire.producerState, "producing")
-        self.assertEqual(world.connecting(), 2)
+        self.assertEqual(world.connection_attempts(), 2)
 
-    def test_a_client_that_reads_nothing_is_cut(self) -> None:
+    def test_stalled_client_is_aborted(self) -> None:
         world = World(client_timeout=60)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         client.pause()
         sent = client.received()
@@ -262,13 +262,13 @@ class Streams(SynchronousTestCase):
         world.pass_time(2)
         self.assertTrue(client.wire.aborted)
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
 
-class Heartbeats(SynchronousTestCase):
+class HeartbeatTests(SynchronousTestCase):
     def test_before_the_first_byte(self) -> None:
         world = World(heartbeat=10)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         world.pass_time(9)
         self.assertEqual(client.received(), b"")
         world.pass_time(2)
@@ -279,9 +279,9 @@ class Heartbeats(SynchronousTestCase):
         world.reactor.advance(0)
         self.assertEqual(client.events()[-1], "[DONE]")
 
-    def test_in_the_middle(self) -> None:
+    def test_within_the_stream(self) -> None:
         world = World(heartbeat=10)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("Hi", role="assistant"))
         before = len(client.body())
@@ -290,51 +290,51 @@ class Heartbeats(SynchronousTestCase):
 
     def test_while_queued(self) -> None:
         world = World(heartbeat=10, max_concurrent=1)
-        world.ask()
+        world.start_chat()
         second = world.client()
         second.post("/v1/chat/completions", chat())
         world.pass_time(11)
         self.assertEqual(second.body(), b": heartbeat\n\n")
-        self.assertEqual(world.idle()["waiting"], 1)
+        self.assertEqual(world.load()["waiting"], 1)
 
     def test_as_chunks(self) -> None:
         world = World(heartbeat=10, heartbeat_style="chunk")
-        client, _ = world.ask()
+        client, _ = world.start_chat()
         world.pass_time(11)
         delta = json.loads(client.events()[0])["choices"][0]["delta"]
         self.assertEqual(delta, {"role": "assistant"})
 
-    def test_a_token_puts_the_heartbeat_off(self) -> None:
+    def test_not_while_tokens_arrive(self) -> None:
         world = World(heartbeat=10)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         for _ in range(4):
             backend.stream(chunk("Hi", role="assistant"))
             world.pass_time(8)
         self.assertNotIn(b"heartbeat", client.body())
 
-    def test_of_a_whole_answer(self) -> None:
+    def test_before_a_json_document(self) -> None:
         world = World(heartbeat=10, heartbeat_json=True)
-        client, backend = world.ask(stream=False)
+        client, backend = world.start_chat(stream=False)
         world.pass_time(21)
         self.assertEqual(client.body(), b"\n\n")
         message = {"role": "assistant", "content": "Hello"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        backend.answer({"id": "1", "object": "chat.completion", "choices": [choice]})
+        backend.respond({"id": "1", "object": "chat.completion", "choices": [choice]})
         self.assertEqual(client.json()["choices"][0]["message"]["content"], "Hello")
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
 
-    def test_none_of_a_whole_answer_by_default(self) -> None:
+    def test_none_before_a_json_document_by_default(self) -> None:
         world = World(heartbeat=10)
-        client, _ = world.ask(stream=False)
+        client, _ = world.start_chat(stream=False)
         world.pass_time(21)
         self.assertEqual(client.received(), b"")
 
 
-class Deadlines(SynchronousTestCase):
+class DeadlineTests(SynchronousTestCase):
     def test_no_first_byte(self) -> None:
         world = World(first_byte_timeout=30, heartbeat=100)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         world.pass_time(29)
         self.assertEqual(client.status(), 0)
         world.pass_time(2)
@@ -342,78 +342,78 @@ class Deadlines(SynchronousTestCase):
         self.assertEqual(client.error()["code"], "backend_timeout")
         self.assertIn("--first-byte-timeout", client.error()["message"])
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_no_first_byte_behind_a_heartbeat(self) -> None:
+    def test_no_first_byte_after_a_heartbeat(self) -> None:
         world = World(first_byte_timeout=30, heartbeat=10)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         world.pass_time(31)
         self.assertEqual(client.status(), 200)
         error = json.loads(client.events()[-1])["error"]
         self.assertEqual(error["code"], "backend_timeout")
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
         self.assertTrue(backend.wire.aborted)
 
     def test_headers_but_no_first_byte(self) -> None:
         world = World(first_byte_timeout=30, idle_timeout=5)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         world.pass_time(29)
-        self.assertFalse(client.complete())
+        self.assertFalse(client.is_complete())
         world.pass_time(2)
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
 
-    def test_silence_in_the_middle(self) -> None:
+    def test_idle_stream(self) -> None:
         world = World(idle_timeout=20, heartbeat=100)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("Hi", role="assistant"))
         world.pass_time(19)
-        self.assertFalse(client.complete())
+        self.assertFalse(client.is_complete())
         world.pass_time(2)
         error = json.loads(client.events()[-1])["error"]
         self.assertIn("--idle-timeout", error["message"])
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_signs_of_life_without_end(self) -> None:
+    def test_endless_comments(self) -> None:
         world = World(max_duration=100, idle_timeout=20, heartbeat=10, max_concurrent=1)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         waiting = world.client()
         waiting.post("/v1/chat/completions", chat())
         backend.begin_stream()
         for _ in range(9):
             backend.stream(": reading the prompt\n\n")
             world.pass_time(11)
-        self.assertFalse(client.complete())
+        self.assertFalse(client.is_complete())
         world.pass_time(2)
         error = json.loads(client.events()[-1])["error"]
         self.assertEqual((error["code"], error["type"]), ("backend_timeout", "server_error"))
         self.assertIn("--max-duration", error["message"])
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
         self.assertTrue(backend.wire.aborted)
-        # The place is back, and the time in the queue is not the answer's.
+        # The slot is released, and the time in the queue does not count.
         second = world.backend()
         second.begin_stream()
         world.pass_time(90)
         second.stream(chunk("Hi", role="assistant"), chunk(finish="stop"), DONE)
         self.assertEqual(waiting.events()[-1], "[DONE]")
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_white_space_without_end(self) -> None:
+    def test_endless_white_space(self) -> None:
         world = World(max_duration=50, idle_timeout=20)
-        client, backend = world.ask(stream=False)
+        client, backend = world.start_chat(stream=False)
         backend.send("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
         for _ in range(10):
             backend.send(" ")
             world.pass_time(5.5)
         self.assertEqual(client.status(), 504)
-        self.assertIn("for 50 seconds", client.error()["message"])
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertIn("within 50 seconds", client.error()["message"])
+        self.assertEqual(world.load(), IDLE)
 
-    def test_an_answer_without_end_to_somebody_who_does_not_read(self) -> None:
+    def test_endless_response_to_a_stalled_client(self) -> None:
         world = World(max_duration=50, client_timeout=1000)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("Hi", role="assistant"))
         client.pause()
@@ -424,34 +424,34 @@ class Deadlines(SynchronousTestCase):
         client.resume()
         world.reactor.advance(0)
         self.assertIn("--max-duration", json.loads(client.events()[-1])["error"]["message"])
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_silence_while_the_client_does_not_read_is_not_the_backends(self) -> None:
+    def test_a_stalled_client_suspends_the_idle_timeout(self) -> None:
         world = World(idle_timeout=20, client_timeout=60)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("Hi", role="assistant"))
         client.pause()
         world.pass_time(40)
         client.resume()
         world.pass_time(10)
-        self.assertFalse(client.complete())
+        self.assertFalse(client.is_complete())
         self.assertFalse(backend.wire.aborted)
 
     def test_too_long_in_the_queue(self) -> None:
         world = World(max_concurrent=1, queue_timeout=30, heartbeat=100)
-        world.ask()
+        world.start_chat()
         second = world.client()
         second.post("/v1/chat/completions", chat())
         world.pass_time(31)
         self.assertEqual(second.status(), 429)
         self.assertEqual(second.error()["code"], "concurrency_limit")
         self.assertGreaterEqual(int(second.headers()["retry-after"]), 1)
-        self.assertEqual(world.idle()["waiting"], 0)
+        self.assertEqual(world.load()["waiting"], 0)
 
-    def test_too_long_in_the_queue_behind_a_heartbeat(self) -> None:
+    def test_too_long_in_the_queue_after_a_heartbeat(self) -> None:
         world = World(max_concurrent=1, queue_timeout=30, heartbeat=10)
-        world.ask()
+        world.start_chat()
         second = world.client()
         second.post("/v1/chat/completions", chat())
         world.pass_time(31)
@@ -459,10 +459,10 @@ class Deadlines(SynchronousTestCase):
         self.assertEqual(error["code"], "concurrency_limit")
 
 
-class Errors(SynchronousTestCase):
+class ErrorTests(SynchronousTestCase):
     def test_the_queue_is_full(self) -> None:
         world = World(max_concurrent=1, max_queue=1)
-        world.ask()
+        world.start_chat()
         for _ in range(2):
             client = world.client()
             client.post("/v1/chat/completions", chat())
@@ -470,57 +470,57 @@ class Errors(SynchronousTestCase):
         self.assertEqual(client.error()["code"], "concurrency_limit")
         self.assertIn("retry-after", client.headers())
 
-    def test_the_backends_own_error_passes_as_it_is(self) -> None:
+    def test_the_backends_error_passes_unchanged(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         body = b'{"error": {"message": "too long", "type": "x", "n_ctx": 5}}'
-        backend.answer(body, "400 Bad Request")
+        backend.respond(body, "400 Bad Request")
         self.assertEqual(client.status(), 400)
         self.assertEqual(client.body(), body)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_the_backends_error_behind_a_heartbeat(self) -> None:
+    def test_the_backends_error_after_a_heartbeat(self) -> None:
         world = World(heartbeat=10)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         world.pass_time(11)
-        backend.answer(b'{"error": {"message": "too long"}}', "400 Bad Request")
+        backend.respond(b'{"error": {"message": "too long"}}', "400 Bad Request")
         self.assertEqual(json.loads(client.events()[-1])["error"]["message"], "too long")
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
 
     def test_html_with_500(self) -> None:
         world = World()
-        client, backend = world.ask()
-        backend.answer(b"<html><h1>Oh no</h1></html>", "500 Internal Server Error", "text/html")
+        client, backend = world.start_chat()
+        backend.respond(b"<html><h1>Oh no</h1></html>", "500 Internal Server Error", "text/html")
         self.assertEqual(client.status(), 500)
         self.assertIn("Oh no", client.error()["message"])
 
-    def test_statuses_that_no_standard_knows(self) -> None:
+    def test_unregistered_statuses(self) -> None:
         for status in (520, 599):
             world = World()
-            client, backend = world.ask()
-            backend.answer(b"oh", f"{status} Oh")
+            client, backend = world.start_chat()
+            backend.respond(b"oh", f"{status} Oh")
             self.assertEqual(client.status(), status)
             self.assertEqual(client.error()["message"], "oh")
 
     def test_html_instead_of_a_stream(self) -> None:
         world = World()
-        client, backend = world.ask()
-        backend.answer(b"<html><h1>Welcome</h1></html>", "200 OK", "text/html")
+        client, backend = world.start_chat()
+        backend.respond(b"<html><h1>Welcome</h1></html>", "200 OK", "text/html")
         self.assertEqual(client.status(), 502)
         self.assertIn("Welcome", client.error()["message"])
 
-    def test_retry_after_of_the_backend(self) -> None:
+    def test_the_backends_retry_after(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.send("HTTP/1.1 503 Loading\r\nRetry-After: 7\r\nContent-Length: 7\r\n\r\nloading")
         world.reactor.advance(0)
         self.assertEqual(client.status(), 503)
         self.assertEqual(client.headers()["retry-after"], "7")
         self.assertIn("loading", client.error()["message"])
 
-    def test_what_else_the_backend_says_of_a_refusal(self) -> None:
+    def test_further_headers_of_an_error(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.send(
             "HTTP/1.1 401 No\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n"
             "WWW-Authenticate: Bearer\r\nContent-Type: text/html\xff\r\nContent-Length: 0\r\n\r\n"
@@ -532,53 +532,53 @@ class Errors(SynchronousTestCase):
 
     def test_garbage_instead_of_http(self) -> None:
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.send("SSH-2.0-OpenSSH_9.2\r\n")
         world.reactor.advance(0)
         self.assertEqual(client.status(), 502)
         self.assertEqual(client.error()["code"], "backend_invalid_response")
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_closed_without_an_answer(self) -> None:
+    def test_closed_without_a_response(self) -> None:
         world = World()
-        client, backend = world.ask()
-        backend.leave()
+        client, backend = world.start_chat()
+        backend.disconnect()
         world.reactor.advance(0)
         self.assertEqual(client.status(), 502)
         self.assertIn("closed the connection", client.error()["message"])
 
-    def test_a_whole_answer_cut_short(self) -> None:
+    def test_truncated_json(self) -> None:
         world = World()
-        client, backend = world.ask(stream=False)
+        client, backend = world.start_chat(stream=False)
         backend.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-        backend.leave()
+        backend.disconnect()
         world.reactor.advance(0)
         self.assertEqual(client.status(), 502)
         self.assertEqual(client.error()["code"], "backend_truncated")
 
-    def test_a_whole_answer_that_is_too_large(self) -> None:
+    def test_json_that_is_too_large(self) -> None:
         world = World(max_answer=1024)
-        client, backend = world.ask(stream=False)
+        client, backend = world.start_chat(stream=False)
         backend.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + b" " * 1025)
         world.reactor.advance(0)
         self.assertEqual(client.status(), 502)
         self.assertIn("--max-answer", client.error()["message"])
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_bad_requests_never_reach_the_backend(self) -> None:
+    def test_invalid_requests_are_not_forwarded(self) -> None:
         world = World()
         for body in (b"", b"{", b"[1]", b"{}", b'{"messages": 7}', b'{"messages": []}', b"\xff"):
             client = world.client()
             client.post("/v1/chat/completions", body)
             self.assertEqual(client.status(), 400, body)
             self.assertEqual(client.error()["type"], "invalid_request_error")
-        self.assertEqual(world.connecting(), 0)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.connection_attempts(), 0)
+        self.assertEqual(world.load(), IDLE)
 
 
-class Relaying(SynchronousTestCase):
-    def test_both_ways_as_it_comes(self) -> None:
+class PassthroughTests(SynchronousTestCase):
+    def test_both_bodies_are_relayed_as_they_arrive(self) -> None:
         world = World()
         client = world.client()
         client.send("POST /v1/audio/x?y=%20 HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\nabc")
@@ -595,10 +595,10 @@ class Relaying(SynchronousTestCase):
         self.assertEqual(client.body(), b"RI")
         backend.send("FF")
         world.reactor.advance(0)
-        self.assertTrue(client.complete())
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertTrue(client.is_complete())
+        self.assertEqual(world.load(), IDLE)
 
-    def test_chunked_up(self) -> None:
+    def test_chunked_upload(self) -> None:
         world = World()
         client = world.client()
         client.send(
@@ -609,10 +609,10 @@ class Relaying(SynchronousTestCase):
         self.assertIn(b"Transfer-Encoding: chunked", backend.request())
         client.send("0\r\n\r\n")
         self.assertTrue(backend.request().endswith(b"3\r\nabc\r\n0\r\n\r\n"))
-        backend.answer(b"{}")
+        backend.respond(b"{}")
         self.assertEqual(client.body(), b"{}")
 
-    def test_a_slow_backend_slows_its_client(self) -> None:
+    def test_backpressure_on_the_upload(self) -> None:
         world = World(header_timeout=60)
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\nabc")
@@ -625,7 +625,7 @@ class Relaying(SynchronousTestCase):
         backend.resume()
         self.assertEqual(client.wire.producerState, "producing")
 
-    def test_a_backend_that_does_not_take_an_upload(self) -> None:
+    def test_backend_does_not_read_the_upload(self) -> None:
         world = World(idle_timeout=30)
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\nabc")
@@ -635,9 +635,9 @@ class Relaying(SynchronousTestCase):
         world.pass_time(31)
         self.assertEqual(client.status(), 504)
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_the_first_byte_is_waited_for_from_the_uploads_end(self) -> None:
+    def test_first_byte_timeout_starts_after_the_upload(self) -> None:
         world = World(first_byte_timeout=30, idle_timeout=50, header_timeout=60)
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\n")
@@ -649,53 +649,53 @@ class Relaying(SynchronousTestCase):
         self.assertEqual(client.status(), 0)
         self.assertFalse(backend.wire.aborted)
 
-    def test_posts_are_admitted(self) -> None:
+    def test_post_requests_take_a_slot(self) -> None:
         world = World(max_concurrent=1)
-        world.ask()
+        world.start_chat()
         client = world.client()
         client.post("/v1/embeddings", b"{}")
-        self.assertEqual(world.idle()["waiting"], 1)
+        self.assertEqual(world.load()["waiting"], 1)
 
-    def test_an_upload_waits_for_its_place_in_bounds(self) -> None:
+    def test_queued_upload_is_buffered_up_to_a_limit(self) -> None:
         world = World(max_concurrent=1)
-        _, running = world.ask()
+        _, running = world.start_chat()
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 2000000\r\n\r\n")
         client.send(b"x" * UPLOAD_BUFFER)
         self.assertEqual(client.wire.producerState, "producing")
         client.send(b"x" * 10)
         self.assertEqual(client.wire.producerState, "paused")
-        running.answer(b"{}", "500 Oh no")
+        running.respond(b"{}", "500 Oh no")
         world.reactor.advance(0)
         backend = world.backend()
         self.assertEqual(client.wire.producerState, "producing")
         self.assertEqual(len(backend.request().partition(b"\r\n\r\n")[2]), UPLOAD_BUFFER + 10)
 
-    def test_gets_are_not(self) -> None:
+    def test_get_requests_take_no_slot(self) -> None:
         world = World(max_concurrent=1)
-        world.ask()
+        world.start_chat()
         client = world.client()
         client.get("/v1/models")
-        world.backend().answer(b'{"data": []}')
+        world.backend().respond(b'{"data": []}')
         self.assertEqual(client.body(), b'{"data": []}')
 
-    def test_a_refusal_before_the_upload_has_ended(self) -> None:
+    def test_error_response_during_the_upload(self) -> None:
         world = World()
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\nabc")
         world.reactor.advance(0)
-        world.backend().answer(b'{"detail": "no"}', "415 No")
+        world.backend().respond(b'{"detail": "no"}', "415 No")
         self.assertEqual(client.status(), 415)
         self.assertEqual(client.error()["message"], "no")
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
         self.assertEqual(client.headers()["connection"], "close")
         self.assertFalse(client.wire.disconnecting)
         client.send("def")
         self.assertTrue(client.wire.disconnecting)
 
-    def test_a_refusal_before_leave_to_send(self) -> None:
+    def test_error_response_before_100_continue(self) -> None:
         world = World(max_concurrent=1, max_queue=0)
-        world.ask()
+        world.start_chat()
         client = world.client()
         client.send(
             "POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\nExpect: 100-continue\r\n\r\n"
@@ -704,29 +704,29 @@ class Relaying(SynchronousTestCase):
         self.assertEqual(client.headers()["connection"], "close")
         self.assertNotIn(b"100 Continue", client.received())
 
-    def test_a_refusal_before_an_upload_that_never_ends(self) -> None:
+    def test_error_response_during_an_endless_upload(self) -> None:
         world = World()
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\nabc")
         world.reactor.advance(0)
-        world.backend().answer(b'{"detail": "no"}', "415 No")
+        world.backend().respond(b'{"detail": "no"}', "415 No")
         world.pass_time(31)
         self.assertTrue(client.wire.closed)
 
-    def test_an_answer_that_breaks_off_never_looks_whole(self) -> None:
+    def test_truncated_response_never_looks_complete(self) -> None:
         world = World()
         for head in ("Content-Length: 10", "Transfer-Encoding: chunked"):
             client = world.client()
             client.get("/v1/files/7/content")
             backend = world.backend()
             backend.send(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n3\r\nabc")
-            backend.leave()
+            backend.disconnect()
             world.reactor.advance(0)
-            self.assertFalse(client.complete())
+            self.assertFalse(client.is_complete())
             self.assertTrue(client.wire.closed)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_hop_by_hop_headers_stay_behind(self) -> None:
+    def test_hop_by_hop_headers_are_not_forwarded(self) -> None:
         world = World()
         client = world.client()
         client.get("/v1/x", Connection="keep-alive, X-Hop", X_Hop="1", TE="trailers", X_End="2")
@@ -746,7 +746,7 @@ class Relaying(SynchronousTestCase):
         self.assertNotIn("set-cookie", headers)
         self.assertTrue(headers["server"].startswith("blockops/"))
 
-    def test_another_kind_of_stream(self) -> None:
+    def test_unknown_event_stream(self) -> None:
         world = World(heartbeat=10)
         client = world.client()
         client.post("/v1/responses", b'{"stream": true}')
@@ -758,24 +758,24 @@ class Relaying(SynchronousTestCase):
         backend.stream("event: response.completed\ndata: {}\n\n")
         backend.end_stream()
         world.reactor.advance(0)
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
         self.assertEqual(
             client.body().replace(b": heartbeat\n\n", b""),
             b"event: response.created\ndata: {}\n\nevent: response.completed\ndata: {}\n\n",
         )
 
-    def test_another_kind_of_stream_that_breaks_off(self) -> None:
+    def test_truncated_unknown_event_stream(self) -> None:
         world = World()
         client = world.client()
         client.post("/v1/responses", b'{"stream": true}')
         backend = world.backend()
         backend.begin_stream()
         backend.stream("event: response.created\ndata: {}\n\n")
-        backend.leave()
+        backend.disconnect()
         world.reactor.advance(0)
         self.assertEqual(json.loads(client.events()[-1])["error"]["code"], "backend_truncated")
-        self.assertTrue(client.complete())
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertTrue(client.is_complete())
+        self.assertEqual(world.load(), IDLE)
 
     def test_head(self) -> None:
         world = World()
@@ -787,22 +787,22 @@ class Relaying(SynchronousTestCase):
         world.reactor.advance(0)
         self.assertEqual(client.status(), 200)
         self.assertTrue(client.received().endswith(b"\r\n\r\n"))
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
 
-class WholeAsStream(SynchronousTestCase):
-    """`--whole-as-stream`: the backend streams, the client gets it whole."""
+class WholeAsStreamTests(SynchronousTestCase):
+    """`--whole-as-stream`: the backend streams, and the client receives one JSON document."""
 
-    def ask(self, **settings: Any) -> tuple[World, Client, Backend]:
+    def start(self, **settings: Any) -> tuple[World, Client, Backend]:
         world = World(whole_as_stream=True, **settings)
-        client, backend = world.ask(stream=False)
-        asked = backend.asked()
-        self.assertTrue(asked["stream"])
-        self.assertEqual(asked["stream_options"], {"include_usage": True})
+        client, backend = world.start_chat(stream=False)
+        request = backend.request_json()
+        self.assertTrue(request["stream"])
+        self.assertEqual(request["stream_options"], {"include_usage": True})
         return world, client, backend
 
     def test_a_call(self) -> None:
-        world, client, backend = self.ask()
+        world, client, backend = self.start()
         backend.begin_stream()
         for piece in ('Hm. <tool_call>{"name": "get_weather", ', '"arguments": {"city": "Rome"}}'):
             backend.stream(chunk(piece))
@@ -818,20 +818,20 @@ class WholeAsStream(SynchronousTestCase):
         self.assertEqual(choice["message"]["content"], "Hm.")
         (call,) = choice["message"]["tool_calls"]
         self.assertEqual(json.loads(call["function"]["arguments"]), {"city": "Rome"})
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
         (response,) = world.traffic.responses()
         self.assertEqual(list(response.calls), ["get_weather"])
 
-    def test_a_client_that_leaves(self) -> None:
-        world, client, backend = self.ask()
+    def test_client_disconnects(self) -> None:
+        world, client, backend = self.start()
         backend.begin_stream()
         backend.stream(chunk("Hi"))
-        client.leave()
+        client.disconnect()
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_kept_alive(self) -> None:
-        world, client, backend = self.ask(heartbeat=10, heartbeat_json=True)
+    def test_heartbeats(self) -> None:
+        world, client, backend = self.start(heartbeat=10, heartbeat_json=True)
         world.pass_time(11)
         backend.begin_stream()
         backend.stream(chunk("Hi"), chunk(finish="stop"), DONE)
@@ -839,18 +839,18 @@ class WholeAsStream(SynchronousTestCase):
         self.assertTrue(client.body().startswith(b"\n{"))
         self.assertEqual(client.json()["choices"][0]["message"]["content"], "Hi")
 
-    def test_broken_off(self) -> None:
-        world, client, backend = self.ask()
+    def test_truncated(self) -> None:
+        world, client, backend = self.start()
         backend.begin_stream()
         backend.stream(chunk("Hi"))
-        backend.leave()
+        backend.disconnect()
         world.reactor.advance(0)
         self.assertEqual(client.status(), 502)
         self.assertEqual(client.error()["code"], "backend_truncated")
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
     def test_too_long(self) -> None:
-        world, client, backend = self.ask(max_answer=1024)
+        world, client, backend = self.start(max_answer=1024)
         backend.begin_stream()
         for _ in range(20):
             backend.stream(chunk("x" * 100))
@@ -858,11 +858,11 @@ class WholeAsStream(SynchronousTestCase):
         self.assertEqual(client.status(), 502)
         self.assertTrue(backend.wire.aborted)
 
-    def test_a_backend_that_answers_whole_all_the_same(self) -> None:
-        _, client, backend = self.ask()
+    def test_backend_sends_json(self) -> None:
+        _, client, backend = self.start()
         message = {"role": "assistant", "content": "Hello"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        backend.answer({"id": "1", "object": "chat.completion", "choices": [choice]})
+        backend.respond({"id": "1", "object": "chat.completion", "choices": [choice]})
         self.assertEqual(client.json()["choices"][0]["message"]["content"], "Hello")
 
     def test_completions(self) -> None:
@@ -870,7 +870,7 @@ class WholeAsStream(SynchronousTestCase):
         client = world.client()
         client.post("/v1/completions", {"prompt": "x"})
         backend = world.backend()
-        self.assertTrue(backend.asked()["stream"])
+        self.assertTrue(backend.request_json()["stream"])
         backend.begin_stream()
         for text, finish in (("a", None), ("b", "stop")):
             choice = {"index": 0, "text": text, "finish_reason": finish}
@@ -880,7 +880,7 @@ class WholeAsStream(SynchronousTestCase):
         self.assertEqual(client.json()["choices"][0]["text"], "ab")
 
 
-class Completions(SynchronousTestCase):
+class CompletionTests(SynchronousTestCase):
     def test_text_is_not_translated(self) -> None:
         world = World()
         client = world.client()
@@ -894,62 +894,62 @@ class Completions(SynchronousTestCase):
         self.assertEqual(json.loads(client.events()[0]), body)
         self.assertEqual(client.events()[-1], "[DONE]")
 
-    def test_whole(self) -> None:
+    def test_json(self) -> None:
         world = World()
         client = world.client()
         client.post("/v1/completions", {"prompt": "x"})
         body = b'{"id": "1", "choices": [{"index": 0, "text": "<tool_call>", "x": 1.0}]}'
-        world.backend().answer(body)
+        world.backend().respond(body)
         self.assertEqual(client.body(), body)
 
 
-class Models(SynchronousTestCase):
+class ModelTests(SynchronousTestCase):
     LIST = b'{"object": "list", "data": [{"id": "a"}, {"id": "org/b",  "owned_by": "me"}]}'
 
-    def ask(self, target: str) -> World:
+    def start(self, target: str) -> World:
         world = World()
         self.client = world.client()
         self.client.get(target)
         return world
 
-    def test_the_backend_knows(self) -> None:
-        world = self.ask("/v1/models/org/b")
+    def test_from_the_backend(self) -> None:
+        world = self.start("/v1/models/org/b")
         backend = world.backend()
         self.assertTrue(backend.request().startswith(b"GET /v1/models/org/b HTTP"))
-        backend.answer(b'{"id": "org/b"}')
+        backend.respond(b'{"id": "org/b"}')
         self.assertEqual(self.client.body(), b'{"id": "org/b"}')
 
     def test_from_the_list(self) -> None:
         for target in ("/v1/models/org/b", "/v1/models/org%2Fb"):
-            world = self.ask(target)
-            world.backend().answer(b"Not Found", "404 Not Found", "text/plain")
-            world.backend().answer(self.LIST)
+            world = self.start(target)
+            world.backend().respond(b"Not Found", "404 Not Found", "text/plain")
+            world.backend().respond(self.LIST)
             self.assertEqual(self.client.body(), b'{"id": "org/b",  "owned_by": "me"}')
-            self.assertEqual(world.idle(), NOTHING_LEFT)
+            self.assertEqual(world.load(), IDLE)
 
-    def test_in_neither(self) -> None:
-        world = self.ask("/v1/models/c")
-        world.backend().answer(b"<html>", "501 Unsupported", "text/html")
-        world.backend().answer(self.LIST)
+    def test_unknown_model(self) -> None:
+        world = self.start("/v1/models/c")
+        world.backend().respond(b"<html>", "501 Unsupported", "text/html")
+        world.backend().respond(self.LIST)
         self.assertEqual(self.client.status(), 404)
         self.assertEqual(self.client.error()["code"], "model_not_found")
 
-    def test_a_list_that_is_none(self) -> None:
-        world = self.ask("/v1/models/c")
-        world.backend().answer(b"", "405 No")
-        world.backend().answer(b'{"data": 7}')
+    def test_invalid_list(self) -> None:
+        world = self.start("/v1/models/c")
+        world.backend().respond(b"", "405 No")
+        world.backend().respond(b'{"data": 7}')
         self.assertEqual(self.client.status(), 404)
 
-    def test_a_list_with_oddities(self) -> None:
-        world = self.ask("/v1/models/c")
-        world.backend().answer(b"", "404 No")
-        world.backend().answer(b'{"data": [7, null, {"id": 1}, {"id": null}, {"id": "c"}]}')
+    def test_invalid_entries(self) -> None:
+        world = self.start("/v1/models/c")
+        world.backend().respond(b"", "404 No")
+        world.backend().respond(b'{"data": [7, null, {"id": 1}, {"id": null}, {"id": "c"}]}')
         self.assertEqual(self.client.json(), {"id": "c"})
 
-    def test_a_list_that_is_refused(self) -> None:
-        world = self.ask("/v1/models/c")
-        world.backend().answer(b"", "404 No")
-        world.backend().answer(b'{"error": {"message": "Who are you?"}}', "401 No")
+    def test_the_list_is_rejected(self) -> None:
+        world = self.start("/v1/models/c")
+        world.backend().respond(b"", "404 No")
+        world.backend().respond(b'{"error": {"message": "Who are you?"}}', "401 No")
         self.assertEqual(self.client.status(), 401)
         self.assertEqual(self.client.error()["message"], "Who are you?")
 
@@ -959,34 +959,34 @@ class Models(SynchronousTestCase):
         client.request("HEAD", "/v1/models/a")
         world.backend().send("HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
         world.reactor.advance(0)
-        world.backend().answer(self.LIST)
+        world.backend().respond(self.LIST)
         self.assertEqual(client.status(), 200)
         self.assertTrue(client.received().endswith(b"\r\n\r\n"))
 
     def test_another_error(self) -> None:
-        world = self.ask("/v1/models/c")
-        world.backend().answer(b"busy", "503 Busy", "text/plain")
+        world = self.start("/v1/models/c")
+        world.backend().respond(b"busy", "503 Busy", "text/plain")
         self.assertEqual(self.client.status(), 503)
         self.assertEqual(self.client.error()["message"], "busy")
 
 
-class Readiness(SynchronousTestCase):
+class ReadinessTests(SynchronousTestCase):
     def test_ready(self) -> None:
         world = World()
         client = world.client()
         client.get("/ready")
-        world.backend().answer(b"anything", "404 Not Found")
+        world.backend().respond(b"anything", "404 Not Found")
         self.assertEqual(client.status(), 200)
 
-    def test_loading(self) -> None:
+    def test_backend_is_loading(self) -> None:
         world = World()
         client = world.client()
         client.get("/ready")
-        world.backend().answer(b'{"error": {"message": "Loading model"}}', "503 Loading")
+        world.backend().respond(b'{"error": {"message": "Loading model"}}', "503 Loading")
         self.assertEqual(client.status(), 503)
         self.assertEqual(client.error()["message"], "Loading model")
 
-    def test_hanging(self) -> None:
+    def test_backend_hangs(self) -> None:
         world = World()
         client = world.client()
         client.get("/ready")
@@ -996,44 +996,46 @@ class Readiness(SynchronousTestCase):
         self.assertTrue(backend.wire.aborted)
 
 
-class Compressed(SynchronousTestCase):
-    """Answers that are compressed, although blockops asks that they be not."""
+class CompressionTests(SynchronousTestCase):
+    """Responses that are compressed although the request does not accept that."""
 
     WHOLE = json.dumps({"choices": [{"index": 0, "message": {"content": "hi"}}]}).encode()
 
-    def answered(self, coding: str, body: bytes, kind: str, **fields: Any) -> Client:
+    def get_response(self, coding: str, body: bytes, kind: str, **fields: Any) -> Client:
         world = World()
-        client, backend = world.ask(**fields)
+        client, backend = world.start_chat(**fields)
         self.assertIn(b"Accept-Encoding: identity\r\n", backend.request())
-        backend.answer(body, kind=f"{kind}\r\nContent-Encoding: {coding}")
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        backend.respond(body, kind=f"{kind}\r\nContent-Encoding: {coding}")
+        self.assertEqual(world.load(), IDLE)
         return client
 
-    def test_undone(self) -> None:
-        client = self.answered("gzip", gzip.compress(self.WHOLE), "application/json", stream=False)
+    def test_gzip_is_decoded(self) -> None:
+        client = self.get_response(
+            "gzip", gzip.compress(self.WHOLE), "application/json", stream=False
+        )
         self.assertEqual(client.json()["choices"][0]["message"]["content"], "hi")
         stream = (chunk("hi", finish="stop") + DONE).encode()
-        client = self.answered("gzip", gzip.compress(stream), "text/event-stream")
+        client = self.get_response("gzip", gzip.compress(stream), "text/event-stream")
         self.assertEqual(client.events()[-1], "[DONE]")
 
-    def test_a_lie_is_no_answer(self) -> None:
+    def test_invalid_gzip(self) -> None:
         for body in (self.WHOLE, gzip.compress(self.WHOLE)[:-9]):
-            client = self.answered("gzip", body, "application/json", stream=False)
+            client = self.get_response("gzip", body, "application/json", stream=False)
             self.assertEqual(client.status(), 502)
-            client = self.answered("gzip", body, "text/event-stream")
+            client = self.get_response("gzip", body, "text/event-stream")
             self.assertIn("error", json.loads(client.events()[-1]))
 
-    def test_what_nobody_can_undo(self) -> None:
+    def test_unknown_encoding(self) -> None:
         for kind in ("application/json", "text/event-stream"):
             for stream in (True, False):
-                client = self.answered("br", self.WHOLE, kind, stream=stream)
+                client = self.get_response("br", self.WHOLE, kind, stream=stream)
                 self.assertEqual(client.status(), 502)
                 self.assertEqual(client.error()["code"], "backend_response_compressed")
 
-    def test_what_is_relayed_untouched_stays_as_it_is(self) -> None:
+    def test_passthrough_stays_compressed(self) -> None:
         world = World()
         client = world.client()
         client.get("/v1/files")
-        world.backend().answer(b"tight", kind="text/plain\r\nContent-Encoding: br")
+        world.backend().respond(b"tight", kind="text/plain\r\nContent-Encoding: br")
         self.assertEqual(client.headers()["content-encoding"], "br")
         self.assertEqual(client.body(), b"tight")

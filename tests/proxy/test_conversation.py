@@ -1,4 +1,4 @@
-"""Conversations through the daemon: what the backend gets, and what the client is told besides."""
+"""Conversations through the daemon: prompts for the backend, and notices for the client."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.conversation.context_window import marker
-from blockops.conversation.notices import CLOSES, OPENS
-from blockops.operations.memory import MemoryGauge
+from blockops.conversation.context_window import make_marker
+from blockops.conversation.notices import LEADING_MARKER, TRAILING_MARKER
+from blockops.operations.memory import MemoryMonitor
 from tests import thorough
-from tests.conversation.histories import malformed
-from tests.world import DONE, NOTHING_LEFT, WEATHER, Backend, Client, World, chat, chunk
+from tests.conversation.histories import malformed_histories
+from tests.world import DONE, IDLE, WEATHER, Backend, Client, World, chat, chunk
 
 JSON_ANSWER = {"type": "json_object"}
 
@@ -29,27 +29,27 @@ def assistant(text: str) -> dict[str, Any]:
 
 
 def usage(tokens: int) -> str:
-    """Return the event that a backend sends when it was asked for the usage."""
-    told = {"prompt_tokens": tokens, "completion_tokens": 2, "total_tokens": tokens + 2}
-    return f"data: {json.dumps({'id': 'chatcmpl-1', 'choices': [], 'usage': told})}\n\n"
+    """Return the event with the usage that a backend sends on request."""
+    fields = {"prompt_tokens": tokens, "completion_tokens": 2, "total_tokens": tokens + 2}
+    return f"data: {json.dumps({'id': 'chatcmpl-1', 'choices': [], 'usage': fields})}\n\n"
 
 
-class Talk:
-    """A client, and the backend behind blockops, in one conversation without tools."""
+class Conversation:
+    """A client and a backend in one conversation without tools."""
 
     def __init__(self, **settings: Any) -> None:
         self.world = World(**settings)
         self.headers: dict[str, str] = {}
         self.fields: dict[str, Any] = {"tools": None}
 
-    def ask(self, *messages: Any, **fields: Any) -> Client:
+    def post(self, *messages: Any, **fields: Any) -> Client:
         client = self.world.client()
         body = chat(messages=list(messages), **{**self.fields, **fields})
         client.post("/v1/chat/completions", body, **self.headers)
         return client
 
     def reply(self, *events: str, reported: int = 0) -> Backend:
-        """Let the backend stream `events`."""
+        """Stream `events` from the backend."""
         backend = self.world.backend()
         backend.begin_stream()
         backend.stream(chunk("", role="assistant"), *events, chunk(finish="stop"))
@@ -60,10 +60,12 @@ class Talk:
         self.world.reactor.advance(0)
         return backend
 
-    def turn(self, *messages: Any, says: str = "Hello", reported: int = 0, **fields: Any) -> str:
-        """Ask, let the backend answer, and return the content that the client got."""
-        client = self.ask(*messages, **fields)
-        self.asked = self.reply(chunk(says), reported=reported).asked()
+    def exchange(
+        self, *messages: Any, answer: str = "Hello", reported: int = 0, **fields: Any
+    ) -> str:
+        """Send a request and its response, and return the content that the client received."""
+        client = self.post(*messages, **fields)
+        self.sent = self.reply(chunk(answer), reported=reported).request_json()
         self.client = client
         return content(client)
 
@@ -77,106 +79,108 @@ def content(client: Client) -> str:
     return "".join(delta.get("content") or "" for delta in deltas(client))
 
 
-def thoughts(client: Client) -> str:
+def reasoning(client: Client) -> str:
     return "".join(delta.get("reasoning_content") or "" for delta in deltas(client))
 
 
-class Usage(SynchronousTestCase):
-    """What a prompt had is asked for, and hidden again from who did not ask."""
+class UsageTests(SynchronousTestCase):
+    """`include_usage` is always requested; usage is hidden unless the client requested it."""
 
-    def test_asked_for_and_hidden(self) -> None:
-        talk = Talk()
-        talk.turn(user("hi"), reported=700)
-        self.assertEqual(talk.asked["stream_options"], {"include_usage": True})
-        self.assertNotIn(b"usage", talk.client.body())
-        self.assertTrue(talk.client.complete())
-        self.assertEqual(talk.client.events()[-1], "[DONE]")
-        response = talk.world.traffic.responses()[-1]
+    def test_requested_and_hidden(self) -> None:
+        conversation = Conversation()
+        conversation.exchange(user("hi"), reported=700)
+        self.assertEqual(conversation.sent["stream_options"], {"include_usage": True})
+        self.assertNotIn(b"usage", conversation.client.body())
+        self.assertTrue(conversation.client.is_complete())
+        self.assertEqual(conversation.client.events()[-1], "[DONE]")
+        response = conversation.world.traffic.responses()[-1]
         self.assertEqual((response.usage or {})["prompt_tokens"], 700)
 
-    def test_told_to_who_asked(self) -> None:
-        talk = Talk()
-        talk.turn(user("hi"), reported=700, stream_options={"include_usage": True, "x": 1})
-        self.assertEqual(talk.asked["stream_options"], {"include_usage": True, "x": 1})
-        self.assertIn(b'"prompt_tokens": 700', talk.client.body())
+    def test_sent_to_a_client_that_requests_it(self) -> None:
+        conversation = Conversation()
+        conversation.exchange(
+            user("hi"), reported=700, stream_options={"include_usage": True, "x": 1}
+        )
+        self.assertEqual(conversation.sent["stream_options"], {"include_usage": True, "x": 1})
+        self.assertIn(b'"prompt_tokens": 700', conversation.client.body())
 
     def test_other_options_stay(self) -> None:
-        talk = Talk()
-        talk.turn(user("hi"), stream_options={"include_usage": False, "x": 1})
-        self.assertEqual(talk.asked["stream_options"], {"include_usage": True, "x": 1})
+        conversation = Conversation()
+        conversation.exchange(user("hi"), stream_options={"include_usage": False, "x": 1})
+        self.assertEqual(conversation.sent["stream_options"], {"include_usage": True, "x": 1})
 
-    def test_what_stands_beside_the_usage_stays(self) -> None:
-        talk = Talk()
-        client = talk.ask(user("hi"))
+    def test_other_fields_beside_the_usage_stay(self) -> None:
+        conversation = Conversation()
+        client = conversation.post(user("hi"))
         timings = {"choices": [], "usage": {"prompt_tokens": 5}, "timings": {"prompt_n": 3}}
-        talk.reply(chunk("Hello"), f"data: {json.dumps(timings)}\n\n")
+        conversation.reply(chunk("Hello"), f"data: {json.dumps(timings)}\n\n")
         self.assertIn(b'"prompt_n": 3', client.body())
         self.assertNotIn(b"usage", client.body())
 
-    def test_a_backend_that_refuses_the_wish_is_asked_without_it_from_then_on(self) -> None:
-        talk = Talk()
-        client = talk.ask(user("hi"))
+    def test_rejected_usage_is_not_requested_again(self) -> None:
+        conversation = Conversation()
+        client = conversation.post(user("hi"))
         error = {"error": {"message": "Unrecognized argument: stream_options"}}
-        talk.world.backend().answer(error, "400 Bad Request")
-        self.assertNotIn("stream_options", talk.reply(chunk("Hello")).asked())
+        conversation.world.backend().respond(error, "400 Bad Request")
+        self.assertNotIn("stream_options", conversation.reply(chunk("Hello")).request_json())
         self.assertEqual(content(client), "Hello")
-        talk.turn(user("hi"))
-        self.assertNotIn("stream_options", talk.asked)
-        self.assertEqual(talk.world.idle(), NOTHING_LEFT)
+        conversation.exchange(user("hi"))
+        self.assertNotIn("stream_options", conversation.sent)
+        self.assertEqual(conversation.world.load(), IDLE)
 
-    def test_other_refusals_and_those_of_the_clients_own_wish_reach_the_client(self) -> None:
+    def test_other_errors_reach_the_client(self) -> None:
         for message, fields in (
             ("Unknown model", {}),
             ("No stream_options here", {"stream_options": {"include_usage": True}}),
         ):
-            talk = Talk()
-            client = talk.ask(user("hi"), **fields)
-            talk.world.backend().answer({"error": {"message": message}}, "400 Bad Request")
+            conversation = Conversation()
+            client = conversation.post(user("hi"), **fields)
+            conversation.world.backend().respond({"error": {"message": message}}, "400 Bad Request")
             self.assertEqual((client.status(), client.error()["message"]), (400, message))
 
-    def test_a_whole_answer_is_not_asked_for_it(self) -> None:
-        talk = Talk()
-        client = talk.ask(user("hi"), stream=False)
-        backend = talk.world.backend()
-        self.assertNotIn("stream_options", backend.asked())
+    def test_not_requested_with_json(self) -> None:
+        conversation = Conversation()
+        client = conversation.post(user("hi"), stream=False)
+        backend = conversation.world.backend()
+        self.assertNotIn("stream_options", backend.request_json())
         answer = {
             "id": "1",
             "object": "chat.completion",
             "choices": [{"index": 0, "message": assistant("Hi"), "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 1_000},
         }
-        backend.answer(answer)
+        backend.respond(answer)
         self.assertEqual(client.json(), answer)
 
     def test_the_estimate_learns(self) -> None:
-        talk = Talk()
-        talk.turn(user("word " * 2_000), reported=4_000)
-        health = talk.world.client()
+        conversation = Conversation()
+        conversation.exchange(user("word " * 2_000), reported=4_000)
+        health = conversation.world.client()
         health.get("/health")
         first = health.json()["token_estimate_error_percent"]
         self.assertLess(first, -20)
-        talk.turn(user("word " * 2_000), reported=4_000)
-        health = talk.world.client()
+        conversation.exchange(user("word " * 2_000), reported=4_000)
+        health = conversation.world.client()
         health.get("/health")
         self.assertLess(abs(health.json()["token_estimate_error_percent"]), 1)
 
-    def test_what_is_no_count_teaches_nothing(self) -> None:
-        talk = Talk()
+    def test_absurd_counts_are_ignored(self) -> None:
+        conversation = Conversation()
         for absurd in (2**32 - 1, 10**400):
-            talk.turn(user("word " * 2_000), reported=absurd)
-            # A history of so many tokens would not be sent on.
-            talk.turn(user("word " * 2_000), user("more"), reported=4_000)
-            self.assertEqual(len(talk.asked["messages"]), 2)
+            conversation.exchange(user("word " * 2_000), reported=absurd)
+            # A history of so many tokens would be rejected.
+            conversation.exchange(user("word " * 2_000), user("more"), reported=4_000)
+            self.assertEqual(len(conversation.sent["messages"]), 2)
 
 
-class Cutting(SynchronousTestCase):
-    def talk(self) -> Talk:
-        """Return a talk of at most 2,000 tokens, at a backend that counts none."""
-        talk = Talk(token_warn_threshold=10_000, token_hard_threshold=2_000)
-        client = talk.ask(user("x" * 2_100))
-        talk.world.backend().answer({"error": "no such route"}, "404 Not Found")
-        client.leave()
-        return talk
+class TrimTests(SynchronousTestCase):
+    def conversation(self) -> Conversation:
+        """Return a conversation of at most 2,000 tokens, with a backend without a tokenizer."""
+        conversation = Conversation(token_warn_threshold=10_000, token_hard_threshold=2_000)
+        client = conversation.post(user("x" * 2_100))
+        conversation.world.backend().respond({"error": "no such route"}, "404 Not Found")
+        client.disconnect()
+        return conversation
 
     def history(self, turns: int) -> list[dict[str, Any]]:
         messages = [{"role": "system", "content": "Help."}, user("first")]
@@ -184,554 +188,569 @@ class Cutting(SynchronousTestCase):
             messages += [assistant(f"answer {number} " * 20), user(f"question {number} " * 20)]
         return messages
 
-    def test_the_middle_is_left_out(self) -> None:
-        talk = self.talk()
+    def test_the_middle_is_dropped(self) -> None:
+        conversation = self.conversation()
         messages = self.history(40)
-        talk.turn(*messages, temperature=0.5)
-        sent = talk.asked["messages"]
+        conversation.exchange(*messages, temperature=0.5)
+        sent = conversation.sent["messages"]
         self.assertEqual(sent[:2], messages[:2])
         left_out = len(messages) - len(sent) + 1
-        self.assertEqual(sent[2], json.loads(marker(left_out)))
+        self.assertEqual(sent[2], json.loads(make_marker(left_out)))
         self.assertEqual(sent[3:], messages[2 + left_out :])
-        self.assertEqual(talk.asked["temperature"], 0.5)
+        self.assertEqual(conversation.sent["temperature"], 0.5)
 
-    def test_the_prefix_stays_from_turn_to_turn(self) -> None:
-        talk = self.talk()
-        talk.turn(*self.history(40))
-        before = talk.asked["messages"]
-        talk.turn(*self.history(41))
-        self.assertEqual(talk.asked["messages"][: len(before)], before)
-        self.assertEqual(len(talk.asked["messages"]), len(before) + 2)
+    def test_the_prefix_is_stable(self) -> None:
+        conversation = self.conversation()
+        conversation.exchange(*self.history(40))
+        before = conversation.sent["messages"]
+        conversation.exchange(*self.history(41))
+        self.assertEqual(conversation.sent["messages"][: len(before)], before)
+        self.assertEqual(len(conversation.sent["messages"]), len(before) + 2)
 
-    def test_below_the_threshold_the_bytes_stay(self) -> None:
-        talk = self.talk()
+    def test_short_histories_pass_unchanged(self) -> None:
+        conversation = self.conversation()
         messages = self.history(5)
-        client = talk.world.client()
+        client = conversation.world.client()
         body = json.dumps({"messages": messages, "temperature": 1.50}).encode()
         client.post("/v1/chat/completions", body)
-        self.assertTrue(talk.world.backend().request().endswith(b"\r\n\r\n" + body))
+        self.assertTrue(conversation.world.backend().request().endswith(b"\r\n\r\n" + body))
 
-    def test_too_long_is_refused_before_the_backend_is_asked(self) -> None:
-        talk = self.talk()
-        connections = talk.world.connecting()
-        client = talk.ask(user("word " * 4_000))
-        self.assertEqual(talk.world.connecting(), connections)
+    def test_too_long_is_rejected_without_the_backend(self) -> None:
+        conversation = self.conversation()
+        connections = conversation.world.connection_attempts()
+        client = conversation.post(user("word " * 4_000))
+        self.assertEqual(conversation.world.connection_attempts(), connections)
         self.assertEqual(client.status(), 400)
         self.assertEqual(client.error()["code"], "context_length_exceeded")
-        self.assertEqual(talk.world.idle(), NOTHING_LEFT)
+        self.assertEqual(conversation.world.load(), IDLE)
 
-    def test_a_session_that_was_undercounted_is_cut_in_time(self) -> None:
-        talk = self.talk()
+    def test_an_undercounted_session_is_trimmed(self) -> None:
+        conversation = self.conversation()
         messages = self.history(10)
-        talk.turn(*messages, reported=1_990)
-        self.assertEqual(talk.asked["messages"], messages)
-        talk.turn(*messages, assistant("well " * 30), user("and? " * 30))
-        self.assertIn("left out here", json.dumps(talk.asked))
+        conversation.exchange(*messages, reported=1_990)
+        self.assertEqual(conversation.sent["messages"], messages)
+        conversation.exchange(*messages, assistant("well " * 30), user("and? " * 30))
+        self.assertIn("left out here", json.dumps(conversation.sent))
 
-    def test_other_sessions_do_not_make_it_smaller(self) -> None:
-        """What was only guessed when its session was reported stays what was reported of it."""
-        talk = self.talk()
-        talk.turn(user("word " * 380 + "b"), reported=1_800, user="B")
+    def test_other_sessions_do_not_lower_the_count(self) -> None:
+        """A session's reported count stays, whatever the estimate is later."""
+        conversation = self.conversation()
+        conversation.exchange(user("word " * 380 + "b"), reported=1_800, user="B")
         messages = [user("word " * 20), assistant("word " * 340)]
-        talk.turn(*messages, reported=1_800, user="A")
+        conversation.exchange(*messages, reported=1_800, user="A")
         for number in range(8):
-            talk.turn(user("word " * 380 + f"{number}"), reported=500, user=f"{number}")
-        talk.turn(*messages, user("more " * 150), user="A")
-        self.assertIn("left out here", json.dumps(talk.asked))
+            conversation.exchange(user("word " * 380 + f"{number}"), reported=500, user=f"{number}")
+        conversation.exchange(*messages, user("more " * 150), user="A")
+        self.assertIn("left out here", json.dumps(conversation.sent))
 
 
-class Counting(SynchronousTestCase):
-    """The backend's own tokenizer, where it has one."""
+class TokenizerTests(SynchronousTestCase):
+    """The backend's tokenizer."""
 
     def setUp(self) -> None:
-        self.talk = Talk(token_hard_threshold=2_000, token_warn_threshold=2_000)
+        self.conversation = Conversation(token_hard_threshold=2_000, token_warn_threshold=2_000)
 
-    def count(self, tokens: int, asked: int = -1) -> str:
-        backend = self.talk.world.backend(asked)
+    def count(self, tokens: int, sent: int = -1) -> str:
+        backend = self.conversation.world.backend(sent)
         self.assertIn(b"POST /tokenize ", backend.request())
-        text = backend.asked()["content"]
-        self.assertEqual(backend.asked()["prompt"], text)
-        backend.answer({"tokens": list(range(tokens))})
+        text = backend.request_json()["content"]
+        self.assertEqual(backend.request_json()["prompt"], text)
+        backend.respond({"tokens": list(range(tokens))})
         return str(text)
 
     def test_its_count_decides(self) -> None:
-        client = self.talk.ask(user("word " * 500))
+        client = self.conversation.post(user("word " * 500))
         self.assertEqual(self.count(1_980), "word " * 500)
         self.assertEqual(client.status(), 0)
         self.count(30)  # the tools
         self.assertEqual(client.error()["code"], "context_length_exceeded")
 
     def test_only_new_messages_are_counted(self) -> None:
-        self.talk.ask(user("word " * 500))
+        self.conversation.post(user("word " * 500))
         self.count(500)
         self.count(1)
-        self.talk.reply(chunk("Hello"))
-        self.talk.ask(user("word " * 500), assistant("Hello"), user("more"))
+        self.conversation.reply(chunk("Hello"))
+        self.conversation.post(user("word " * 500), assistant("Hello"), user("more"))
         self.assertEqual(self.count(1), "Hello")
         self.assertEqual(self.count(1), "more")
-        self.assertIn(b"/v1/chat", self.talk.world.backend().request())
+        self.assertIn(b"/v1/chat", self.conversation.world.backend().request())
 
-    def test_a_backend_without_one_is_asked_once(self) -> None:
-        self.talk.ask(user("word " * 500))
-        self.talk.world.backend().answer(b"<html>", "404 Not Found", "text/html")
-        self.assertIn(b"/v1/chat", self.talk.reply(chunk("Hello")).request())
-        self.talk.ask(user("other " * 500))
-        self.assertIn(b"/v1/chat", self.talk.world.backend().request())
+    def test_a_missing_tokenizer_is_remembered(self) -> None:
+        self.conversation.post(user("word " * 500))
+        self.conversation.world.backend().respond(b"<html>", "404 Not Found", "text/html")
+        self.assertIn(b"/v1/chat", self.conversation.reply(chunk("Hello")).request())
+        self.conversation.post(user("other " * 500))
+        self.assertIn(b"/v1/chat", self.conversation.world.backend().request())
 
-    def test_a_backend_that_is_slow_to_count_is_not_waited_for(self) -> None:
-        self.talk.ask(user("word " * 500))
-        counting = self.talk.world.backend()
+    def test_slow_tokenizer(self) -> None:
+        self.conversation.post(user("word " * 500))
+        counting = self.conversation.world.backend()
         self.assertIn(b"/tokenize", counting.request())
-        self.talk.world.pass_time(6)
+        self.conversation.world.pass_time(6)
         self.assertTrue(counting.wire.aborted)
-        self.assertIn(b"/v1/chat", self.talk.world.backend().request())
+        self.assertIn(b"/v1/chat", self.conversation.world.backend().request())
 
-    def test_a_client_that_leaves_meanwhile(self) -> None:
+    def test_client_disconnects_while_counting(self) -> None:
         for counted in (0, 1):
-            client = self.talk.ask(user(f"word {counted} " * 500), *[user("more")] * counted)
+            client = self.conversation.post(
+                user(f"word {counted} " * 500), *[user("more")] * counted
+            )
             for _ in range(counted):
                 self.count(500)
-            counting = self.talk.world.backend()
-            connections = self.talk.world.connecting()
-            client.leave()
+            counting = self.conversation.world.backend()
+            connections = self.conversation.world.connection_attempts()
+            client.disconnect()
             self.assertTrue(counting.wire.aborted)
-            self.assertEqual(self.talk.world.connecting(), connections)
-            self.assertEqual(self.talk.world.idle(), NOTHING_LEFT)
+            self.assertEqual(self.conversation.world.connection_attempts(), connections)
+            self.assertEqual(self.conversation.world.load(), IDLE)
 
     def test_short_prompts_are_not_counted(self) -> None:
-        self.talk.ask(user("word " * 100))
-        self.assertIn(b"/v1/chat", self.talk.world.backend().request())
+        self.conversation.post(user("word " * 100))
+        self.assertIn(b"/v1/chat", self.conversation.world.backend().request())
 
 
-class Resets(SynchronousTestCase):
+class ResetTests(SynchronousTestCase):
     def purge(self, world: World, *, which: int = -1) -> bytes:
-        """Answer blockops' question what the backend is, and return the call that follows."""
-        world.backend(which).answer({"data": [{"id": "m", "owned_by": "vllm-mlx"}]})
+        """Respond to the request for the kind of backend, and return the call that follows."""
+        world.backend(which).respond({"data": [{"id": "m", "owned_by": "vllm-mlx"}]})
         backend = world.backend()
         request = backend.request().partition(b"\r\n")[0]
-        backend.answer({"ok": True})
+        backend.respond({"ok": True})
         return request
 
-    def test_new_alone_is_answered_at_once(self) -> None:
-        talk = Talk(model_name="Qwen")
-        client = talk.ask(user("old"), assistant("x"), user("/new"))
+    def test_reset_alone_is_answered_locally(self) -> None:
+        conversation = Conversation(model_name="Qwen")
+        client = conversation.post(user("old"), assistant("x"), user("/new"))
         self.assertIn("Qwen", content(client))
-        self.assertTrue(content(client).startswith(OPENS))
+        self.assertTrue(content(client).startswith(LEADING_MARKER))
         self.assertEqual(client.events()[-1], "[DONE]")
-        self.assertTrue(client.complete())
-        self.assertEqual(self.purge(talk.world), b"DELETE /v1/cache HTTP/1.1")
-        self.assertEqual(talk.world.idle(), NOTHING_LEFT)
+        self.assertTrue(client.is_complete())
+        self.assertEqual(self.purge(conversation.world), b"DELETE /v1/cache HTTP/1.1")
+        self.assertEqual(conversation.world.load(), IDLE)
 
-    def test_a_system_prompt_alone_is_a_question(self) -> None:
-        talk = Talk()
-        talk.turn({"role": "system", "content": "Tell a joke."})
-        self.assertEqual(len(talk.asked["messages"]), 1)
+    def test_system_prompt_alone_is_forwarded(self) -> None:
+        conversation = Conversation()
+        conversation.exchange({"role": "system", "content": "Tell a joke."})
+        self.assertEqual(len(conversation.sent["messages"]), 1)
 
-    def test_whole(self) -> None:
-        talk = Talk(model_name="Qwen")
-        client = talk.ask(user("/reset"), stream=False)
+    def test_json(self) -> None:
+        conversation = Conversation(model_name="Qwen")
+        client = conversation.post(user("/reset"), stream=False)
         choice = client.json()["choices"][0]
         self.assertIn("Qwen", choice["message"]["content"])
         self.assertEqual(choice["finish_reason"], "stop")
 
-    def test_as_json(self) -> None:
-        client = Talk(model_name="Qwen").ask(
+    def test_json_answer(self) -> None:
+        client = Conversation(model_name="Qwen").post(
             user("/new"), stream=False, response_format=JSON_ANSWER
         )
         self.assertEqual(client.json()["choices"][0]["message"]["content"], "{}")
 
     def test_with_a_question(self) -> None:
-        talk = Talk()
-        client = talk.ask(
+        conversation = Conversation()
+        client = conversation.post(
             {"role": "system", "content": "s"},
             user("old"),
             assistant("x"),
             user("/new and then a question"),
         )
-        self.assertEqual(self.purge(talk.world), b"DELETE /v1/cache HTTP/1.1")
-        asked = talk.reply(chunk("Yes")).asked()
+        self.assertEqual(self.purge(conversation.world), b"DELETE /v1/cache HTTP/1.1")
+        sent = conversation.reply(chunk("Yes")).request_json()
         self.assertEqual(
-            asked["messages"], [{"role": "system", "content": "s"}, user("and then a question")]
+            sent["messages"], [{"role": "system", "content": "s"}, user("and then a question")]
         )
         self.assertEqual(content(client), "Yes")
 
-    def test_later_turns_do_not_send_what_was_before(self) -> None:
-        talk = Talk(cache_reset="off")
-        said = content(talk.ask(user("old"), assistant("x"), user("/new")))
-        talk.turn(user("old"), assistant("x"), user("/new"), assistant(said), user("hi"))
-        self.assertEqual(talk.asked["messages"], [user("hi")])
+    def test_later_turns_do_not_send_earlier_messages(self) -> None:
+        conversation = Conversation(cache_reset="off")
+        text = content(conversation.post(user("old"), assistant("x"), user("/new")))
+        conversation.exchange(
+            user("old"), assistant("x"), user("/new"), assistant(text), user("hi")
+        )
+        self.assertEqual(conversation.sent["messages"], [user("hi")])
 
-    def test_the_header(self) -> None:
-        talk = Talk(cache_reset="POST /flush")
-        talk.headers["X_Session_Reset"] = "1"
-        talk.ask(user("old"), assistant("x"), user("question"))
-        flush = talk.world.backend()
+    def test_reset_by_header(self) -> None:
+        conversation = Conversation(cache_reset="POST /flush")
+        conversation.headers["X_Session_Reset"] = "1"
+        conversation.post(user("old"), assistant("x"), user("question"))
+        flush = conversation.world.backend()
         self.assertIn(b"POST /flush HTTP/1.1", flush.request())
-        flush.answer({})
-        asked = talk.reply(chunk("Yes")).asked()
-        self.assertEqual(len(asked["messages"]), 3)
+        flush.respond({})
+        sent = conversation.reply(chunk("Yes")).request_json()
+        self.assertEqual(len(sent["messages"]), 3)
 
-    def test_a_shorter_history_with_the_option_and_without(self) -> None:
-        for option, begins_anew in ((True, True), (False, False)):
-            talk = Talk(cache_reset="POST /flush", reset_on_shrink=option)
-            talk.headers["X_Session_Id"] = "s"
-            talk.turn(user("a"), assistant("b"), user("c"))
-            talk.ask(user("a"))
-            self.assertEqual(b"/flush" in talk.world.backend().request(), begins_anew)
+    def test_reset_on_shrink(self) -> None:
+        for option, is_reset in ((True, True), (False, False)):
+            conversation = Conversation(cache_reset="POST /flush", reset_on_shrink=option)
+            conversation.headers["X_Session_Id"] = "s"
+            conversation.exchange(user("a"), assistant("b"), user("c"))
+            conversation.post(user("a"))
+            self.assertEqual(b"/flush" in conversation.world.backend().request(), is_reset)
 
-    def test_a_pattern_of_ones_own(self) -> None:
-        talk = Talk(
+    def test_custom_pattern(self) -> None:
+        conversation = Conversation(
             cache_reset="POST /flush", reset_pattern=re.compile("A new session was started")
         )
-        talk.ask(user("old"), user("A new session was started. Say hello."))
-        talk.world.backend().answer({})
-        asked = talk.reply(chunk("Hello")).asked()
-        self.assertEqual(asked["messages"], [user(". Say hello.")])
-        talk.turn(user("/new"))
-        self.assertEqual(talk.asked["messages"], [user("/new")])
+        conversation.post(user("old"), user("A new session was started. Say hello."))
+        conversation.world.backend().respond({})
+        sent = conversation.reply(chunk("Hello")).request_json()
+        self.assertEqual(sent["messages"], [user(". Say hello.")])
+        conversation.exchange(user("/new"))
+        self.assertEqual(conversation.sent["messages"], [user("/new")])
 
-    def test_another_sessions_stream_is_untouched_and_the_purge_comes_behind_it(self) -> None:
-        talk = Talk(cache_reset="DELETE /v1/cache")
-        talk.headers["X_Session_Id"] = "one"
-        running = talk.ask(user("a long story"))
-        backend = talk.world.backend()
+    def test_purge_waits_for_another_sessions_stream(self) -> None:
+        conversation = Conversation(cache_reset="DELETE /v1/cache")
+        conversation.headers["X_Session_Id"] = "one"
+        running = conversation.post(user("a long story"))
+        backend = conversation.world.backend()
         backend.begin_stream()
         backend.stream(chunk("Once", role="assistant"))
-        talk.headers["X_Session_Id"] = "two"
-        connections = talk.world.connecting()
-        self.assertTrue(talk.ask(user("/new")).complete())
-        talk.world.pass_time(20)
-        self.assertEqual(talk.world.connecting(), connections)
+        conversation.headers["X_Session_Id"] = "two"
+        connections = conversation.world.connection_attempts()
+        self.assertTrue(conversation.post(user("/new")).is_complete())
+        conversation.world.pass_time(20)
+        self.assertEqual(conversation.world.connection_attempts(), connections)
         backend.stream(chunk(" upon a time"), chunk(finish="stop"), DONE)
         backend.end_stream()
-        talk.world.reactor.advance(0)
+        conversation.world.reactor.advance(0)
         self.assertEqual(content(running), "Once upon a time")
-        self.assertEqual(talk.world.connecting(), connections + 1)
-        self.assertIn(b"DELETE /v1/cache", talk.world.backend().request())
+        self.assertEqual(conversation.world.connection_attempts(), connections + 1)
+        self.assertIn(b"DELETE /v1/cache", conversation.world.backend().request())
 
-    def test_a_question_waits_for_five_seconds_and_goes_on_without(self) -> None:
-        talk = Talk(cache_reset="DELETE /v1/cache")
-        talk.headers["X_Session_Id"] = "one"
-        talk.ask(user("a long story"))
-        talk.world.backend().begin_stream()
-        talk.headers["X_Session_Id"] = "two"
-        connections = talk.world.connecting()
-        talk.ask(user("/new question"))
-        talk.world.pass_time(4.5)
-        self.assertEqual(talk.world.connecting(), connections)
-        talk.world.pass_time(1)
-        self.assertEqual(talk.world.backend().asked()["messages"], [user("question")])
+    def test_a_question_waits_five_seconds_for_the_purge(self) -> None:
+        conversation = Conversation(cache_reset="DELETE /v1/cache")
+        conversation.headers["X_Session_Id"] = "one"
+        conversation.post(user("a long story"))
+        conversation.world.backend().begin_stream()
+        conversation.headers["X_Session_Id"] = "two"
+        connections = conversation.world.connection_attempts()
+        conversation.post(user("/new question"))
+        conversation.world.pass_time(4.5)
+        self.assertEqual(conversation.world.connection_attempts(), connections)
+        conversation.world.pass_time(1)
+        self.assertEqual(
+            conversation.world.backend().request_json()["messages"], [user("question")]
+        )
 
-    def test_the_next_question_calls_a_late_purge_off(self) -> None:
-        talk = Talk(cache_reset="DELETE /v1/cache")
-        talk.headers["X_Session_Id"] = "one"
-        talk.ask(user("a long story"))
-        story = talk.world.backend()
+    def test_the_next_question_cancels_a_scheduled_purge(self) -> None:
+        conversation = Conversation(cache_reset="DELETE /v1/cache")
+        conversation.headers["X_Session_Id"] = "one"
+        conversation.post(user("a long story"))
+        story = conversation.world.backend()
         story.begin_stream()
-        talk.headers["X_Session_Id"] = "two"
-        talk.ask(user("/new"))
-        talk.turn(user("/new"), assistant("x"), user("hi"))
-        connections = talk.world.connecting()
-        story.leave()
-        talk.world.reactor.advance(0)
-        self.assertEqual(talk.world.connecting(), connections)
+        conversation.headers["X_Session_Id"] = "two"
+        conversation.post(user("/new"))
+        conversation.exchange(user("/new"), assistant("x"), user("hi"))
+        connections = conversation.world.connection_attempts()
+        story.disconnect()
+        conversation.world.reactor.advance(0)
+        self.assertEqual(conversation.world.connection_attempts(), connections)
 
-    def test_a_backend_that_fails_to_forget_is_not_felt(self) -> None:
+    def test_failed_purge(self) -> None:
         for answer in ("500 Oops", "404 Not Found"):
-            talk = Talk(cache_reset="DELETE /v1/cache")
-            client = talk.ask(user("/new question"))
-            talk.world.backend().answer({}, answer)
-            talk.reply(chunk("Yes"))
+            conversation = Conversation(cache_reset="DELETE /v1/cache")
+            client = conversation.post(user("/new question"))
+            conversation.world.backend().respond({}, answer)
+            conversation.reply(chunk("Yes"))
             self.assertEqual(content(client), "Yes")
 
-    def test_a_backend_that_hangs_at_it_is_not_waited_for(self) -> None:
-        talk = Talk(cache_reset="DELETE /v1/cache")
-        talk.ask(user("/new question"))
-        hanging = talk.world.backend()
-        talk.world.pass_time(6)
+    def test_purge_timeout(self) -> None:
+        conversation = Conversation(cache_reset="DELETE /v1/cache")
+        conversation.post(user("/new question"))
+        hanging = conversation.world.backend()
+        conversation.world.pass_time(6)
         self.assertTrue(hanging.wire.aborted)
-        self.assertIn(b"/v1/chat", talk.world.backend().request())
+        self.assertIn(b"/v1/chat", conversation.world.backend().request())
 
     def test_requests_wait_for_the_end_of_a_purge(self) -> None:
-        talk = Talk(cache_reset="DELETE /v1/cache")
-        talk.ask(user("/new"))
-        purging = talk.world.backend()
-        other = talk.ask(user("hi"))
-        self.assertEqual(talk.world.connecting(), 1)
-        purging.answer({})
-        talk.reply(chunk("Hello"))
+        conversation = Conversation(cache_reset="DELETE /v1/cache")
+        conversation.post(user("/new"))
+        purging = conversation.world.backend()
+        other = conversation.post(user("hi"))
+        self.assertEqual(conversation.world.connection_attempts(), 1)
+        purging.respond({})
+        conversation.reply(chunk("Hello"))
         self.assertEqual(content(other), "Hello")
 
-    def test_a_client_that_leaves_while_it_waits(self) -> None:
-        talk = Talk(cache_reset="DELETE /v1/cache")
-        first = talk.ask(user("a long story"))
-        talk.world.backend().begin_stream()
-        talk.headers["X_Session_Id"] = "two"
-        talk.ask(user("/new question")).leave()
-        first.leave()
-        self.assertEqual(talk.world.idle(), NOTHING_LEFT)
+    def test_client_disconnects_while_waiting(self) -> None:
+        conversation = Conversation(cache_reset="DELETE /v1/cache")
+        first = conversation.post(user("a long story"))
+        conversation.world.backend().begin_stream()
+        conversation.headers["X_Session_Id"] = "two"
+        conversation.post(user("/new question")).disconnect()
+        first.disconnect()
+        self.assertEqual(conversation.world.load(), IDLE)
 
 
-class Notices(SynchronousTestCase):
-    def test_the_banner_opens_the_first_answer_once(self) -> None:
-        talk = Talk(model_name="Qwen")
-        first = talk.turn(user("hi"))
-        self.assertTrue(first.startswith(f"{OPENS}\n"))
+class NoticeTests(SynchronousTestCase):
+    def test_the_first_answer_has_the_banner(self) -> None:
+        conversation = Conversation(model_name="Qwen")
+        first = conversation.exchange(user("hi"))
+        self.assertTrue(first.startswith(f"{LEADING_MARKER}\n"))
         self.assertTrue(first.endswith("\n\nHello"))
         self.assertIn("Qwen", first)
-        second = talk.turn(user("hi"), assistant(first), user("more"))
+        second = conversation.exchange(user("hi"), assistant(first), user("more"))
         self.assertEqual(second, "Hello")
-        self.assertEqual(talk.asked["messages"], [user("hi"), assistant("Hello"), user("more")])
+        self.assertEqual(
+            conversation.sent["messages"], [user("hi"), assistant("Hello"), user("more")]
+        )
 
-    def test_none_without_a_name(self) -> None:
-        self.assertEqual(Talk().turn(user("hi")), "Hello")
+    def test_no_banner_without_a_name(self) -> None:
+        self.assertEqual(Conversation().exchange(user("hi")), "Hello")
 
-    def test_it_stands_behind_the_think_block(self) -> None:
-        said = Talk(model_name="Qwen").turn(user("hi"), says="<think>hm</think>\n\nHello")
-        self.assertTrue(said.startswith(f"<think>hm</think>\n\n{OPENS}"))
-        self.assertTrue(said.endswith("\n\nHello"))
+    def test_banner_after_the_think_block(self) -> None:
+        text = Conversation(model_name="Qwen").exchange(
+            user("hi"), answer="<think>hm</think>\n\nHello"
+        )
+        self.assertTrue(text.startswith(f"<think>hm</think>\n\n{LEADING_MARKER}"))
+        self.assertTrue(text.endswith("\n\nHello"))
 
-    def test_with_tools_it_closes_an_answer_without_calls(self) -> None:
-        talk = Talk(model_name="Qwen")
-        said = talk.turn(user("hi"), tools=[WEATHER])
-        self.assertTrue(said.startswith(f"Hello\n\n{CLOSES}\n"))
+    def test_with_tools_the_banner_is_at_the_end(self) -> None:
+        conversation = Conversation(model_name="Qwen")
+        text = conversation.exchange(user("hi"), tools=[WEATHER])
+        self.assertTrue(text.startswith(f"Hello\n\n{TRAILING_MARKER}\n"))
 
-    def test_with_tools_it_waits_for_an_answer_without_calls(self) -> None:
-        talk = Talk(model_name="Qwen")
+    def test_with_tools_the_banner_waits_for_an_answer_without_calls(self) -> None:
+        conversation = Conversation(model_name="Qwen")
         call = '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>'
-        self.assertNotIn("Qwen", talk.turn(user("hi"), says=call, tools=[WEATHER]))
-        self.assertIn("Qwen", talk.turn(user("hi"), user("more"), tools=[WEATHER]))
-        self.assertNotIn("Qwen", talk.turn(user("hi"), user("more"), tools=[WEATHER]))
+        self.assertNotIn("Qwen", conversation.exchange(user("hi"), answer=call, tools=[WEATHER]))
+        self.assertIn("Qwen", conversation.exchange(user("hi"), user("more"), tools=[WEATHER]))
+        self.assertNotIn("Qwen", conversation.exchange(user("hi"), user("more"), tools=[WEATHER]))
 
     def test_never_in_json(self) -> None:
-        talk = Talk(model_name="Qwen")
-        self.assertEqual(talk.turn(user("hi"), says="{}", response_format=JSON_ANSWER), "{}")
-        self.assertIn("Qwen", talk.turn(user("hi")))
+        conversation = Conversation(model_name="Qwen")
+        self.assertEqual(
+            conversation.exchange(user("hi"), answer="{}", response_format=JSON_ANSWER), "{}"
+        )
+        self.assertIn("Qwen", conversation.exchange(user("hi")))
 
-    def test_in_whole_answers(self) -> None:
-        talk = Talk(model_name="Qwen")
-        client = talk.ask(user("hi"), stream=False)
+    def test_in_json(self) -> None:
+        conversation = Conversation(model_name="Qwen")
+        client = conversation.post(user("hi"), stream=False)
         choice = {"index": 0, "message": assistant("Hello"), "finish_reason": "stop"}
-        talk.world.backend().answer({"object": "chat.completion", "choices": [choice]})
-        said = client.json()["choices"][0]["message"]["content"]
-        self.assertTrue(said.startswith(OPENS))
-        self.assertTrue(said.endswith("\n\nHello"))
+        conversation.world.backend().respond({"object": "chat.completion", "choices": [choice]})
+        text = client.json()["choices"][0]["message"]["content"]
+        self.assertTrue(text.startswith(LEADING_MARKER))
+        self.assertTrue(text.endswith("\n\nHello"))
 
     def test_as_reasoning(self) -> None:
-        talk = Talk(model_name="Qwen", notices="reasoning")
-        self.assertEqual(talk.turn(user("hi"), tools=[WEATHER]), "Hello")
-        self.assertIn("Qwen", thoughts(talk.client))
-        self.assertEqual(deltas(talk.client)[0]["role"], "assistant")
+        conversation = Conversation(model_name="Qwen", notices="reasoning")
+        self.assertEqual(conversation.exchange(user("hi"), tools=[WEATHER]), "Hello")
+        self.assertIn("Qwen", reasoning(conversation.client))
+        self.assertEqual(deltas(conversation.client)[0]["role"], "assistant")
 
     def test_in_a_header(self) -> None:
-        talk = Talk(model_name="Qwen ✓", notices="header")
-        self.assertEqual(talk.turn(user("hi")), "Hello")
-        self.assertIn("Qwen ?", talk.client.headers()["x-blockops-notice"])
-        talk.turn(user("hi"))
-        self.assertNotIn("x-blockops-notice", talk.client.headers())
+        conversation = Conversation(model_name="Qwen ✓", notices="header")
+        self.assertEqual(conversation.exchange(user("hi")), "Hello")
+        self.assertIn("Qwen ?", conversation.client.headers()["x-blockops-notice"])
+        conversation.exchange(user("hi"))
+        self.assertNotIn("x-blockops-notice", conversation.client.headers())
 
-    def test_nowhere(self) -> None:
-        talk = Talk(model_name="Qwen", notices="off")
-        self.assertEqual(talk.turn(user("hi")), "Hello")
-        self.assertNotIn("x-blockops-notice", talk.client.headers())
+    def test_off(self) -> None:
+        conversation = Conversation(model_name="Qwen", notices="off")
+        self.assertEqual(conversation.exchange(user("hi")), "Hello")
+        self.assertNotIn("x-blockops-notice", conversation.client.headers())
 
-    def test_an_answer_that_failed_has_not_said_it(self) -> None:
-        talk = Talk(model_name="Qwen")
-        talk.ask(user("hi"))
-        talk.world.backend().answer({}, "500 Oops")
-        self.assertIn("Qwen", talk.turn(user("hi")))
+    def test_failed_answer_delivers_no_banner(self) -> None:
+        conversation = Conversation(model_name="Qwen")
+        conversation.post(user("hi"))
+        conversation.world.backend().respond({}, "500 Oops")
+        self.assertIn("Qwen", conversation.exchange(user("hi")))
 
-    def test_two_sessions_share_nothing(self) -> None:
-        talk = Talk(model_name="Qwen")
+    def test_one_banner_for_each_session(self) -> None:
+        conversation = Conversation(model_name="Qwen")
         for name in ("one", "two"):
-            talk.headers["X_Session_Id"] = name
-            self.assertIn("Qwen", talk.turn(user("hi")))
-            self.assertNotIn("Qwen", talk.turn(user("hi")))
+            conversation.headers["X_Session_Id"] = name
+            self.assertIn("Qwen", conversation.exchange(user("hi")))
+            self.assertNotIn("Qwen", conversation.exchange(user("hi")))
 
-    def test_a_long_history_is_told_once_until_it_is_short_again(self) -> None:
-        talk = Talk(token_warn_threshold=1_000)
-        talk.headers["X_Session_Id"] = "s"
+    def test_long_history_once_until_it_is_short_again(self) -> None:
+        conversation = Conversation(token_warn_threshold=1_000)
+        conversation.headers["X_Session_Id"] = "s"
         long = user("word " * 2_000)
         start = user("first")
-        client = talk.ask(start, long)
-        talk.world.backend().answer({}, "404 Not Found")  # it has no /tokenize
-        talk.reply(chunk("Hello"))
-        self.assertIn(f"{OPENS}\nThis conversation is long", content(client))
-        self.assertEqual(talk.turn(start, long), "Hello")
-        self.assertEqual(talk.turn(start), "Hello")
-        self.assertIn("This conversation is long", talk.turn(start, long))
+        client = conversation.post(start, long)
+        conversation.world.backend().respond({}, "404 Not Found")  # no /tokenize
+        conversation.reply(chunk("Hello"))
+        self.assertIn(f"{LEADING_MARKER}\nThis conversation is long", content(client))
+        self.assertEqual(conversation.exchange(start, long), "Hello")
+        self.assertEqual(conversation.exchange(start), "Hello")
+        self.assertIn("This conversation is long", conversation.exchange(start, long))
 
-    def test_a_short_side_track_does_not_tell_it_again(self) -> None:
-        talk = Talk(token_warn_threshold=1_000)
-        talk.headers["X_Session_Id"] = "s"
+    def test_short_second_history_does_not_repeat_the_notice(self) -> None:
+        conversation = Conversation(token_warn_threshold=1_000)
+        conversation.headers["X_Session_Id"] = "s"
         long = user("word " * 2_000)
-        client = talk.ask(long)
-        talk.world.backend().answer({}, "404 Not Found")
-        talk.reply(chunk("Hello"))
+        client = conversation.post(long)
+        conversation.world.backend().respond({}, "404 Not Found")
+        conversation.reply(chunk("Hello"))
         self.assertIn("This conversation is long", content(client))
-        self.assertEqual(talk.turn(user("a sub-agent's question")), "Hello")
-        self.assertEqual(talk.turn(long, assistant("Hello"), user("more")), "Hello")
+        self.assertEqual(conversation.exchange(user("a sub-agent's question")), "Hello")
+        self.assertEqual(conversation.exchange(long, assistant("Hello"), user("more")), "Hello")
 
-    def test_two_long_histories_of_a_session_are_told_of_once(self) -> None:
-        talk = Talk(token_warn_threshold=1_000)
-        talk.headers["X_Session_Id"] = "s"
+    def test_two_long_histories_of_one_session(self) -> None:
+        conversation = Conversation(token_warn_threshold=1_000)
+        conversation.headers["X_Session_Id"] = "s"
         one, other = user("word " * 2_000), user("other " * 2_000)
-        client = talk.ask(one)
-        talk.world.backend().answer({}, "404 Not Found")
-        talk.reply(chunk("Hello"))
+        client = conversation.post(one)
+        conversation.world.backend().respond({}, "404 Not Found")
+        conversation.reply(chunk("Hello"))
         self.assertIn("This conversation is long", content(client))
         for _ in range(3):
-            self.assertEqual(talk.turn(other), "Hello")
-            self.assertEqual(talk.turn(user("a title, please")), "Hello")
-            self.assertEqual(talk.turn(one), "Hello")
-        talk.headers["X_Session_Id"] = "t"
-        self.assertIn("This conversation is long", talk.turn(other))
+            self.assertEqual(conversation.exchange(other), "Hello")
+            self.assertEqual(conversation.exchange(user("a title, please")), "Hello")
+            self.assertEqual(conversation.exchange(one), "Hello")
+        conversation.headers["X_Session_Id"] = "t"
+        self.assertIn("This conversation is long", conversation.exchange(other))
 
-    def test_an_answer_that_failed_has_not_told_of_a_long_history(self) -> None:
-        talk = Talk(token_warn_threshold=1_000)
-        talk.headers["X_Session_Id"] = "s"
+    def test_failed_answer_delivers_no_context_notice(self) -> None:
+        conversation = Conversation(token_warn_threshold=1_000)
+        conversation.headers["X_Session_Id"] = "s"
         long = user("word " * 2_000)
-        talk.ask(long)
-        talk.world.backend().answer({}, "404 Not Found")
-        talk.world.backend().answer({}, "500 Oops")
-        self.assertIn("This conversation is long", talk.turn(long))
+        conversation.post(long)
+        conversation.world.backend().respond({}, "404 Not Found")
+        conversation.world.backend().respond({}, "500 Oops")
+        self.assertIn("This conversation is long", conversation.exchange(long))
 
-    def test_a_history_is_measured_as_it_came(self) -> None:
-        talk = Talk(token_warn_threshold=1_500, token_hard_threshold=1_000)
+    def test_the_untrimmed_history_is_measured(self) -> None:
+        conversation = Conversation(token_warn_threshold=1_500, token_hard_threshold=1_000)
         messages = [user("first")]
         for number in range(40):
             messages += [assistant(f"answer {number} " * 20), user(f"question {number} " * 20)]
-        client = talk.ask(*messages)
-        talk.world.backend().answer({}, "404 Not Found")
-        talk.reply(chunk("Hello"))
+        client = conversation.post(*messages)
+        conversation.world.backend().respond({}, "404 Not Found")
+        conversation.reply(chunk("Hello"))
         self.assertIn("This conversation is long", content(client))
 
 
-class Memory(SynchronousTestCase):
+class MemoryTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.available = 50.0
-        self.patch(MemoryGauge.__init__, "__defaults__", (lambda: self.available,))
+        self.patch(MemoryMonitor.__init__, "__defaults__", (lambda: self.available,))
 
-    def read(self, talk: Talk, percent: float) -> None:
+    def set_available(self, conversation: Conversation, percent: float) -> None:
         self.available = percent
-        talk.world.pass_time(11)
+        conversation.world.pass_time(11)
 
-    def test_each_tier_is_told_once_in_each_session(self) -> None:
-        talk = Talk()
-        talk.headers["X_Session_Id"] = "one"
-        self.assertEqual(talk.turn(user("hi")), "Hello")
+    def test_each_tier_once_in_each_session(self) -> None:
+        conversation = Conversation()
+        conversation.headers["X_Session_Id"] = "one"
+        self.assertEqual(conversation.exchange(user("hi")), "Hello")
         for percent, tier in ((18, "notice"), (12, "warning"), (7, "high"), (4, "critical")):
-            self.read(talk, percent)
-            self.assertIn(f"Memory is getting tight ({tier}): {percent} %", talk.turn(user("hi")))
-            self.assertEqual(talk.turn(user("hi")), "Hello")
-        talk.headers["X_Session_Id"] = "two"
-        self.assertIn("(critical)", talk.turn(user("hi")))
-        self.read(talk, 50)
-        self.read(talk, 18)
-        talk.headers["X_Session_Id"] = "one"
-        self.assertEqual(talk.turn(user("hi")), "Hello")
+            self.set_available(conversation, percent)
+            self.assertIn(
+                f"Memory is getting tight ({tier}): {percent} %",
+                conversation.exchange(user("hi")),
+            )
+            self.assertEqual(conversation.exchange(user("hi")), "Hello")
+        conversation.headers["X_Session_Id"] = "two"
+        self.assertIn("(critical)", conversation.exchange(user("hi")))
+        self.set_available(conversation, 50)
+        self.set_available(conversation, 18)
+        conversation.headers["X_Session_Id"] = "one"
+        self.assertEqual(conversation.exchange(user("hi")), "Hello")
 
     def test_the_gate(self) -> None:
-        talk = Talk(memory_gate=True)
-        self.read(talk, 4)
-        client = talk.ask(user("hi"))
+        conversation = Conversation(memory_gate=True)
+        self.set_available(conversation, 4)
+        client = conversation.post(user("hi"))
         self.assertEqual((client.status(), client.error()["code"]), (503, "memory_critical"))
         self.assertEqual(client.headers()["retry-after"], "10")
-        self.assertEqual(talk.world.connecting(), 0)
-        other = talk.world.client()
+        self.assertEqual(conversation.world.connection_attempts(), 0)
+        other = conversation.world.client()
         other.post("/v1/embeddings", {"input": "x"})
         self.assertEqual(other.status(), 503)
-        self.read(talk, 6)
-        self.assertIn("Hello", talk.turn(user("hi")))
+        self.set_available(conversation, 6)
+        self.assertIn("Hello", conversation.exchange(user("hi")))
 
     def test_without_the_gate(self) -> None:
-        talk = Talk()
-        self.read(talk, 4)
-        self.assertIn("Hello", talk.turn(user("hi")))
+        conversation = Conversation()
+        self.set_available(conversation, 4)
+        self.assertIn("Hello", conversation.exchange(user("hi")))
 
 
-class ColdStart(SynchronousTestCase):
-    def waiting(self, seconds: float, **settings: Any) -> tuple[Client, Backend, Talk]:
-        talk = Talk(cold_start_notice=60, **settings)
-        client = talk.ask(user("hi"))
-        backend = talk.world.backend()
-        talk.world.pass_time(seconds)
-        return client, backend, talk
+class PrefillNoticeTests(SynchronousTestCase):
+    def wait(self, seconds: float, **settings: Any) -> tuple[Client, Backend, Conversation]:
+        conversation = Conversation(cold_start_notice=60, **settings)
+        client = conversation.post(user("hi"))
+        backend = conversation.world.backend()
+        conversation.world.pass_time(seconds)
+        return client, backend, conversation
 
-    def test_one_line_as_reasoning(self) -> None:
-        client, backend, talk = self.waiting(59)
+    def test_as_reasoning_once(self) -> None:
+        client, backend, conversation = self.wait(59)
         self.assertEqual(client.events(), [])
-        talk.world.pass_time(2)
-        self.assertIn("60 seconds so far", thoughts(client))
-        self.assertTrue(thoughts(client).startswith(OPENS))
+        conversation.world.pass_time(2)
+        self.assertIn("60 seconds so far", reasoning(client))
+        self.assertTrue(reasoning(client).startswith(LEADING_MARKER))
         self.assertEqual(deltas(client)[0], {"role": "assistant"})
-        talk.world.pass_time(120)
+        conversation.world.pass_time(120)
         backend.begin_stream()
         backend.stream(chunk("", role="assistant"), chunk("Hello"), chunk(finish="stop"), DONE)
-        talk.world.reactor.advance(0)
-        self.assertEqual(thoughts(client).count("so far"), 1)
+        conversation.world.reactor.advance(0)
+        self.assertEqual(reasoning(client).count("so far"), 1)
         self.assertEqual(content(client), "Hello")
         self.assertEqual(client.events()[-1], "[DONE]")
 
-    def test_also_behind_the_backends_role(self) -> None:
-        talk = Talk()
-        client = talk.ask(user("hi"))
-        backend = talk.world.backend()
+    def test_after_the_backends_role(self) -> None:
+        conversation = Conversation()
+        client = conversation.post(user("hi"))
+        backend = conversation.world.backend()
         backend.begin_stream()
         backend.stream(chunk("", role="assistant"))
-        talk.world.pass_time(61)
-        self.assertIn("so far", thoughts(client))
+        conversation.world.pass_time(61)
+        self.assertIn("so far", reasoning(client))
 
-    def test_not_once_the_model_speaks(self) -> None:
-        for said in (chunk("Hello"), chunk(reasoning_content="hm")):
-            talk = Talk()
-            client = talk.ask(user("hi"))
-            backend = talk.world.backend()
+    def test_not_after_the_first_token(self) -> None:
+        for text in (chunk("Hello"), chunk(reasoning_content="hm")):
+            conversation = Conversation()
+            client = conversation.post(user("hi"))
+            backend = conversation.world.backend()
             backend.begin_stream()
-            backend.stream(chunk("", role="assistant"), said)
-            talk.world.pass_time(120)
-            self.assertNotIn("so far", thoughts(client))
+            backend.stream(chunk("", role="assistant"), text)
+            conversation.world.pass_time(120)
+            self.assertNotIn("so far", reasoning(client))
 
     def test_not_while_queued(self) -> None:
-        talk = Talk(max_concurrent=1)
-        talk.ask(user("first"))
-        second = talk.ask(user("second"))
-        talk.world.pass_time(120)
-        self.assertEqual(thoughts(second), "")
+        conversation = Conversation(max_concurrent=1)
+        conversation.post(user("first"))
+        second = conversation.post(user("second"))
+        conversation.world.pass_time(120)
+        self.assertEqual(reasoning(second), "")
 
-    def test_never_where_it_is_off_or_there_is_no_room(self) -> None:
+    def test_off_or_no_room(self) -> None:
         for options, fields in (
             ({"cold_start_notice": 0}, {}),
             ({"notices": "off"}, {}),
             ({"notices": "header"}, {}),
             ({}, {"response_format": JSON_ANSWER}),
         ):
-            talk = Talk(**options)
-            client = talk.ask(user("hi"), **fields)
-            talk.world.backend()
-            talk.world.pass_time(120)
-            self.assertEqual(thoughts(client), "")
+            conversation = Conversation(**options)
+            client = conversation.post(user("hi"), **fields)
+            conversation.world.backend()
+            conversation.world.pass_time(120)
+            self.assertEqual(reasoning(client), "")
 
-    def test_it_is_removed_when_it_comes_back(self) -> None:
-        client, backend, talk = self.waiting(61)
+    def test_removed_from_the_history(self) -> None:
+        client, backend, conversation = self.wait(61)
         backend.begin_stream()
         backend.stream(chunk("Hello", role="assistant"), chunk(finish="stop"), DONE)
-        talk.world.reactor.advance(0)
-        back = {**assistant("Hello"), "reasoning_content": thoughts(client)}
-        talk.turn(user("hi"), back, user("more"))
-        self.assertEqual(talk.asked["messages"][1], {**back, "reasoning_content": ""})
+        conversation.world.reactor.advance(0)
+        back = {**assistant("Hello"), "reasoning_content": reasoning(client)}
+        conversation.exchange(user("hi"), back, user("more"))
+        self.assertEqual(conversation.sent["messages"][1], {**back, "reasoning_content": ""})
 
 
-class Known(SynchronousTestCase):
-    """Whose a request is, as the traffic log has it."""
+class SessionTests(SynchronousTestCase):
+    """The session of a request in the traffic log."""
 
     def session(self, headers: dict[str, str] | None = None, /, **fields: Any) -> str | None:
-        talk = Talk()
-        talk.headers = headers or {}
-        talk.turn(user("hi"), **fields)
-        return talk.world.traffic.requests()[-1].session
+        conversation = Conversation()
+        conversation.headers = headers or {}
+        conversation.exchange(user("hi"), **fields)
+        return conversation.world.traffic.requests()[-1].session
 
-    def test_by_what(self) -> None:
+    def test_sources_of_the_name(self) -> None:
         fields: dict[str, Any] = {
             "metadata": {"session_id": "m"},
             "prompt_cache_key": "k",
@@ -742,35 +761,37 @@ class Known(SynchronousTestCase):
             self.assertIn(self.session(**fields), {"metadata:m", "cache_key:k", "user:u"})
             del fields[name]
 
-    def test_without_a_word_the_system_prompt_does_not_count(self) -> None:
-        talk = Talk()
+    def test_the_system_prompt_does_not_count(self) -> None:
+        conversation = Conversation()
         names = set()
         for hour in range(3):
             system = {"role": "system", "content": f"It is {hour} o'clock."}
-            talk.turn(system, user("hi"))
-            names.add(talk.world.traffic.requests()[-1].session)
+            conversation.exchange(system, user("hi"))
+            names.add(conversation.world.traffic.requests()[-1].session)
         self.assertEqual(len(names), 1)
-        talk.turn(user("something else"))
-        self.assertNotIn(talk.world.traffic.requests()[-1].session, names)
+        conversation.exchange(user("something else"))
+        self.assertNotIn(conversation.world.traffic.requests()[-1].session, names)
 
     def test_a_header_in_another_encoding(self) -> None:
-        talk = Talk()
-        client = talk.world.client()
+        conversation = Conversation()
+        client = conversation.world.client()
         body = json.dumps(chat(messages=[user("hi")])).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: b\r\nContent-Length: {len(body)}\r\n"
         client.send(head.encode() + b"X-Session-Id: caf\xe9\r\nAuthorization: \xff\r\n\r\n" + body)
-        talk.world.reactor.advance(0)
-        self.assertIn(b"/v1/chat", talk.world.backend().request())
-        self.assertTrue(str(talk.world.traffic.requests()[-1].session).startswith("header:caf"))
+        conversation.world.reactor.advance(0)
+        self.assertIn(b"/v1/chat", conversation.world.backend().request())
+        self.assertTrue(
+            str(conversation.world.traffic.requests()[-1].session).startswith("header:caf")
+        )
 
-    def test_odd_words_are_none(self) -> None:
+    def test_odd_values_are_ignored(self) -> None:
         fields: dict[str, Any] = {"metadata": ["x"], "prompt_cache_key": {}, "user": ""}
         self.assertRegex(str(self.session(**fields)), "^client:")
 
-    def test_how_many_messages(self) -> None:
-        talk = Talk()
-        talk.turn(user("hi"), assistant("x"), user("y"))
-        self.assertEqual(talk.world.traffic.requests()[-1].messages, 3)
+    def test_message_count(self) -> None:
+        conversation = Conversation()
+        conversation.exchange(user("hi"), assistant("x"), user("y"))
+        self.assertEqual(conversation.world.traffic.requests()[-1].messages, 3)
 
 
 ODD = st.one_of(
@@ -787,23 +808,25 @@ NAMES = [
 ]
 
 
-class Whatever(SynchronousTestCase):
-    """No request is so odd that blockops fails at it."""
+class FuzzTests(SynchronousTestCase):
+    """Random requests."""
 
-    @given(malformed, st.dictionaries(st.sampled_from(NAMES), ODD, max_size=5), st.booleans())
+    @given(
+        malformed_histories, st.dictionaries(st.sampled_from(NAMES), ODD, max_size=5), st.booleans()
+    )
     @thorough(200)
-    def test_no_request_is_a_fault_of_ours(
+    def test_no_request_causes_an_internal_error(
         self, messages: list[Any], fields: dict[str, Any], long: Any
     ) -> None:
         limits = {"token_hard_threshold": 300, "token_warn_threshold": 200} if long else {}
-        talk = Talk(model_name="Qwen", cache_reset="off", **limits)
-        client = talk.world.client()
+        conversation = Conversation(model_name="Qwen", cache_reset="off", **limits)
+        client = conversation.world.client()
         body = json.dumps({"messages": [user("/new x"), *messages], **fields}).encode()
         client.post("/v1/chat/completions", body)
-        if talk.world.connecting():
-            talk.world.backend().answer({"error": {"message": "no"}}, "404 Not Found")
-        if talk.world.connecting() > 1:
-            talk.world.backend().answer({"error": {"message": "no"}}, "404 Not Found")
+        if conversation.world.connection_attempts():
+            conversation.world.backend().respond({"error": {"message": "no"}}, "404 Not Found")
+        if conversation.world.connection_attempts() > 1:
+            conversation.world.backend().respond({"error": {"message": "no"}}, "404 Not Found")
         self.assertIn(client.status(), {200, 400, 404})
         self.assertEqual(self.flushLoggedErrors(), [])
-        self.assertEqual(talk.world.idle(), NOTHING_LEFT)
+        self.assertEqual(conversation.world.load(), IDLE)

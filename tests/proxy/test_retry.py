@@ -1,4 +1,4 @@
-"""What the backend is asked again in another way, and what is turned away before it is asked."""
+"""Retries without a feature that the backend rejects, and requests that are never forwarded."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.operations.memory import MemoryGauge
-from tests.world import DONE, NOTHING_LEFT, Backend, Client, World, chat, chunk
+from blockops.operations.memory import MemoryMonitor
+from tests.world import DONE, IDLE, Backend, Client, World, chat, chunk
 
-REFUSAL = b'{"error": {"message": "Unrecognized argument: stream_options"}}'
+USAGE_ERROR = b'{"error": {"message": "Unrecognized argument: stream_options"}}'
 
 
 def stream(backend: Backend, text: str = "Hi") -> None:
@@ -18,24 +18,24 @@ def stream(backend: Backend, text: str = "Hi") -> None:
     backend.reactor.advance(0)
 
 
-class WithoutUsage(SynchronousTestCase):
-    def test_streams_that_are_refused_at_the_same_time(self) -> None:
+class WithoutUsageTests(SynchronousTestCase):
+    def test_concurrent_rejections(self) -> None:
         world = World()
-        pairs = [world.ask() for _ in range(2)]
+        pairs = [world.start_chat() for _ in range(2)]
         for _, backend in pairs:
-            self.assertTrue(backend.asked()["stream_options"]["include_usage"])
-        for client, refused in pairs:
-            refused.answer(REFUSAL, "400 Bad Request")
+            self.assertTrue(backend.request_json()["stream_options"]["include_usage"])
+        for client, rejecting_backend in pairs:
+            rejecting_backend.respond(USAGE_ERROR, "400 Bad Request")
             backend = world.backend()
-            self.assertNotIn("stream_options", backend.asked())
+            self.assertNotIn("stream_options", backend.request_json())
             stream(backend)
             self.assertEqual(client.events()[-1], "[DONE]")
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_the_clocks_begin_anew(self) -> None:
+    def test_the_deadlines_restart(self) -> None:
         world = World(idle_timeout=20, first_byte_timeout=200, heartbeat=1000, notices="off")
-        client, refused = world.ask()
-        refused.answer(REFUSAL, "400 Bad Request")
+        client, rejecting_backend = world.start_chat()
+        rejecting_backend.respond(USAGE_ERROR, "400 Bad Request")
         backend = world.backend()
         world.pass_time(100, step=1)
         self.assertEqual(client.status(), 0)
@@ -44,46 +44,46 @@ class WithoutUsage(SynchronousTestCase):
         (response,) = world.traffic.responses()
         self.assertNotIn(b"Unrecognized", response.body)
 
-    def test_a_whole_answer_that_was_to_be_streamed(self) -> None:
+    def test_json_requested_as_a_stream(self) -> None:
         world = World(whole_as_stream=True)
-        client, refused = world.ask(stream=False)
-        refused.answer(REFUSAL, "400 Bad Request")
-        self.answer_whole(client, world.backend())
-        # From then on the wish, and with it the stream, is not tried any more.
-        again, backend = world.ask(stream=False)
-        self.answer_whole(again, backend)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        client, rejecting_backend = world.start_chat(stream=False)
+        rejecting_backend.respond(USAGE_ERROR, "400 Bad Request")
+        self.respond_with_json(client, world.backend())
+        # From then on neither usage nor the stream is requested.
+        second_client, backend = world.start_chat(stream=False)
+        self.respond_with_json(second_client, backend)
+        self.assertEqual(world.load(), IDLE)
 
-    def answer_whole(self, client: Client, backend: Backend) -> None:
-        self.assertFalse(backend.asked()["stream"])
+    def respond_with_json(self, client: Client, backend: Backend) -> None:
+        self.assertFalse(backend.request_json()["stream"])
         message = {"role": "assistant", "content": "Hello"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        backend.answer({"id": "1", "object": "chat.completion", "choices": [choice]})
+        backend.respond({"id": "1", "object": "chat.completion", "choices": [choice]})
         self.assertEqual(client.json()["choices"][0]["message"]["content"], "Hello")
 
-    def test_another_refusal_of_a_whole_answer_that_was_to_be_streamed(self) -> None:
+    def test_other_error_for_json_requested_as_a_stream(self) -> None:
         world = World(whole_as_stream=True)
-        client, refused = world.ask(stream=False)
-        refused.answer(b'{"error": {"message": "no such model"}}', "404 Not Found")
+        client, rejecting_backend = world.start_chat(stream=False)
+        rejecting_backend.respond(b'{"error": {"message": "no such model"}}', "404 Not Found")
         self.assertEqual(client.status(), 404)
-        self.assertEqual(world.connecting(), 1)
+        self.assertEqual(world.connection_attempts(), 1)
 
 
-class TurnedAway(SynchronousTestCase):
-    def test_no_memory_for_what_comes_before_the_answer_either(self) -> None:
-        self.patch(MemoryGauge, "poll", lambda gauge: setattr(gauge, "percent", 1.0))
+class MemoryGateTests(SynchronousTestCase):
+    def test_the_gate_rejects_before_a_cache_purge(self) -> None:
+        self.patch(MemoryMonitor, "poll", lambda monitor: setattr(monitor, "percent", 1.0))
         world = World(memory_gate=True)
-        world.daemon._memory.tier = max(type(world.daemon._memory.tier))
+        world.daemon.components.memory.tier = max(type(world.daemon.components.memory.tier))
         client = world.client()
         messages = [{"role": "user", "content": "/new and then a question"}]
         client.post("/v1/chat/completions", chat(messages=messages))
         self.assertEqual(client.status(), 503)
         self.assertIn("retry-after", client.headers())
-        self.assertEqual(world.connecting(), 0)
+        self.assertEqual(world.connection_attempts(), 0)
 
 
-class Oddities(SynchronousTestCase):
-    """Requests that parse, and hold what nobody would send."""
+class OddRequestTests(SynchronousTestCase):
+    """Valid JSON with values that no client would normally send."""
 
     def status(self, body: bytes) -> int:
         world = World()
@@ -93,17 +93,17 @@ class Oddities(SynchronousTestCase):
             stream(world.backend())
         return client.status()
 
-    def test_a_response_format_of_a_format(self) -> None:
-        kinds: tuple[object, ...] = ({}, [], 7, True)
-        for kind in kinds:
-            body = json.dumps(chat(response_format={"type": kind})).encode()
-            self.assertEqual(self.status(body), 200, kind)
+    def test_odd_types_of_response_formats(self) -> None:
+        types: tuple[object, ...] = ({}, [], 7, True)
+        for response_type in types:
+            body = json.dumps(chat(response_format={"type": response_type})).encode()
+            self.assertEqual(self.status(body), 200, response_type)
 
-    def test_a_model_that_is_half_a_character(self) -> None:
+    def test_model_name_is_a_lone_surrogate(self) -> None:
         body = b'{"stream": true, "model": "\\ud800", "x": NaN, "messages": [{"role": "user"}]}'
         self.assertEqual(self.status(body), 200)
 
-    def test_tools_in_no_encoding(self) -> None:
+    def test_tools_are_not_utf_8(self) -> None:
         world = World(token_warn_threshold=10, token_hard_threshold=20_000)
         client = world.client()
         tools = b'[{"type": "function", "function": {"name": "f", "description": "\xff"}}]'
@@ -114,14 +114,14 @@ class Oddities(SynchronousTestCase):
             % (tools, text),
         )
         for _ in range(5):
-            if world.connecting() == 0 or client.status():
+            if world.connection_attempts() == 0 or client.status():
                 break
-            world.backend().answer({"tokens": [1, 2, 3]})
+            world.backend().respond({"tokens": [1, 2, 3]})
         self.assertNotEqual(client.status(), 500)
 
 
-class Resets(SynchronousTestCase):
-    def test_a_reset_that_has_to_be_answered_in_json_purges_too(self) -> None:
+class ResetTests(SynchronousTestCase):
+    def test_reset_with_a_json_response_purges(self) -> None:
         world = World(cache_reset="DELETE /v1/cache")
         client = world.client()
         messages = [{"role": "user", "content": "/new"}]

@@ -1,4 +1,4 @@
-"""The tree of resources: which request goes where, and what is said where none goes."""
+"""Routes: the endpoint of each path, and the errors for unknown paths and methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from blockops import __version__
 from tests.world import World, chat, chunk
 
 
-class Routes(SynchronousTestCase):
+class RouteTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.world = World()
         self.client = self.world.client()
@@ -16,10 +16,10 @@ class Routes(SynchronousTestCase):
     def test_health(self) -> None:
         self.client.get("/health")
         self.assertEqual(self.client.status(), 200)
-        told = self.client.json()
-        self.assertEqual((told["status"], told["version"]), ("ok", __version__))
-        self.assertEqual((told["running"], told["waiting"]), (0, 0))
-        self.assertGreater(told["memory_available_percent"], 0)
+        status = self.client.json()
+        self.assertEqual((status["status"], status["version"]), ("ok", __version__))
+        self.assertEqual((status["running"], status["waiting"]), (0, 0))
+        self.assertGreater(status["memory_available_percent"], 0)
         self.assertEqual(self.client.headers()["content-type"], "application/json")
 
     def test_head(self) -> None:
@@ -36,9 +36,9 @@ class Routes(SynchronousTestCase):
             self.assertEqual(client.status(), 404, target)
             self.assertEqual(client.error()["code"], "unknown_route")
             self.assertIn("/v1/chat/completions", client.error()["message"])
-        self.assertEqual(self.world.connecting(), 0)
+        self.assertEqual(self.world.connection_attempts(), 0)
 
-    def test_wrong_methods(self) -> None:
+    def test_unsupported_methods(self) -> None:
         for method, target, allowed in (
             ("GET", "/v1/chat/completions", "POST"),
             ("PUT", "/v1/completions", "POST"),
@@ -53,9 +53,9 @@ class Routes(SynchronousTestCase):
             self.assertEqual(client.headers()["allow"], allowed)
             if method != "HEAD":
                 self.assertEqual(client.error()["code"], "method_not_allowed")
-        self.assertEqual(self.world.connecting(), 0)
+        self.assertEqual(self.world.connection_attempts(), 0)
 
-    def test_paths_that_climb_out(self) -> None:
+    def test_paths_that_escape_the_prefix(self) -> None:
         for target in (
             "/v1/../admin",
             "/v1/./x",
@@ -67,9 +67,9 @@ class Routes(SynchronousTestCase):
             client = self.world.client()
             client.get(target)
             self.assertEqual(client.status(), 404, target)
-        self.assertEqual(self.world.connecting(), 0)
+        self.assertEqual(self.world.connection_attempts(), 0)
 
-    def test_a_target_with_scheme_and_host_leads_nowhere_else(self) -> None:
+    def test_scheme_and_host_are_ignored(self) -> None:
         self.client.get("http://evil.example/v1/models")
         self.assertTrue(self.world.backend().request().startswith(b"GET /v1/models HTTP"))
         self.assertEqual(self.world.reactor.tcpClients[0][:2], ("127.0.0.1", 8082))
@@ -78,18 +78,26 @@ class Routes(SynchronousTestCase):
             client.get(target)
             self.assertEqual(client.status(), 404)
 
-    def test_a_body_behind_scheme_and_host(self) -> None:
+    def test_body_with_scheme_and_host(self) -> None:
         self.client.post("http://blockops/v1/chat/completions", chat())
         self.assertIn(b"Hello", self.world.backend().request())
 
-    def test_the_server_itself(self) -> None:
+    def test_asterisk_form(self) -> None:
         for method in ("GET", "OPTIONS"):
             client = self.world.client()
             client.request(method, "*")
             self.assertEqual(client.status(), 404)
             self.assertEqual(client.error()["code"], "unknown_route")
 
-    def test_an_encoded_spelling_is_the_same_route(self) -> None:
+    def test_target_without_a_leading_slash(self) -> None:
+        for target in ("xhealth", "%2Fhealth", "xv1/models", "%2Fv1/models", "x"):
+            client = self.world.client()
+            client.get(target)
+            self.assertEqual(client.status(), 404, target)
+            self.assertEqual(client.error()["code"], "unknown_route")
+        self.assertEqual(self.world.connection_attempts(), 0)
+
+    def test_percent_encoded_path_is_the_same_route(self) -> None:
         for target in ("/v1/ch%61t/completions", "/v1/chat%2Fcompletions"):
             client = self.world.client()
             client.post(target, chat())
@@ -101,21 +109,21 @@ class Routes(SynchronousTestCase):
             backend.stream(chunk(call, role="assistant"))
             self.assertIn(b"tool_calls", client.body())
 
-    def test_an_encoded_v1_is_nothing(self) -> None:
+    def test_percent_encoded_prefix_is_not_found(self) -> None:
         self.client.post("/%761/embeddings", b'{"input": 1}')
         self.assertEqual(self.client.status(), 404)
-        self.assertEqual(self.world.connecting(), 0)
+        self.assertEqual(self.world.connection_attempts(), 0)
 
-    def test_bytes_that_no_target_has(self) -> None:
+    def test_invalid_bytes_in_the_target(self) -> None:
         self.client.send(b"GET /v1/\xaa HTTP/1.1\r\nHost: b\r\n\r\n")
         self.assertEqual(self.client.status(), 400)
         self.assertIn("error", self.client.json())
 
-    def test_the_query_goes_along(self) -> None:
+    def test_the_query_is_forwarded(self) -> None:
         self.client.post("/v1/chat/completions?a=b%20c", chat())
         self.assertIn(b"POST /v1/chat/completions?a=b%20c HTTP", self.world.backend().request())
 
-    def test_a_backend_below_a_path(self) -> None:
+    def test_backend_url_with_a_path(self) -> None:
         world = World(backend="http://127.0.0.1:1/llm")
         world.client().get("/v1/models")
         self.assertIn(b"GET /llm/v1/models HTTP", world.backend().request())

@@ -1,4 +1,4 @@
-"""Tools in the prompt: what the backend gets, what the client gets, and what is learnt."""
+"""Tools in the prompt, and the errors after which they are written there."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.conversation.messages import Reader
-from blockops.conversation.token_counts import RATIOS, of_tools, weight_of
-from blockops.conversation.tools_in_prompt import FIELDS, MUST_CALL, NO_CALL
+from blockops.conversation.messages import MessageParser
+from blockops.conversation.token_counts import RATIO_RANGE, raw_estimate, tools_info
+from blockops.conversation.tools_in_prompt import MUST_CALL, NO_CALL, TOOL_FIELDS
 from blockops.errors import ApiError
-from blockops.plugins import wording_of
-from blockops.toolcalls.dialects.prompts import CoderWording, HermesWording, LineWording
-from blockops.upstream.compatibility import MAX_MODELS, Refusals
-from tests.world import DONE, MESSAGES, NOTHING_LEFT, WEATHER, Backend, Client, World, chat, chunk
+from blockops.plugins import tool_prompt_for
+from blockops.toolcalls.dialects.prompts import HermesPrompt, QwenXmlPrompt, ToolCallLinePrompt
+from blockops.upstream.compatibility import MAX_MODELS, BackendCompatibility
+from tests.world import DONE, IDLE, MESSAGES, WEATHER, Backend, Client, World, chat, chunk
 
-USER = {"role": "user", "content": "And in Rome?"}
-CALLED = {
+USER_MESSAGE = {"role": "user", "content": "And in Rome?"}
+CALL_MESSAGE = {
     "role": "assistant",
     "content": None,
     "tool_calls": [
@@ -29,13 +29,13 @@ CALLED = {
         }
     ],
 }
-RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "21"}
-HISTORY = [{"role": "user", "content": "How is Bonn?"}, CALLED, RESULT, USER]
+RESULT_MESSAGE = {"role": "tool", "tool_call_id": "call_1", "content": "21"}
+HISTORY = [{"role": "user", "content": "How is Bonn?"}, CALL_MESSAGE, RESULT_MESSAGE, USER_MESSAGE]
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
-#: What backends say, and the status with which they say it.
-REFUSALS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
+#: Errors of backends without tools: backend -> status and body.
+TOOL_ERRORS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
     "vLLM": (
         "400 Bad Request",
         {
@@ -74,77 +74,83 @@ REFUSALS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
 
 def reply(backend: Backend, text: str = "Fine.") -> None:
     backend.begin_stream()
-    backend.stream(chunk(text, role="assistant"), chunk(finish="stop"), DONE)
+    backend.stream(chunk(text, role="assistant"), chunk(finish_reason="stop"), DONE)
     backend.reactor.advance(0)
 
 
-def whole(text: str) -> dict[str, Any]:
+def json_response(text: str) -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return {"id": "1", "object": "chat.completion", "model": "tiny", "choices": [choice]}
 
 
-def finish(client: Client) -> str:
+def finish_reason(client: Client) -> str:
     chunks = [json.loads(event) for event in client.events() if event != "[DONE]"]
     reasons = [choice["finish_reason"] for each in chunks for choice in each["choices"]]
     return str(reasons[-1])
 
 
-class Written(SynchronousTestCase):
+class PromptModeTests(SynchronousTestCase):
     """`--tools=prompt`."""
 
-    def ask(self, world: World, **fields: Any) -> tuple[Client, Backend]:
-        return world.ask(**fields)
+    def start(self, world: World, **fields: Any) -> tuple[Client, Backend]:
+        return world.start_chat(**fields)
 
-    def test_the_backend_hears_of_no_tools(self) -> None:
+    def test_the_backend_receives_no_tools(self) -> None:
         world = World(tools="prompt")
-        client, backend = world.ask(
+        client, backend = world.start_chat(
             messages=HISTORY, tool_choice="required", parallel_tool_calls=True, seed=7
         )
-        asked = backend.asked()
-        self.assertEqual(set(FIELDS) & set(asked), set())
-        self.assertEqual(asked["seed"], 7)
-        system, question, said, answer, last = asked["messages"]
-        words = HermesWording()
-        self.assertEqual(system["content"], f"{words.offer([WEATHER])}\n\n{MUST_CALL}")
-        self.assertEqual((question, last), (HISTORY[0], USER))
+        request = backend.request_json()
+        self.assertEqual(set(TOOL_FIELDS) & set(request), set())
+        self.assertEqual(request["seed"], 7)
+        system, question, body, answer, last = request["messages"]
+        prompt = HermesPrompt()
+        self.assertEqual(system["content"], f"{prompt.tools_text([WEATHER])}\n\n{MUST_CALL}")
+        self.assertEqual((question, last), (HISTORY[0], USER_MESSAGE))
         self.assertEqual(
-            said, {"role": "assistant", "content": words.call("get_weather", {"city": "Bonn"})}
+            body,
+            {"role": "assistant", "content": prompt.call_text("get_weather", {"city": "Bonn"})},
         )
         self.assertEqual(
             answer, {"role": "user", "content": "<tool_response>\n21\n</tool_response>"}
         )
         reply(backend, CALL)
-        self.assertEqual(finish(client), "tool_calls")
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(finish_reason(client), "tool_calls")
+        self.assertEqual(world.load(), IDLE)
 
-    def test_a_whole_answer(self) -> None:
+    def test_json(self) -> None:
         world = World(tools="prompt", tool_format="line")
-        client, backend = world.ask(stream=False)
-        self.assertEqual(backend.asked()["messages"][0]["content"], LineWording().offer([WEATHER]))
-        backend.answer(whole('TOOL_CALL: {"name": "get_weather", "arguments": {"city": "Rome"}}'))
+        client, backend = world.start_chat(stream=False)
+        self.assertEqual(
+            backend.request_json()["messages"][0]["content"],
+            ToolCallLinePrompt().tools_text([WEATHER]),
+        )
+        backend.respond(
+            json_response('TOOL_CALL: {"name": "get_weather", "arguments": {"city": "Rome"}}')
+        )
         (choice,) = client.json()["choices"]
         self.assertEqual(choice["finish_reason"], "tool_calls")
         self.assertEqual(choice["message"]["tool_calls"][0]["function"]["name"], "get_weather")
 
-    def test_in_the_words_of_another_format(self) -> None:
-        _, backend = World(tools="prompt", tool_format="xml").ask()
-        offered = backend.asked()["messages"][0]["content"]
-        self.assertEqual(offered, CoderWording().offer([WEATHER]))
+    def test_another_dialect(self) -> None:
+        _, backend = World(tools="prompt", tool_format="xml").start_chat()
+        system_prompt = backend.request_json()["messages"][0]["content"]
+        self.assertEqual(system_prompt, QwenXmlPrompt().tools_text([WEATHER]))
 
-    def test_a_format_that_there_is_not(self) -> None:
-        error = self.assertRaises(ValueError, wording_of, "jsn")
-        self.assertIn("give json, xml, line", str(error))
+    def test_unknown_dialect(self) -> None:
+        error = self.assertRaises(ValueError, tool_prompt_for, "jsn")
+        self.assertIn("use json, xml, line", str(error))
 
-    def test_calls_are_forbidden_behind_everything(self) -> None:
-        client, backend = World(tools="prompt").ask(messages=HISTORY, tool_choice="none")
-        messages = backend.asked()["messages"]
-        self.assertEqual(messages[0]["content"], HermesWording().offer([WEATHER]))
-        self.assertEqual(messages[-1]["content"], f"{USER['content']}\n\n{NO_CALL}")
+    def test_calls_are_forbidden_at_the_end(self) -> None:
+        client, backend = World(tools="prompt").start_chat(messages=HISTORY, tool_choice="none")
+        messages = backend.request_json()["messages"]
+        self.assertEqual(messages[0]["content"], HermesPrompt().tools_text([WEATHER]))
+        self.assertEqual(messages[-1]["content"], f"{USER_MESSAGE['content']}\n\n{NO_CALL}")
         reply(backend, CALL)
-        self.assertEqual(finish(client), "stop")
+        self.assertEqual(finish_reason(client), "stop")
 
-    def test_a_request_without_any_goes_as_it_came(self) -> None:
+    def test_request_without_tools_passes_unchanged(self) -> None:
         world = World(tools="prompt", notices="off")
         client = world.client()
         body = b'{"messages":  [{"role": "user", "content": "Hi"}], "stream": false}'
@@ -152,24 +158,26 @@ class Written(SynchronousTestCase):
         self.assertTrue(world.backend().request().endswith(body))
 
     def test_pass_is_the_default(self) -> None:
-        _, backend = World().ask(messages=HISTORY)
-        self.assertEqual(backend.asked()["tools"], [WEATHER])
-        self.assertEqual(backend.asked()["messages"], HISTORY)
+        _, backend = World().start_chat(messages=HISTORY)
+        self.assertEqual(backend.request_json()["tools"], [WEATHER])
+        self.assertEqual(backend.request_json()["messages"], HISTORY)
 
-    def test_notices_and_resets_go_first(self) -> None:
+    def test_after_notices_and_resets(self) -> None:
         world = World(tools="prompt", cache_reset="off")
         messages = [*HISTORY, {"role": "assistant", "content": "Fine."}]
-        _, backend = world.ask(messages=[*messages, {"role": "user", "content": "/new Hello"}])
+        _, backend = world.start_chat(
+            messages=[*messages, {"role": "user", "content": "/new Hello"}]
+        )
         self.assertEqual(
-            backend.asked()["messages"],
+            backend.request_json()["messages"],
             [
-                {"role": "system", "content": HermesWording().offer([WEATHER])},
+                {"role": "system", "content": HermesPrompt().tools_text([WEATHER])},
                 {"role": "user", "content": "Hello"},
             ],
         )
 
-    def test_what_is_nested_too_deeply_is_refused(self) -> None:
-        """Where what may be read cannot be written, no more than where it cannot be read."""
+    def test_nested_too_deeply(self) -> None:
+        """JSON that can be decoded but not encoded is rejected too."""
         tool = {"type": "function", "function": {"name": "f", "parameters": {"x": "DEEP"}}}
         call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "DEEP"}}
         called = {"role": "assistant", "content": None, "tool_calls": [call]}
@@ -177,24 +185,24 @@ class Written(SynchronousTestCase):
         for fields in ({"tools": [tool]}, {"messages": [*MESSAGES, called]}):
             text = json.dumps(chat(**fields))
 
-            def told(depth: int, text: str = text) -> int:
+            def status_at(depth: int, text: str = text) -> int:
                 body = text.replace('"DEEP"', "[" * depth + "]" * depth)
                 client = world.client()
                 client.post("/v1/chat/completions", body.encode())
                 status = client.status()
-                client.leave()
+                client.disconnect()
                 self.assertIn(status, {0, 400}, (text, depth))
                 return status
 
-            # Each Python has a depth of its own; what can be read and not written is around it.
-            edge = bisect_left(range(400_000), 400, key=told)
-            self.assertEqual((told(edge - 120), told(edge + 60)), (0, 400))
+            # The maximum depth depends on the Python version: search for it, and test around it.
+            edge = bisect_left(range(400_000), 400, key=status_at)
+            self.assertEqual((status_at(edge - 120), status_at(edge + 60)), (0, 400))
             for depth in range(edge - 120, edge + 60):
-                told(depth)
+                status_at(depth)
 
 
-class Counted(SynchronousTestCase):
-    """What is written into the prompt counts once, as it is written."""
+class TokenCountTests(SynchronousTestCase):
+    """Tools in the prompt count once, as the text that they are there."""
 
     def test_once(self) -> None:
         world = World(tools="prompt", token_warn_threshold=10, token_hard_threshold=20_000)
@@ -202,38 +210,40 @@ class Counted(SynchronousTestCase):
         client = world.client()
         client.post("/v1/chat/completions", chat())
         while (backend := world.backend()).request().startswith(b"POST /tokenize"):
-            texts.append(backend.asked()["prompt"])
-            backend.answer({"tokens": [1] * 100})
-        self.assertIn("messages", backend.asked())
-        self.assertEqual(sorted(texts), ["Hello", HermesWording().offer([WEATHER])][::-1])
+            texts.append(backend.request_json()["prompt"])
+            backend.respond({"tokens": [1] * 100})
+        self.assertIn("messages", backend.request_json())
+        self.assertEqual(sorted(texts), ["Hello", HermesPrompt().tools_text([WEATHER])][::-1])
 
-    def test_what_is_learnt_is_learnt_of_what_was_sent(self) -> None:
-        """The ratio of a model is what its backend counts over the weight of all that it got."""
+    def test_the_ratio_is_that_of_the_sent_prompt(self) -> None:
+        """The ratio of a model is the backend's count over the estimate of the whole prompt."""
         usage = {"prompt_tokens": 520, "completion_tokens": 1, "total_tokens": 521}
-        (hello,) = Reader().read([json.dumps(chat()["messages"][0]).encode()])
+        (hello,) = MessageParser().parse([json.dumps(chat()["messages"][0]).encode()])
         for tools in ("prompt", "auto"):
             world = World(tools=tools)
-            _, backend = world.ask(model="m")
+            _, backend = world.start_chat(model="m")
             if tools == "auto":
-                backend.answer(b"it does not support tools", "400 Bad Request")
+                backend.respond(b"it does not support tools", "400 Bad Request")
                 backend = world.backend()
             backend.begin_stream()
-            told = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
-            backend.stream(chunk("Hi", role="assistant"), chunk(finish="stop"), told, DONE)
+            usage_event = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
+            backend.stream(
+                chunk("Hi", role="assistant"), chunk(finish_reason="stop"), usage_event, DONE
+            )
             backend.reactor.advance(0)
-            sent = [hello.facts, of_tools(HermesWording().offer([WEATHER]).encode())]
-            ratio = world.daemon._turns.tokens.of("m").ratio
-            self.assertAlmostEqual(ratio, 520 / weight_of(sent), msg=tools)
-            self.assertLess(ratio, RATIOS[1])
+            sent = [hello.info, tools_info(HermesPrompt().tools_text([WEATHER]).encode())]
+            ratio = world.daemon.components.conversations.tokens.for_model("m").ratio
+            self.assertAlmostEqual(ratio, 520 / raw_estimate(sent), msg=tools)
+            self.assertLess(ratio, RATIO_RANGE[1])
 
-    def test_what_is_dropped_is_dropped_in_whole_steps(self) -> None:
+    def test_whole_steps_are_dropped(self) -> None:
         world = World(tools="prompt", token_warn_threshold=300, token_hard_threshold=1500)
-        steps = [[CALLED, {**RESULT, "content": "word " * 300}] for _ in range(6)]
+        steps = [[CALL_MESSAGE, {**RESULT_MESSAGE, "content": "word " * 300}] for _ in range(6)]
         messages = [HISTORY[0], *(message for step in steps for message in step)]
-        _, backend = world.ask(messages=messages)
-        backend.answer(b"", "404 Not Found")  # it counts no tokens
-        asked = world.backend().asked()["messages"]
-        system, question, marker, *rest = asked
+        _, backend = world.start_chat(messages=messages)
+        backend.respond(b"", "404 Not Found")  # no /tokenize
+        request = world.backend().request_json()["messages"]
+        system, question, marker, *rest = request
         self.assertIn("get_weather", system["content"])
         self.assertEqual(question, HISTORY[0])
         self.assertIn("left out here", marker["content"])
@@ -242,101 +252,103 @@ class Counted(SynchronousTestCase):
         self.assertEqual(roles, ["assistant", "user"] * (len(rest) // 2))
 
 
-class Learnt(SynchronousTestCase):
+class AutoModeTests(SynchronousTestCase):
     """`--tools=auto`."""
 
-    def test_each_refusal_that_is_known(self) -> None:
-        for name, (status, body) in REFUSALS.items():
+    def test_known_errors(self) -> None:
+        for name, (status, body) in TOOL_ERRORS.items():
             world = World(tools="auto")
-            client, refused = world.ask(messages=HISTORY)
-            self.assertEqual(refused.asked()["tools"], [WEATHER], name)
-            refused.answer(body, status)
+            client, rejecting_backend = world.start_chat(messages=HISTORY)
+            self.assertEqual(rejecting_backend.request_json()["tools"], [WEATHER], name)
+            rejecting_backend.respond(body, status)
             backend = world.backend()
-            self.assertNotIn("tools", backend.asked(), name)
-            offered = backend.asked()["messages"][0]["content"]
-            self.assertEqual(offered, HermesWording().offer([WEATHER]), name)
-            self.assertEqual(backend.asked()["stream_options"], {"include_usage": True}, name)
+            self.assertNotIn("tools", backend.request_json(), name)
+            system_prompt = backend.request_json()["messages"][0]["content"]
+            self.assertEqual(system_prompt, HermesPrompt().tools_text([WEATHER]), name)
+            self.assertEqual(
+                backend.request_json()["stream_options"], {"include_usage": True}, name
+            )
             reply(backend, CALL)
-            self.assertEqual((client.status(), finish(client)), (200, "tool_calls"), name)
-            self.assertEqual(world.idle(), NOTHING_LEFT, name)
+            self.assertEqual((client.status(), finish_reason(client)), (200, "tool_calls"), name)
+            self.assertEqual(world.load(), IDLE, name)
 
-    def refuse(self, refused: Backend, name: str = "vLLM") -> None:
-        status, body = REFUSALS[name]
-        refused.answer(body, status)
+    def reject(self, rejecting_backend: Backend, name: str = "vLLM") -> None:
+        status, body = TOOL_ERRORS[name]
+        rejecting_backend.respond(body, status)
 
-    def test_it_is_remembered_for_the_model(self) -> None:
+    def test_remembered_for_the_model(self) -> None:
         world = World(tools="auto")
-        _, refused = world.ask(model="a")
-        self.refuse(refused)
+        _, rejecting_backend = world.start_chat(model="a")
+        self.reject(rejecting_backend)
         reply(world.backend())
-        _, backend = world.ask(model="a")
-        self.assertNotIn("tools", backend.asked())
+        _, backend = world.start_chat(model="a")
+        self.assertNotIn("tools", backend.request_json())
         reply(backend)
-        _, other = world.ask(model="b")
-        self.assertIn("tools", other.asked())
+        _, other = world.start_chat(model="b")
+        self.assertIn("tools", other.request_json())
 
-    def test_a_whole_answer(self) -> None:
+    def test_json(self) -> None:
         for settings in ({}, {"whole_as_stream": True}):
             world = World(tools="auto", **settings)
-            client, refused = world.ask(stream=False)
-            self.refuse(refused)
+            client, rejecting_backend = world.start_chat(stream=False)
+            self.reject(rejecting_backend)
             backend = world.backend()
-            self.assertNotIn("tools", backend.asked())
-            backend.answer(whole(CALL))
+            self.assertNotIn("tools", backend.request_json())
+            backend.respond(json_response(CALL))
             self.assertEqual(client.json()["choices"][0]["finish_reason"], "tool_calls")
-            self.assertEqual(world.idle(), NOTHING_LEFT)
+            self.assertEqual(world.load(), IDLE)
 
-    def test_usage_is_refused_too(self) -> None:
+    def test_usage_is_rejected_too(self) -> None:
         usage = b'{"error": {"message": "Unrecognized argument: stream_options"}}'
         world = World(tools="auto")
-        client, backend = world.ask()
-        backend.answer(usage, "400 Bad Request")
+        client, backend = world.start_chat()
+        backend.respond(usage, "400 Bad Request")
         backend = world.backend()
-        self.assertIn("tools", backend.asked())
-        self.refuse(backend)
+        self.assertIn("tools", backend.request_json())
+        self.reject(backend)
         backend = world.backend()
-        self.assertNotIn("tools", backend.asked())
-        self.assertNotIn("stream_options", backend.asked())
+        self.assertNotIn("tools", backend.request_json())
+        self.assertNotIn("stream_options", backend.request_json())
         reply(backend)
         self.assertEqual(client.status(), 200)
 
-    def test_it_is_tried_once(self) -> None:
+    def test_one_retry(self) -> None:
         world = World(tools="auto")
-        client, backend = world.ask()
-        self.refuse(backend)
-        self.refuse(world.backend(), "Ollama")
+        client, backend = world.start_chat()
+        self.reject(backend)
+        self.reject(world.backend(), "Ollama")
         self.assertEqual(client.status(), 400)
         self.assertIn("does not support tools", client.json()["error"]["message"])
-        self.assertEqual(world.connecting(), 2)
+        self.assertEqual(world.connection_attempts(), 2)
 
-    def test_a_template_that_knows_no_results(self) -> None:
-        said = b'{"error": {"message": "Conversation roles must alternate user/assistant/..."}}'
+    def test_template_without_results(self) -> None:
+        body = b'{"error": {"message": "Conversation roles must alternate user/assistant/..."}}'
         world = World(tools="auto")
-        client, backend = world.ask(messages=HISTORY, tools=None)
-        backend.answer(said, "400 Bad Request")
+        client, backend = world.start_chat(messages=HISTORY, tools=None)
+        backend.respond(body, "400 Bad Request")
         backend = world.backend()
-        roles = [message["role"] for message in backend.asked()["messages"]]
+        roles = [message["role"] for message in backend.request_json()["messages"]]
         self.assertEqual(roles, ["user", "assistant", "user", "user"])
         reply(backend)
         self.assertEqual(client.status(), 200)
-        _, backend = world.ask()
-        self.assertNotIn("tools", backend.asked())
+        _, backend = world.start_chat()
+        self.assertNotIn("tools", backend.request_json())
 
-    def test_a_template_that_knows_results_and_refuses_something_else(self) -> None:
-        """A client's mistake does not take the tools from all the others."""
-        said = b'{"error": {"message": "Conversation roles must alternate user/assistant/..."}}'
+    def test_template_with_results_and_another_error(self) -> None:
+        """One client's mistake does not change the requests of the others."""
+        body = b'{"error": {"message": "Conversation roles must alternate user/assistant/..."}}'
         for stream in (True, False):
             world = World(tools="auto")
-            client, backend = world.ask(messages=[*MESSAGES, *HISTORY], stream=stream)
-            backend.answer(said, "400 Bad Request")
-            world.backend().answer(said, "400 Bad Request")
+            client, backend = world.start_chat(messages=[*MESSAGES, *HISTORY], stream=stream)
+            backend.respond(body, "400 Bad Request")
+            world.backend().respond(body, "400 Bad Request")
             self.assertEqual(client.status(), 400)
-            _, backend = world.ask()
-            self.assertIn("tools", backend.asked())
+            _, backend = world.start_chat()
+            self.assertIn("tools", backend.request_json())
 
-    def test_what_has_nothing_to_do_with_tools(self) -> None:
+    def test_other_errors(self) -> None:
         roles = b'{"error": {"message": "Conversation roles must alternate user/assistant/..."}}'
-        for settings, fields, said in (
+        for settings, fields, body in (
             ({"tools": "auto"}, {}, roles),
             ({"tools": "auto"}, {}, b"no such model"),
             ({"tools": "auto"}, {"tools": None}, b"does not support tools"),
@@ -344,22 +356,27 @@ class Learnt(SynchronousTestCase):
             ({"tools": "prompt"}, {}, b"does not support tools"),
         ):
             world = World(**settings)
-            client, backend = world.ask(**fields)
-            backend.answer(said, "400 Bad Request")
-            self.assertEqual(client.status(), 400, said)
-            self.assertEqual(world.connecting(), 1, said)
+            client, backend = world.start_chat(**fields)
+            backend.respond(body, "400 Bad Request")
+            self.assertEqual(client.status(), 400, body)
+            self.assertEqual(world.connection_attempts(), 1, body)
 
-    def test_two_that_are_refused_at_the_same_time(self) -> None:
+    def test_concurrent_rejections(self) -> None:
         world = World(tools="auto")
-        pairs = [world.ask() for _ in range(2)]
-        for client, refused in pairs:
-            self.refuse(refused)
+        pairs = [world.start_chat() for _ in range(2)]
+        for client, rejecting_backend in pairs:
+            self.reject(rejecting_backend)
             reply(world.backend())
             self.assertEqual(client.status(), 200)
 
-    def test_names_are_not_kept_without_end(self) -> None:
-        refusals, refused = Refusals(), ApiError(400, "it does not support tools")
+    def test_remembered_models_are_limited(self) -> None:
+        compatibility, rejecting_backend = (
+            BackendCompatibility(),
+            ApiError(400, "it does not support tools"),
+        )
         for number in range(2 * MAX_MODELS):
-            self.assertTrue(refusals.of_tools(refused, str(number), with_results=False))
-        known = [refusals.takes_no_tools(str(number)) for number in range(2 * MAX_MODELS)]
+            self.assertTrue(
+                compatibility.detect_tools_error(rejecting_backend, str(number), with_results=False)
+            )
+        known = [compatibility.rejects_tools(str(number)) for number in range(2 * MAX_MODELS)]
         self.assertEqual(known, [False] * MAX_MODELS + [True] * MAX_MODELS)

@@ -1,8 +1,10 @@
 """
-Connections of clients, against `twisted.web.http.HTTPChannel`: slower, and known to be right.
+Client connections, compared with `twisted.web.http.HTTPChannel`.
 
-Whatever a channel of ours takes for a request, Twisted's takes for the same one, wherever the
-network cuts it. The other way round it is not so: ours is stricter.
+Twisted's channel is slower, and known to be correct.
+
+Every request that `ClientConnection` accepts, Twisted's channel accepts too, however the network
+splits it. The reverse does not hold: `ClientConnection` is stricter.
 """
 
 from __future__ import annotations
@@ -28,15 +30,14 @@ from twisted.web.iweb import INonQueuedRequestFactory
 from zope.interface import directlyProvides, provider
 
 from blockops.errors import ApiError
-from blockops.proxy.in_flight import refusal
-from blockops.server import connection as channel
-from blockops.server.connection import Channel, expects_leave, stays_open
-from blockops.server.http1.head import Head
-from blockops.server.limits import LINGER, MAX_HEAD, MAX_HELD, MAX_IN_A_ROW, MAX_LINE
-from tests.world import NOTHING_LEFT, Client, World
+from blockops.server import connection as connection_module
+from blockops.server.connection import ClientConnection
+from blockops.server.http1.head import RequestHead, expects_continue, wants_keep_alive
+from blockops.server.limits import LINGER, MAX_HEAD, MAX_LINE, MAX_PIPELINED, MAX_REQUESTS_PER_TURN
+from tests.world import IDLE, Client, World
 
 
-class Seen(NamedTuple):
+class ReceivedRequest(NamedTuple):
     method: bytes
     target: bytes
     version: bytes
@@ -44,83 +45,83 @@ class Seen(NamedTuple):
     body: bytes
 
 
-class Noting:
-    """A request that is noted when all of it is here, and answered at once with nothing."""
+class RecordingRequest:
+    """Records each complete request, and ends it at once without a response."""
 
     startedWriting = 0
     responseHeaders = Headers()
 
-    def __init__(self, channel: Channel, head: Head, seen: list[Seen]) -> None:
+    def __init__(
+        self, channel: ClientConnection, head: RequestHead, received: list[ReceivedRequest]
+    ) -> None:
         self.method, self.uri, self.clientproto, self.headers = head
         self._channel = channel
         self._body = b""
-        self._seen = seen
+        self._seen = received
 
-    def gotLength(self, length: int | None) -> None:
-        """It does not matter."""
+    def gotLength(self, length: int | None) -> None: ...
 
     def handleContentChunk(self, data: bytes) -> None:
         self._body += data
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         headers = dict(self.headers.getAllRawHeaders())
-        self._seen.append(Seen(command, path, version, headers, self._body))
+        self._seen.append(ReceivedRequest(command, path, version, headers, self._body))
         self._channel.requestDone(self)
 
     def connectionLost(self, reason: Failure) -> None:
-        """Nothing is under way."""
+        """Do nothing: no response is in progress."""
 
 
 @provider(INonQueuedRequestFactory)
-class TheirRequest(http.Request):
+class TwistedRequest(http.Request):
     def process(self) -> None:
         headers = dict(self.requestHeaders.getAllRawHeaders())
         assert self.content is not None
         body = self.content.read()
-        self.channel.seen.append(  # type: ignore[attr-defined]
-            Seen(self.method, self.uri, self.clientproto, headers, body)
+        self.channel.received.append(  # type: ignore[attr-defined]
+            ReceivedRequest(self.method, self.uri, self.clientproto, headers, body)
         )
         self.finish()
 
 
-class TheirChannel(http.HTTPChannel):
+class TwistedChannel(http.HTTPChannel):
     MAX_LENGTH = MAX_LINE
     totalHeadersSize = maxHeaders = 2 * MAX_HEAD
-    requestFactory = TheirRequest
+    requestFactory = TwistedRequest
     timeOut = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Seen] = []
+        self.received: list[ReceivedRequest] = []
 
 
-class House(SimpleNamespace):
-    """A site without a tree."""
+class FakeSite(SimpleNamespace):
+    """A site without resources."""
 
     max_body = 1 << 40
     header_timeout = 60.0
-    closing = False
+    is_closing = False
 
     def __init__(self) -> None:
-        super().__init__(reactor=Clock(), unread=set(), errors=[])
+        super().__init__(reactor=Clock(), paused_connections=set(), errors=[])
 
-    def opened(self, channel: Channel) -> None:
-        """It does not matter."""
+    def on_opened(self, channel: ClientConnection) -> None: ...
 
-    closed = opened
+    on_closed = on_opened
 
-    def refused(self, channel: Channel, error: Exception) -> None:
+    def on_rejected(self, channel: ClientConnection, error: Exception) -> None:
         self.errors.append(error)
 
 
 class Transport(StringTransport):
-    """One whose end is its end: what comes behind a parting is not looked at here."""
+    """A transport whose half-close is a close: the tests ignore later input."""
 
     def loseWriteConnection(self) -> None:
         self.loseConnection()
 
 
-def fed(protocol: Any, pieces: Iterable[bytes]) -> StringTransport:
+def feed(protocol: Any, pieces: Iterable[bytes]) -> StringTransport:
     transport = Transport()
     protocol.makeConnection(transport)
     for piece in pieces:
@@ -129,26 +130,26 @@ def fed(protocol: Any, pieces: Iterable[bytes]) -> StringTransport:
     return transport
 
 
-def ours(pieces: Iterable[bytes]) -> tuple[list[Seen], int]:
-    """Return the requests that a channel takes, and with which status it refuses the rest."""
-    seen: list[Seen] = []
-    house = House()
+def read_requests(pieces: Iterable[bytes]) -> tuple[list[ReceivedRequest], int]:
+    """Return the accepted requests, and the status of the rejection; 0 without one."""
+    received: list[ReceivedRequest] = []
+    site = FakeSite()
 
-    def noting(channel: Channel, head: Head) -> Any:
-        return Noting(channel, head, seen)
+    def make_request(channel: ClientConnection, head: RequestHead) -> Any:
+        return RecordingRequest(channel, head, received)
 
-    channel = Channel(cast("Any", house), noting)
-    transport = fed(channel, pieces)
-    while house.reactor.getDelayedCalls():
-        house.reactor.advance(0)
-    assert bool(house.errors) <= transport.disconnecting
-    return seen, house.errors[0].status if house.errors else 0
+    channel = ClientConnection(cast("Any", site), make_request)
+    transport = feed(channel, pieces)
+    while site.reactor.getDelayedCalls():
+        site.reactor.advance(0)
+    assert bool(site.errors) <= transport.disconnecting
+    return received, site.errors[0].status if site.errors else 0
 
 
-def theirs(data: bytes) -> list[Seen]:
-    channel = TheirChannel()
-    fed(channel, [data])
-    return channel.seen
+def read_with_twisted(data: bytes) -> list[ReceivedRequest]:
+    channel = TwistedChannel()
+    feed(channel, [data])
+    return channel.received
 
 
 METHODS = (b"GET", b"POST", b"HEAD", b"get", b"M-SEARCH", b"G T", b"", b"G\x00T", b"POST\t")
@@ -210,7 +211,7 @@ ENDS = (b"\r\n",) * 8 + (b"\n", b"\r", b"\r\r\n", b"\r\n ")
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """Make what looks like a request, and often is one."""
+    """Make a request that is often valid."""
     line = b" ".join(draw(st.sampled_from(each)) for each in (METHODS, TARGETS, VERSIONS))
     lines = [line, *draw(st.lists(st.sampled_from(HEADERS), max_size=4)), b""]
     end = draw(st.sampled_from(ENDS))
@@ -219,7 +220,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def connections(draw: st.DrawFn) -> bytes:
-    """Make what a client could send, some of it spoilt."""
+    """Make the input of a connection, some of it with an error."""
     data = b"".join(draw(st.lists(requests(), min_size=1, max_size=3)))
     if draw(st.booleans()):
         at = draw(st.integers(0, len(data)))
@@ -228,121 +229,123 @@ def connections(draw: st.DrawFn) -> bytes:
     return data
 
 
-class AsTwistedReads(SynchronousTestCase):
+class SameAsTwisted(SynchronousTestCase):
     @given(connections())
-    def test_what_is_taken_is_taken_by_both(self, data: bytes) -> None:
-        seen, _ = ours([data])
-        self.assertEqual(seen, theirs(data)[: len(seen)])
+    def test_requests_are_the_same(self, data: bytes) -> None:
+        received, _ = read_requests([data])
+        self.assertEqual(received, read_with_twisted(data)[: len(received)])
 
     @given(connections(), st.data())
-    def test_at_every_cut(self, data: bytes, choice: st.DataObject) -> None:
-        whole = ours([data])
-        self.assertEqual(ours(data[at : at + 1] for at in range(len(data))), whole)
+    def test_at_every_split(self, data: bytes, choice: st.DataObject) -> None:
+        whole = read_requests([data])
+        self.assertEqual(read_requests(data[at : at + 1] for at in range(len(data))), whole)
         at = choice.draw(st.integers(0, len(data)))
-        self.assertEqual(ours([data[:at], data[at:]]), whole)
+        self.assertEqual(read_requests([data[:at], data[at:]]), whole)
 
-    def test_good_ones_are_taken_by_both(self) -> None:
-        """Else the above would be true of a channel that takes nothing."""
+    def test_valid_requests(self) -> None:
+        """Without this, a connection that rejects everything would pass the tests above."""
         data = (
             b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
             b"\r\nPOST /b HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
             b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n"
             b"POST /d HTTP/1.1\r\nConnection: close\r\nContent-Length: 1\r\n\r\nd"
-            b"GET /behind HTTP/1.1\r\n\r\n"
+            b"GET /after HTTP/1.1\r\n\r\n"
         )
-        seen, status = ours([data])
-        self.assertEqual((seen, status), (theirs(data), 0))
-        self.assertEqual([each.target for each in seen], [b"/a", b"/b", b"/c", b"/d"])
-        self.assertEqual([each.body for each in seen], [b"", b"abc", b"abc", b"d"])
+        received, status = read_requests([data])
+        self.assertEqual((received, status), (read_with_twisted(data), 0))
+        self.assertEqual([each.target for each in received], [b"/a", b"/b", b"/c", b"/d"])
+        self.assertEqual([each.body for each in received], [b"", b"abc", b"abc", b"d"])
 
 
-class Said(SynchronousTestCase):
-    def said(self, *values: bytes, version: bytes = b"HTTP/1.1") -> bool:
-        return stays_open(Head(b"GET", b"/", version, Headers({b"Connection": list(values)})))
+class ConnectionHeaders(SynchronousTestCase):
+    def keeps_alive(self, *values: bytes, version: bytes = b"HTTP/1.1") -> bool:
+        return wants_keep_alive(
+            RequestHead(b"GET", b"/", version, Headers({b"Connection": list(values)}))
+        )
 
-    def test_whether_more_may_come(self) -> None:
-        self.assertTrue(self.said())
-        self.assertTrue(self.said(b"keep-alive"))
-        self.assertTrue(self.said(b"closed, un-close"))
-        self.assertFalse(self.said(b"close"))
-        self.assertFalse(self.said(b"x,Close"))
-        self.assertFalse(self.said(b"x", b"CLOSE ,y"))
-        self.assertFalse(self.said(b"keep-alive", version=b"HTTP/1.0"))
+    def test_wants_keep_alive(self) -> None:
+        self.assertTrue(self.keeps_alive())
+        self.assertTrue(self.keeps_alive(b"keep-alive"))
+        self.assertTrue(self.keeps_alive(b"closed, un-close"))
+        self.assertFalse(self.keeps_alive(b"close"))
+        self.assertFalse(self.keeps_alive(b"x,Close"))
+        self.assertFalse(self.keeps_alive(b"x", b"CLOSE ,y"))
+        self.assertFalse(self.keeps_alive(b"keep-alive", version=b"HTTP/1.0"))
 
-    def test_whether_leave_is_waited_for(self) -> None:
-        self.assertTrue(expects_leave(Headers({b"Expect": [b"100-Continue"]})))
-        self.assertFalse(expects_leave(Headers({b"Expect": [b"wonders"]})))
-        self.assertFalse(expects_leave(Headers()))
+    def test_expects_continue(self) -> None:
+        self.assertTrue(expects_continue(Headers({b"Expect": [b"100-Continue"]})))
+        self.assertFalse(expects_continue(Headers({b"Expect": [b"wonders"]})))
+        self.assertFalse(expects_continue(Headers()))
 
 
-class Held(SynchronousTestCase):
-    """What comes while a request is answered waits; not without bound."""
+class Pipelining(SynchronousTestCase):
+    """Input during a response waits, up to a limit."""
 
-    def test_much(self) -> None:
+    def test_the_limit(self) -> None:
         world = World(heartbeat=1000)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         one = b"GET /v1/models HTTP/1.1\r\n\r\n"
-        many = MAX_HELD // len(one)
+        many = MAX_PIPELINED // len(one)
         client.send(one * many)
         self.assertEqual(client.wire.producerState, "producing")
         client.send(one)
         self.assertEqual(client.wire.producerState, "paused")
-        self.assertIn(client.protocol, world.daemon.site.unread)
-        backend.answer(b"{}")
+        self.assertIn(client.protocol, world.daemon.site.paused_connections)
+        backend.respond(b"{}")
         self.assertEqual(client.wire.producerState, "producing")
-        self.assertNotIn(client.protocol, world.daemon.site.unread)
+        self.assertNotIn(client.protocol, world.daemon.site.paused_connections)
 
-    def test_thousands_are_answered_without_sinking_deeper(self) -> None:
+    def test_thousands_of_requests_without_recursion(self) -> None:
         world = World()
         client = world.client()
         client.send(b"GET /health HTTP/1.1\r\n\r\n" * 2000)
-        for _ in range(2000 // MAX_IN_A_ROW):
+        for _ in range(2000 // MAX_REQUESTS_PER_TURN):
             world.reactor.advance(0)
         self.assertEqual(client.received().count(b"HTTP/1.1 200"), 2000)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_others_have_their_turn_between_them(self) -> None:
+    def test_other_connections_get_a_turn(self) -> None:
         world = World()
         client = world.client()
         one = b"GET /health HTTP/1.1\r\n\r\n"
-        client.send(one * MAX_HELD)
-        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_IN_A_ROW)
-        # What waits does not grow meanwhile.
+        client.send(one * MAX_PIPELINED)
+        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_REQUESTS_PER_TURN)
+        # The pending input does not grow meanwhile.
         self.assertEqual(client.wire.producerState, "paused")
         client.send(one)
-        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_IN_A_ROW)
+        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_REQUESTS_PER_TURN)
         other = world.client()
         other.send(one)
         self.assertEqual(other.status(), 200)
         world.reactor.advance(0)
-        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_HELD + 1)
+        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_PIPELINED + 1)
 
-    def test_who_leaves_between_them_is_answered_no_more(self) -> None:
+    def test_a_disconnect_ends_processing(self) -> None:
         world = World()
         client = world.client()
         client.send(b"GET /health HTTP/1.1\r\n\r\n" * 100)
-        client.leave()
+        client.disconnect()
         world.reactor.advance(0)
-        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_IN_A_ROW)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(client.received().count(b"HTTP/1.1 200"), MAX_REQUESTS_PER_TURN)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_nothing_is_sent_behind_a_refusal(self) -> None:
+    def test_nothing_is_sent_after_a_rejection(self) -> None:
         world = World()
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         world.reactor.advance(0)
         backend = world.backend()
-        # TLS takes its time to close.
+        # TLS may take long to close.
         client.wire.loseConnection = lambda: None  # type: ignore[method-assign]
         client.send("nonsense\r\n")
         self.assertEqual(client.status(), 400)
         sent = client.received()
-        backend.answer(b"{}")
+        backend.respond(b"{}")
         self.assertEqual(client.received(), sent)
 
-    def test_a_broken_body_breaks_an_answer_that_has_begun(self) -> None:
+    def test_an_invalid_body_aborts_a_response_that_has_begun(self) -> None:
         world = World()
-        world.daemon.site.screen = lambda _: refusal(ApiError(403, "Go away."))
+        world.daemon.site.check_access = lambda _: ApiError(403, "Go away.")
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         sent = client.received()
@@ -352,37 +355,37 @@ class Held(SynchronousTestCase):
         self.assertEqual(client.received(), sent)
 
 
-class Parting(SynchronousTestCase):
-    """Who may still be sending gets to read the answer: what comes is read, and forgotten."""
+class LingeringClose(SynchronousTestCase):
+    """A client that may still be sending can read the response: its input is discarded."""
 
-    def parted(self, sent: str = "GET / HTTP/1.1\r\nX : y\r\n\r\n") -> tuple[World, Client]:
+    def reject(self, sent: str = "GET / HTTP/1.1\r\nX : y\r\n\r\n") -> tuple[World, Client]:
         world = World()
         client = world.client()
         client.send(sent)
         world.reactor.advance(0)
         return world, client
 
-    def test_a_refusal(self) -> None:
-        world, client = self.parted()
+    def test_after_a_rejection(self) -> None:
+        world, client = self.reject()
         self.assertEqual((client.status(), client.wire.half_closed), (400, True))
-        said = client.received()
+        response = client.received()
         for _ in range(20):
             client.send("GET /health HTTP/1.1\r\nHost: b\r\n\r\n" * 1000)
             world.pass_time(1)
-        self.assertEqual(client.received(), said)
-        self.assertEqual(world.daemon.site.channels, {client.protocol})
-        client.leave()
-        self.assertEqual(world.daemon.site.channels, set())
+        self.assertEqual(client.received(), response)
+        self.assertEqual(world.daemon.site.connections, {client.protocol})
+        client.disconnect()
+        self.assertEqual(world.daemon.site.connections, set())
 
-    def test_it_has_its_bound(self) -> None:
-        world, client = self.parted()
+    def test_the_time_limit(self) -> None:
+        world, client = self.reject()
         world.pass_time(LINGER - 1)
         self.assertFalse(client.wire.aborted)
         world.pass_time(2)
         self.assertTrue(client.wire.aborted)
 
-    def test_a_body_that_is_none_holds_nothing(self) -> None:
-        """Its request is over, though its connection is not."""
+    def test_an_invalid_body_releases_its_slot(self) -> None:
+        """Its request ends, although its connection stays open."""
         world = World(max_concurrent=1)
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
@@ -393,16 +396,18 @@ class Parting(SynchronousTestCase):
         self.assertTrue(client.wire.half_closed)
         self.assertFalse(client.wire.closed)
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_what_was_sent_behind_the_last_request(self) -> None:
-        asked = "GET /health HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n"
-        for behind, parts in (("", False), ("GET ", True)):
-            _, client = self.parted(asked + behind)
+    def test_input_after_the_last_request(self) -> None:
+        request = "GET /health HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n"
+        for extra_input, half_closes in (("", False), ("GET ", True)):
+            _, client = self.reject(request + extra_input)
             self.assertEqual(client.status(), 200)
-            self.assertEqual((client.wire.half_closed, client.wire.closed), (parts, not parts))
+            self.assertEqual(
+                (client.wire.half_closed, client.wire.closed), (half_closes, not half_closes)
+            )
 
-    def test_with_tls_that_takes_its_leave_by_itself(self) -> None:
+    def test_tls_has_its_own_close(self) -> None:
         world = World()
         client = world.client()
         directlyProvides(client.wire, ISSLTransport)
@@ -410,55 +415,55 @@ class Parting(SynchronousTestCase):
         self.assertEqual(client.status(), 400)
         self.assertEqual((client.wire.half_closed, client.wire.disconnecting), (False, True))
 
-    def test_who_is_not_read_from_is_then(self) -> None:
+    def test_paused_input_is_resumed(self) -> None:
         world = World()
         client = world.client()
         protocol = client.protocol
-        assert isinstance(protocol, Channel)
+        assert isinstance(protocol, ClientConnection)
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 9\r\n\r\nabc")
         protocol.pause_body()
         self.assertEqual(client.wire.producerState, "paused")
-        protocol.part()
+        protocol.lingering_close()
         self.assertEqual(client.wire.producerState, "producing")
-        self.assertEqual(world.daemon.site.unread, set())
+        self.assertEqual(world.daemon.site.paused_connections, set())
 
-    def test_who_reads_what_is_left_for_him_has_time(self) -> None:
-        left: list[int | None] = [5000]
-        self.patch(channel, "unread", lambda _: left[0])
-        world, client = self.parted()
+    def test_a_client_that_reads_has_more_time(self) -> None:
+        unsent: list[int | None] = [5000]
+        self.patch(connection_module, "unsent_bytes", lambda _: unsent[0])
+        world, client = self.reject()
         for _ in range(4):
             world.pass_time(LINGER)
             self.assertFalse(client.wire.aborted)
-            left[0] = cast("int", left[0]) - 1
+            unsent[0] = cast("int", unsent[0]) - 1
         world.pass_time(2 * LINGER + 2)
         self.assertTrue(client.wire.aborted)
 
-    def test_who_has_all_has_not(self) -> None:
-        for left in (0, None):
-            self.patch(channel, "unread", lambda _, left=left: left)
-            world, client = self.parted()
+    def test_without_unsent_bytes(self) -> None:
+        for unsent in (0, None):
+            self.patch(connection_module, "unsent_bytes", lambda _, unsent=unsent: unsent)
+            world, client = self.reject()
             world.pass_time(LINGER + 1)
             self.assertTrue(client.wire.aborted)
 
 
-class Freed(SynchronousTestCase):
-    """What is done with is not left to the garbage collector."""
+class Released(SynchronousTestCase):
+    """Objects that are no longer used are freed without the garbage collector."""
 
-    def test_a_request_that_was_answered(self) -> None:
+    def test_a_finished_request(self) -> None:
         gc.disable()
         self.addCleanup(gc.enable)
         world = World()
-        client, backend = world.ask(stream=False)
+        client, backend = world.start_chat(stream=False)
         request = weakref.ref(client.protocol.request)  # type: ignore[attr-defined]
         self.assertIsNotNone(request())
         message = {"role": "assistant", "content": "Hello"}
-        backend.answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+        backend.respond({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
         self.assertEqual(client.status(), 200)
         self.assertIsNone(request())
 
-    def test_a_lost_connections_way_out(self) -> None:
-        channel = Channel(cast("Any", House()), cast("Any", None))
-        fed(channel, [])
+    def test_a_lost_connection(self) -> None:
+        channel = ClientConnection(cast("Any", FakeSite()), cast("Any", None))
+        feed(channel, [])
         channel.connectionLost(Failure(ConnectionDone()))
         channel.transport = None
         lost = weakref.ref(channel)
@@ -471,10 +476,10 @@ class Freed(SynchronousTestCase):
         self.assertIsNone(lost())
 
 
-class AsAChannel(SynchronousTestCase):
-    def test_it_takes_producers_that_push_one_at_a_time(self) -> None:
-        channel = Channel(cast("Any", House()), cast("Any", None))
-        fed(channel, [])
+class ChannelInterface(SynchronousTestCase):
+    def test_one_push_producer_at_a_time(self) -> None:
+        channel = ClientConnection(cast("Any", FakeSite()), cast("Any", None))
+        feed(channel, [])
         producer = cast("Any", StringTransport())
         self.assertRaises(RuntimeError, channel.registerProducer, producer, streaming=False)
         channel.registerProducer(producer, streaming=True)
@@ -489,9 +494,9 @@ class AsAChannel(SynchronousTestCase):
         channel.registerProducer(producer, streaming=True)
         self.assertEqual(producer.producerState, "paused")
 
-    def test_what_requests_want_to_know(self) -> None:
-        channel = Channel(cast("Any", House()), cast("Any", None))
-        transport = fed(channel, [])
+    def test_addresses(self) -> None:
+        channel = ClientConnection(cast("Any", FakeSite()), cast("Any", None))
+        transport = feed(channel, [])
         self.assertIsInstance(channel, Protocol)
         self.assertEqual(channel.getPeer(), transport.getPeer())
         self.assertEqual(channel.getHost(), transport.getHost())

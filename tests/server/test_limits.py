@@ -1,9 +1,10 @@
 """
-Every limit at its edge: exactly at it passes, one more is refused.
+Every limit at its edge: a value at the limit is accepted, and one above it is rejected.
 
-Connections are in `test_crowd`, bytes of bodies in `test_room`, connecting in `test_circuit`,
-clients that do not read in `test_clients`, a backend's headers in `test_responses`. The page
-docs/limits.md tells all limits, with the defaults that they have.
+Connections are in `test_connection_limit`, bytes of bodies in `test_body_budget`, connecting in
+`upstream.test_circuit_breaker`, clients that do not read in `proxy.test_clients`, a backend's
+headers in `upstream.http.test_response_parser`. The page docs/limits.md lists all limits with their
+defaults.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.server import limits, upload
-from blockops.server import request as incoming
-from blockops.server import response as downstream
-from blockops.server.limits import KEEP_ALIVE, MAX_HEAD, MAX_LINE, SLOWEST_BODY
+from blockops.server import request as request_module
+from blockops.server import response as response_module
+from blockops.server.limits import KEEP_ALIVE, MAX_HEAD, MAX_LINE, MIN_UPLOAD_RATE
 from blockops.settings.table import TABLE, Settings
 from blockops.upstream import backend
-from blockops.upstream.http import response_parser as responses
-from tests.faults.client import head_of, request
-from tests.faults.reading import judge
-from tests.faults.scripts import EVENTS, WHOLE
-from tests.world import DONE, NOTHING_LEFT, Client, World, chat, chunk
+from blockops.upstream.http import response_parser
+from tests.faults.client import encode_request_head, encode_request
+from tests.faults.responses import judge
+from tests.faults.scripts import EVENTS, JSON_BODY
+from tests.world import DONE, IDLE, Client, World, chat, chunk
 
 PAGE = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
 
-#: Settings that are times or amounts, and bound nothing that anybody could make grow.
-NO_LIMITS = {
+#: Numeric settings that are not upper bounds.
+NOT_LIMITS = {
     "heartbeat",
     "port",
     "cold_start_notice",
@@ -40,14 +41,14 @@ NO_LIMITS = {
 }
 
 
-def sized(size: int) -> bytes:
+def chat_of_size(size: int) -> bytes:
     """Return a chat request whose body has `size` bytes."""
     body = json.dumps(chat()).encode()
     return body + (size - len(body)) * b" "
 
 
-def outcome(client: Client) -> str:
-    return judge(client.received(), closed=client.wire.ended).outcome
+def outcome_of(client: Client) -> str:
+    return judge(client.received(), closed=client.wire.is_write_closed).outcome
 
 
 class Heads(SynchronousTestCase):
@@ -55,29 +56,31 @@ class Heads(SynchronousTestCase):
         client = World().client()
         client.send(head)
         client.reactor.advance(0)
-        return outcome(client)
+        return outcome_of(client)
 
     def test_the_request_line(self) -> None:
         frame = len(b"GET  HTTP/1.1")
-        for size, seen in (
+        for size, expected in (
             (MAX_LINE, "404 unknown_route"),
             (MAX_LINE + 1, "414 request_too_large"),
         ):
             target = b"/" + (size - frame - 1) * b"x"
-            self.assertEqual(self.get(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target), seen)
+            self.assertEqual(self.get(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target), expected)
 
     def test_one_header(self) -> None:
-        for size, seen in (
+        for size, expected in (
             (MAX_LINE, "404 unknown_route"),
             (MAX_LINE + 1, "431 request_too_large"),
         ):
             header = b"X: " + (size - 3) * b"x"
-            self.assertEqual(self.get(b"GET /x HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % header), seen)
+            self.assertEqual(
+                self.get(b"GET /x HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % header), expected
+            )
 
     def test_all_headers(self) -> None:
         begin = b"GET /x HTTP/1.1\r\nHost: x\r\n"
         line = b"X: " + 995 * b"x" + b"\r\n"
-        for size, seen in (
+        for size, expected in (
             (MAX_HEAD, "404 unknown_route"),
             (MAX_HEAD + 1, "431 request_too_large"),
         ):
@@ -85,33 +88,33 @@ class Heads(SynchronousTestCase):
             rest = size - len(begin) - lines * len(line) - len(b"Y: \r\n\r\n")
             head = begin + lines * line + b"Y: " + rest * b"y" + b"\r\n\r\n"
             self.assertEqual(len(head), size)
-            self.assertEqual(self.get(head), seen)
+            self.assertEqual(self.get(head), expected)
 
 
 class Bodies(SynchronousTestCase):
     def test_the_size(self) -> None:
-        for size, seen in ((2048, "nothing"), (2049, "413 request_too_large")):
+        for size, expected in ((2048, "no response"), (2049, "413 request_too_large")):
             world = World(max_body=2048)
-            body = sized(size)
+            body = chat_of_size(size)
             client = world.client()
             client.post("/v1/chat/completions", body)
-            self.assertEqual(outcome(client), seen)
+            self.assertEqual(outcome_of(client), expected)
 
     def test_the_time(self) -> None:
         """Of a body whose pieces all come in time."""
-        size = 16 * SLOWEST_BODY
-        for step, seen in ((0.0, "nothing"), (2.0, "408 request_timeout")):
+        size = 16 * MIN_UPLOAD_RATE
+        for step, expected in ((0.0, "no response"), (2.0, "408 request_timeout")):
             world = World(header_timeout=10, max_body=size)
             client = world.client()
-            body = sized(size)
-            client.send(head_of(body))
+            body = chat_of_size(size)
+            client.send(encode_request_head(body))
             # All but the last byte come in 20 pieces; 26 seconds there are.
             for piece in range(20):
                 world.pass_time(1.25 if step == 0.0 else 1.5, step=0.25)
                 client.send(body[piece * 1000 : (piece + 1) * 1000])
             client.send(body[20_000:])
             world.reactor.advance(0)
-            self.assertEqual(outcome(client), seen)
+            self.assertEqual(outcome_of(client), expected)
 
 
 class Times(SynchronousTestCase):
@@ -124,7 +127,7 @@ class Times(SynchronousTestCase):
         clients[0].send(b"Host: x\r\n\r\n")
         self.assertEqual(clients[0].status(), 200)
         world.pass_time(1.5)
-        self.assertEqual(outcome(clients[1]), "408 request_timeout")
+        self.assertEqual(outcome_of(clients[1]), "408 request_timeout")
 
     def test_idle_connections(self) -> None:
         world = World()
@@ -142,58 +145,58 @@ class Times(SynchronousTestCase):
 
     def test_the_queue(self) -> None:
         world = World(max_concurrent=1, queue_timeout=20)
-        world.ask()
+        world.start_chat()
         waiting = world.client()
         waiting.post("/v1/chat/completions", chat(stream=False))
         world.pass_time(19.5)
-        self.assertEqual(outcome(waiting), "nothing")
+        self.assertEqual(outcome_of(waiting), "no response")
         world.pass_time(0.5)
-        self.assertEqual(outcome(waiting), "429 concurrency_limit")
+        self.assertEqual(outcome_of(waiting), "429 concurrency_limit")
 
     def test_the_first_byte(self) -> None:
         world = World(first_byte_timeout=20, heartbeat=1000)
-        client, _ = world.ask()
+        client, _ = world.start_chat()
         world.pass_time(19)
-        self.assertEqual(outcome(client), "nothing")
+        self.assertEqual(outcome_of(client), "no response")
         world.pass_time(2)
-        self.assertEqual(outcome(client), "504 backend_timeout")
+        self.assertEqual(outcome_of(client), "504 backend_timeout")
 
     def test_the_next_byte(self) -> None:
         world = World(idle_timeout=20, heartbeat=1000)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         for _ in range(3):
             backend.stream(chunk("on", role="assistant"))
             world.pass_time(19)
-            self.assertEqual(outcome(client), "cut")
+            self.assertEqual(outcome_of(client), "truncated")
         world.pass_time(2)
-        self.assertEqual(outcome(client), "event backend_timeout")
+        self.assertEqual(outcome_of(client), "event backend_timeout")
 
-    def test_an_answer(self) -> None:
-        for late, seen in ((-1, "cut"), (1, "event backend_timeout")):
+    def test_the_duration_of_a_response(self) -> None:
+        for offset, expected in ((-1, "truncated"), (1, "event backend_timeout")):
             world = World(max_duration=100, heartbeat=1000)
-            client, backend = world.ask()
+            client, backend = world.start_chat()
             backend.begin_stream()
             for _ in range(10):
                 backend.stream(chunk("on", role="assistant"))
                 world.pass_time(9.5)
-            world.pass_time(5 + late)
-            self.assertEqual(outcome(client), seen)
+            world.pass_time(5 + offset)
+            self.assertEqual(outcome_of(client), expected)
 
     def test_a_client_that_does_not_read(self) -> None:
-        for late, outcomes in ((-1, []), (1, ["failed"])):
+        for offset, outcomes in ((-1, []), (1, ["failed"])):
             world, client = self.stalled()
-            world.pass_time(20 + late)
+            world.pass_time(20 + offset)
             self.assertEqual([each.outcome for each in world.traffic.responses()], outcomes)
             self.assertEqual(client.wire.aborted, bool(outcomes))
 
-    def test_a_client_that_reads_slowly_is_waited_for(self) -> None:
-        """What counts is when it read last, be it of what the system holds for it."""
-        held = [1_000_000]
-        self.patch(incoming, "unread", lambda _: held[0])
+    def test_a_client_that_reads_slowly(self) -> None:
+        """A read from the system's buffers counts too."""
+        unsent = [1_000_000]
+        self.patch(request_module, "unsent_bytes", lambda _: unsent[0])
         world, client = self.stalled()
         for _ in range(20):
-            held[0] -= 1
+            unsent[0] -= 1
             world.pass_time(15)
         self.assertFalse(client.wire.aborted)
         world.pass_time(6)
@@ -201,9 +204,9 @@ class Times(SynchronousTestCase):
         self.assertIn("read nothing for 20 s", str(world.traffic.responses()[0].error))
 
     def stalled(self) -> tuple[World, Client]:
-        """Return a client that has just ceased to read a stream."""
+        """Return a client that has just stopped to read a stream."""
         world = World(client_timeout=20, heartbeat=4)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk("on", role="assistant"))
         client.pause()
@@ -216,37 +219,37 @@ class Amounts(SynchronousTestCase):
         clients = [world.client() for _ in range(4)]
         for client in clients:
             client.post("/v1/chat/completions", chat())
-        seen = [outcome(client) for client in clients]
-        self.assertEqual(seen, [*3 * ["nothing"], "429 concurrency_limit"])
+        expected = [outcome_of(client) for client in clients]
+        self.assertEqual(expected, [*3 * ["no response"], "429 concurrency_limit"])
         self.assertIn("retry-after", clients[3].headers())
 
     def test_an_event(self) -> None:
         good = chunk("x" * 2000, role="assistant")
-        size = len(good) - len("\n")  # the empty line that ends it is none of its own
-        for bound, seen in ((size, "whole"), (size - 1, "event backend_event_too_large")):
-            client, backend = World(max_event=bound).ask()
+        size = len(good) - len("\n")  # the empty line after the event does not count
+        for bound, expected in ((size, "complete"), (size - 1, "event backend_event_too_large")):
+            client, backend = World(max_event=bound).start_chat()
             backend.begin_stream()
             backend.stream(good, chunk(finish="stop"), DONE)
             backend.reactor.advance(0)
-            self.assertEqual(outcome(client), seen)
+            self.assertEqual(outcome_of(client), expected)
 
     def test_an_event_in_pieces(self) -> None:
         good = chunk("x" * 2000, role="assistant")
-        size = len(good) - len("\n")  # the empty line that ends it is none of its own
-        for bound, seen in ((size, "whole"), (size - 1, "event backend_event_too_large")):
-            client, backend = World(max_event=bound).ask()
+        size = len(good) - len("\n")  # the empty line after the event does not count
+        for bound, expected in ((size, "complete"), (size - 1, "event backend_event_too_large")):
+            client, backend = World(max_event=bound).start_chat()
             backend.begin_stream()
             for byte in good + chunk(finish="stop") + DONE:
                 backend.stream(byte)
             backend.reactor.advance(0)
-            self.assertEqual(outcome(client), seen)
+            self.assertEqual(outcome_of(client), expected)
 
-    def test_an_answer(self) -> None:
-        body = WHOLE + (2048 - len(WHOLE)) * b" "
-        for bound, seen in ((2048, "whole"), (2047, "502 backend_response_too_large")):
-            client, backend = World(max_answer=bound).ask(stream=False)
-            backend.answer(body)
-            self.assertEqual(outcome(client), seen)
+    def test_a_response(self) -> None:
+        body = JSON_BODY + (2048 - len(JSON_BODY)) * b" "
+        for bound, expected in ((2048, "complete"), (2047, "502 backend_response_too_large")):
+            client, backend = World(max_answer=bound).start_chat(stream=False)
+            backend.respond(body)
+            self.assertEqual(outcome_of(client), expected)
 
     def test_sessions(self) -> None:
         world = World(max_sessions=2)
@@ -260,65 +263,67 @@ class Amounts(SynchronousTestCase):
             health = world.client()
             health.get("/health")
             self.assertEqual(health.json()["sessions"], known)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_requests_ahead_of_their_answers(self) -> None:
+    def test_pipelined_requests(self) -> None:
         world = World()
         client = world.client()
-        client.send(request(chat()))
+        client.send(encode_request(chat()))
         self.assertEqual(client.wire.producerState, "producing")
-        client.send(request(chat(), X="y" * 4000) * 3)
+        client.send(encode_request(chat(), X="y" * 4000) * 3)
         self.assertEqual(client.wire.producerState, "producing")
-        client.send(request(chat(), X="y" * 4000) * 3)
+        client.send(encode_request(chat(), X="y" * 4000) * 3)
         self.assertEqual(client.wire.producerState, "paused")
 
 
-class Page(SynchronousTestCase):
+class LimitsPage(SynchronousTestCase):
     """docs/limits.md."""
 
     def rows(self) -> dict[str, str]:
-        """Return the default of each name of the page."""
-        found = re.findall(r"^\| `([\w-]+)`(?: \(of answers\))? \| ([^|]*?) \|", PAGE, re.MULTILINE)
+        """Return the default of each name on the page."""
+        found = re.findall(
+            r"^\| `([\w-]+)`(?: \(of responses\))? \| ([^|]*?) \|", PAGE, re.MULTILINE
+        )
         self.assertGreater(len(found), 30)
         return dict(found)
 
-    def test_it_tells_of_all_settings_that_are_limits(self) -> None:
-        told = {name.removeprefix("--").replace("-", "_") for name in self.rows()}
+    def test_all_settings_that_are_limits_are_listed(self) -> None:
+        listed = {name.removeprefix("--").replace("-", "_") for name in self.rows()}
         defaults = Settings()
         numbers = {
             each.name
             for each in TABLE
-            if isinstance(getattr(defaults, each.name), int | float) and not each.flag
+            if isinstance(getattr(defaults, each.name), int | float) and not each.is_flag
         }
-        self.assertEqual(numbers - told - NO_LIMITS, set())
+        self.assertEqual(numbers - listed - NOT_LIMITS, set())
 
-    def test_settings_are_as_it_says(self) -> None:
+    def test_defaults_of_settings(self) -> None:
         defaults = Settings()
         units = {"": 1, " KiB": 1 << 10, " MiB": 1 << 20, " s": 1, " day": 86400}
-        for name, said in self.rows().items():
+        for name, default in self.rows().items():
             if not name.startswith("--"):
                 continue
-            number, unit = re.fullmatch(r"(\d+)( \w+)?", said).groups("")  # type: ignore[union-attr]
+            number, unit = re.fullmatch(r"(\d+)( \w+)?", default).groups("")  # type: ignore[union-attr]
             value = getattr(defaults, name.removeprefix("--").replace("-", "_"))
             self.assertEqual(value, int(number) * units[unit], name)
 
-    def test_constants_are_as_it_says(self) -> None:
-        said = {
+    def test_values_of_constants(self) -> None:
+        constants = {
             "KEEP_ALIVE": (limits.KEEP_ALIVE, "75 s"),
-            "MAX_HELD": (limits.MAX_HELD, "16 KiB"),
+            "MAX_PIPELINED": (limits.MAX_PIPELINED, "16 KiB"),
             "MAX_LINE": (limits.MAX_LINE, "8 KiB"),
-            "SLOWEST_BODY": (limits.SLOWEST_BODY, "16 KiB/s"),
+            "MIN_UPLOAD_RATE": (limits.MIN_UPLOAD_RATE, "16 KiB/s"),
             "LINGER": (limits.LINGER, "30 s"),
             "UPLOAD_BUFFER": (upload.UPLOAD_BUFFER, "512 KiB"),
             "MAX_ERROR": (backend.MAX_ERROR, "1 MiB"),
-            "SLICE": (downstream.SLICE, "64 KiB"),
+            "WRITE_SIZE": (response_module.WRITE_SIZE, "64 KiB"),
         }
         units = {"KiB": 1 << 10, "KiB/s": 1 << 10, "MiB": 1 << 20, "s": 1}
         rows = self.rows()
-        for name, (value, told) in said.items():
-            number, _, unit = told.partition(" ")
+        for name, (value, shown) in constants.items():
+            number, _, unit = shown.partition(" ")
             self.assertEqual(value, int(number) * units[unit], name)
-            self.assertEqual(rows[name], told)
-        self.assertEqual((limits.MAX_HEAD, responses.MAX_HEAD), (32 << 10, 64 << 10))
+            self.assertEqual(rows[name], shown)
+        self.assertEqual((limits.MAX_HEAD, response_parser.MAX_HEAD), (32 << 10, 64 << 10))
         self.assertIn("| `MAX_HEAD` | 32 KiB |", PAGE)
-        self.assertIn("| `MAX_HEAD` (of answers) | 64 KiB |", PAGE)
+        self.assertIn("| `MAX_HEAD` (of responses) | 64 KiB |", PAGE)

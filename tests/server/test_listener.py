@@ -1,4 +1,4 @@
-"""Where blockops listens, and on which addresses it does not without being told to."""
+"""Listening, and the refusal of public addresses without API keys."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from blockops.daemon.service import Daemon
-from blockops.server.listener import Listening, TooOpen, is_local, only_local, wherever
+from blockops.net.addresses import is_local
+from blockops.server.listener import Listener, PublicAddressError, allow_any, require_local
 from blockops.settings.table import Settings
 from tests.world import Reactor, World
 
 
 class Addresses(SynchronousTestCase):
-    def test_local_ones(self) -> None:
+    def test_local_addresses(self) -> None:
         for address in (
             IPv4Address("TCP", "127.0.0.1", 80),
             IPv4Address("TCP", "127.8.9.1", 80),
@@ -33,9 +34,9 @@ class Addresses(SynchronousTestCase):
             UNIXAddress(None),
         ):
             self.assertTrue(is_local(address), address)
-            only_local(address)
+            require_local(address)
 
-    def test_others(self) -> None:
+    def test_public_addresses(self) -> None:
         for address in (
             IPv4Address("TCP", "0.0.0.0", 80),
             IPv4Address("TCP", "192.168.1.2", 80),
@@ -47,28 +48,30 @@ class Addresses(SynchronousTestCase):
             None,
         ):
             self.assertFalse(is_local(address), address)
-        error = str(self.assertRaises(TooOpen, only_local, IPv6Address("TCP", "::", 80)))
+        address = IPv6Address("TCP", "::", 80)
+        error = str(self.assertRaises(PublicAddressError, require_local, address))
         self.assertIn("[::]:80", error)
         for words in ("--api-keys-file", "--insecure-public"):
             self.assertIn(words, error)
         self.assertNotIn("\n", error)
 
-    def test_an_address_of_another_kind(self) -> None:
-        self.assertIn("Strange", str(self.assertRaises(TooOpen, only_local, Strange())))
+    def test_an_unknown_address_type(self) -> None:
+        error = self.assertRaises(PublicAddressError, require_local, UnknownAddress())
+        self.assertIn("UnknownAddress", str(error))
 
 
-class Strange:
+class UnknownAddress:
     def __repr__(self) -> str:
-        return "Strange()"
+        return "UnknownAddress()"
 
 
-class Refusing(SynchronousTestCase):
-    def refusal(self, *listen: str, **settings: Any) -> str:
-        memory = Reactor()
-        daemon = Daemon(Settings(log_file=None, listen=listen, **settings), memory)
+class PublicAddresses(SynchronousTestCase):
+    def error_message(self, *listen: str, **settings: Any) -> str:
+        reactor_in_memory = Reactor()
+        daemon = Daemon(Settings(log_file=None, listen=listen, **settings), reactor_in_memory)
         return str(self.assertRaises(SystemExit, daemon.privilegedStartService))
 
-    def test_where_others_reach_it(self) -> None:
+    def test_public_endpoints(self) -> None:
         for endpoint in (
             "tcp:8080",
             "tcp:8080:interface=0.0.0.0",
@@ -76,39 +79,37 @@ class Refusing(SynchronousTestCase):
             r"tcp6:8080:interface=\:\:",
             "tcp6:8080",
         ):
-            refusal = self.refusal("tcp:1:interface=127.0.0.1", endpoint)
-            self.assertIn(":8080 can be reached from other machines", refusal)
-            self.assertTrue(refusal.startswith("blockops: "))
-        self.assertIn("10.0.0.1:8080", self.refusal(interface="10.0.0.1"))
+            error_message = self.error_message("tcp:1:interface=127.0.0.1", endpoint)
+            self.assertIn(":8080 can be reached from other machines", error_message)
+            self.assertTrue(error_message.startswith("blockops: "))
+        self.assertIn("10.0.0.1:8080", self.error_message(interface="10.0.0.1"))
 
-    def test_where_only_this_machine_does(self) -> None:
+    def test_local_endpoints(self) -> None:
         for endpoint in ("tcp:1:interface=127.0.0.1", r"tcp6:1:interface=\:\:1", "unix:/x.sock"):
             World(listen=(endpoint,))
 
-    def test_when_it_was_told_to(self) -> None:
+    def test_settings_that_allow_public_endpoints(self) -> None:
         World(interface="0.0.0.0", insecure_public=True)
         path = Path(self.mktemp())
         path.write_text("alice: sk-1")
         World(interface="0.0.0.0", api_keys_file=path)
 
 
-class Nowhere(TestCase):
-    def test_a_folder_that_is_not_there(self) -> None:
-        where = Path(self.mktemp()).resolve() / "http"
-        settings = Settings(log_file=None, listen=(f"unix:{where}",))
-        refused = self.assertRaises(SystemExit, Daemon(settings, reactor).privilegedStartService)
+class MissingFolder(TestCase):
+    def test_the_error_message(self) -> None:
+        path = Path(self.mktemp()).resolve() / "http"
+        settings = Settings(log_file=None, listen=(f"unix:{path}",))
+        error = self.assertRaises(SystemExit, Daemon(settings, reactor).privilegedStartService)
         self.assertEqual(
-            str(refused),
-            f"blockops: cannot listen on {where}: No such file or directory. Its folder has to be "
-            "there, and writable.",
+            str(error),
+            f"blockops: cannot listen on {path}: No such file or directory. Make sure that its "
+            "folder exists and is writable.",
         )
 
 
-class Sockets(TestCase):
-    """Real ones."""
-
-    def listening(self, description: str, accept: Any = only_local) -> Listening:
-        service = Listening(reactor, description, Factory.forProtocol(Protocol), accept)
+class RealSockets(TestCase):
+    def listener(self, description: str, accept: Any = require_local) -> Listener:
+        service = Listener(reactor, description, Factory.forProtocol(Protocol), accept)
         parent = MultiService()
         service.setServiceParent(parent)
         self.addCleanup(parent.stopService)
@@ -116,56 +117,56 @@ class Sockets(TestCase):
         self.service = parent
         return service
 
-    def test_a_socket_that_is_bound_already(self) -> None:
-        for host, fine in (("127.0.0.1", True), ("0.0.0.0", False)):
-            listener = socket.create_server((host, 0))
-            listening = self.listening("tcp:0")
-            listening._endpoint = AdoptedStreamServerEndpoint(
-                reactor, listener.detach(), socket.AF_INET
+    def test_an_adopted_socket(self) -> None:
+        for host, accepted in (("127.0.0.1", True), ("0.0.0.0", False)):
+            bound = socket.create_server((host, 0))
+            listener = self.listener("tcp:0")
+            listener._endpoint = AdoptedStreamServerEndpoint(
+                reactor, bound.detach(), socket.AF_INET
             )
-            if fine:
-                listening.privilegedStartService()
+            if accepted:
+                listener.privilegedStartService()
             else:
-                self.assertRaises(TooOpen, listening.privilegedStartService)
+                self.assertRaises(PublicAddressError, listener.privilegedStartService)
 
     async def test_from_start_to_stop(self) -> None:
-        seen: list[IAddress] = []
-        self.listening("tcp:0:interface=127.0.0.1", seen.append)
+        addresses: list[IAddress] = []
+        self.listener("tcp:0:interface=127.0.0.1", addresses.append)
         self.service.privilegedStartService()
         self.service.startService()
-        (address,) = seen
+        (address,) = addresses
         assert isinstance(address, IPv4Address)
         socket.create_connection((address.host, address.port)).close()
         await self.service.stopService()
         self.assertRaises(OSError, socket.create_connection, (address.host, address.port))
 
-    def test_a_port_that_is_taken(self) -> None:
-        taken = socket.create_server(("127.0.0.1", 0))
-        self.addCleanup(taken.close)
-        port = taken.getsockname()[1]
-        listening = self.listening(f"tcp:{port}:interface=127.0.0.1", wherever)
-        self.assertRaises(CannotListenError, listening.privilegedStartService)
+    def test_a_port_in_use(self) -> None:
+        occupied = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(occupied.close)
+        port = occupied.getsockname()[1]
+        listener = self.listener(f"tcp:{port}:interface=127.0.0.1", allow_any)
+        self.assertRaises(CannotListenError, listener.privilegedStartService)
 
-    def test_what_becomes_known_late_is_in_the_log(self) -> None:
+    def test_a_late_failure_is_logged(self) -> None:
         late: Deferred[Any] = Deferred()
-        listening = self.listening("tcp:0")
-        listening._endpoint = _Late(late)
+        listener = self.listener("tcp:0")
+        listener._endpoint = _DeferredEndpoint(late)
         self.service.startService()
-        late.errback(CannotListenError("x", 1, OSError("taken")))
+        late.errback(CannotListenError("x", 1, OSError("in use")))
         self.assertEqual(len(self.flushLoggedErrors(CannotListenError)), 1)
 
-    async def test_stopped_before_it_listens(self) -> None:
+    async def test_a_stop_before_it_listens(self) -> None:
         late: Deferred[Any] = Deferred()
-        listening = self.listening("tcp:0")
-        listening._endpoint = _Late(late)
+        listener = self.listener("tcp:0")
+        listener._endpoint = _DeferredEndpoint(late)
         self.service.privilegedStartService()
-        await listening.stopService()
+        await listener.stopService()
         self.assertTrue(late.called)
 
 
-class _Late:
-    def __init__(self, listening: Deferred[Any]) -> None:
-        self._listening = listening
+class _DeferredEndpoint:
+    def __init__(self, port: Deferred[Any]) -> None:
+        self._port = port
 
     def listen(self, factory: Factory) -> Deferred[Any]:
-        return self._listening
+        return self._port

@@ -1,4 +1,4 @@
-"""Chunks that go straight to the connection, beside the way through request and channel."""
+"""Raw writes of chunks to the connection, compared with writes through the request."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.server.request import IncomingRequest
-from blockops.server.response import SLICE, Downstream
-from tests.world import DONE, NOTHING_LEFT, Backend, Client, World, chat, chunk
+from blockops.server.request import ClientRequest
+from blockops.server.response import WRITE_SIZE, ClientResponse
+from tests.world import DONE, IDLE, Backend, Client, World, chat, chunk
 
 STEPS = st.lists(
     st.one_of(
         st.sampled_from(["pause", "resume", "time", "fill"]),
         st.integers(1, 3).map(lambda count: count * "x"),
-        st.sampled_from([SLICE - 300, SLICE, 3 * SLICE]).map(lambda size: size * "x"),
+        st.sampled_from([WRITE_SIZE - 300, WRITE_SIZE, 3 * WRITE_SIZE]).map(lambda n: n * "x"),
     ),
     max_size=12,
 )
 
 
-def act(step: str, world: World, client: Client, backend: Backend) -> None:
-    """Let one thing happen; anything else than a name is a text of the model."""
+def perform(step: str, world: World, client: Client, backend: Backend) -> None:
+    """Perform one step. A step that is not a name is a text of the model."""
     if step == "pause":
         client.pause()
     elif step == "resume":
         client.resume()
     elif step == "fill":
-        client.fills_at(1000)
+        client.pause_every(1000)
     elif step == "time":
         world.pass_time(12)
     elif step == "cut":
-        backend.leave()
+        backend.disconnect()
     elif step == "leave":
-        client.leave()
+        client.disconnect()
     else:
         backend.stream(chunk(step))
 
 
-class Straight(SynchronousTestCase):
-    """What reaches the client is what would, if `IncomingRequest.write` saw all of it."""
+class RawWrites(SynchronousTestCase):
+    """The client gets the same bytes as through `ClientRequest.write`."""
 
-    def told(self, steps: list[str]) -> tuple[bytes, bool, bool]:
+    def response_to(self, steps: list[str]) -> tuple[bytes, bool, bool]:
         world = World(heartbeat=10)
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         backend.stream(chunk(role="assistant"))
         for step in steps:
             if client.wire.producer is not None:
-                act(step, world, client, backend)
+                perform(step, world, client, backend)
         backend.stream(chunk(finish="stop"), DONE)
         backend.end_stream()
         world.reactor.advance(0)
@@ -62,19 +62,19 @@ class Straight(SynchronousTestCase):
             client.resume()
             if client.received() == before:
                 break
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
         body = client.received().partition(b"\r\n\r\n")[2]
         return body, client.wire.disconnecting, client.wire.aborted
 
     @settings(max_examples=40)
     @given(STEPS, st.sampled_from([[], ["cut"], ["leave"]]))
-    def test_it_makes_no_difference(self, steps: list[str], end: list[str]) -> None:
-        straight = self.told(steps + end)
-        with patch.object(IncomingRequest, "way_out", lambda _: None):
-            self.assertEqual(straight, self.told(steps + end))
+    def test_the_bytes_are_the_same(self, steps: list[str], end: list[str]) -> None:
+        raw = self.response_to(steps + end)
+        with patch.object(ClientRequest, "raw_write", lambda _: None):
+            self.assertEqual(raw, self.response_to(steps + end))
 
-    def test_behind_a_pause(self) -> None:
-        client, backend = World().ask()
+    def test_after_a_pause(self) -> None:
+        client, backend = World().start_chat()
         backend.begin_stream()
         backend.stream(chunk("a"))
         client.pause()
@@ -82,11 +82,11 @@ class Straight(SynchronousTestCase):
         self.assertNotIn(b'"b"', client.body())
         client.resume()
         backend.stream(chunk("c"))
-        places = [client.body().find(b'"%s"' % text) for text in (b"a", b"b", b"c")]
-        self.assertEqual(places, sorted(places))
-        self.assertGreater(places[0], 0)
+        positions = [client.body().find(b'"%s"' % text) for text in (b"a", b"b", b"c")]
+        self.assertEqual(positions, sorted(positions))
+        self.assertGreater(positions[0], 0)
 
-    def test_an_answer_without_chunks(self) -> None:
+    def test_a_response_without_chunks(self) -> None:
         world = World()
         client = world.client()
         body = json.dumps(chat()).encode()
@@ -99,11 +99,11 @@ class Straight(SynchronousTestCase):
         self.assertTrue(client.body().startswith(b"data: {"), client.body())
         self.assertIn(b'"b"}, "finish_reason": null}]}\n\n', client.body())
 
-    def test_nothing_goes_straight_when_the_answer_is_over(self) -> None:
-        for end in ("finish", "cut", "lost"):
+    def test_no_writes_after_the_end(self) -> None:
+        for end in ("finish", "abort", "mark_disconnected"):
             sent: list[bytes] = []
-            request = Mock(way_out=lambda sent=sent: sent.append)
-            client = Downstream(cast("Any", request), cast("Any", Clock()))
+            request = Mock(raw_write=lambda sent=sent: sent.append)
+            client = ClientResponse(cast("Any", request), cast("Any", Clock()))
             client.begin(200, ())
             client.write(b"a")
             getattr(client, end)()

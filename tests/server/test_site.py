@@ -1,4 +1,4 @@
-"""The bounded HTTP server: what it refuses, and how long it waits."""
+"""The bounded HTTP server: rejections and deadlines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.errors import ApiError
 from blockops.server import site
-from blockops.server.limits import KEEP_ALIVE, LINGER, MAX_HEAD, MAX_LINE, SLOWEST_BODY
-from blockops.server.upload import UPLOAD_BUFFER, Upload
-from tests.world import NOTHING_LEFT, Client, World
+from blockops.server.limits import KEEP_ALIVE, LINGER, MAX_HEAD, MAX_LINE, MIN_UPLOAD_RATE
+from blockops.server.upload import UPLOAD_BUFFER, StreamingUpload
+from tests.world import IDLE, Client, World
 
 BAD_REQUESTS = (
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\r\n",  # somebody speaks TLS
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\r\n",  # TLS
     b"GET /\r\n",
     b"GET /a b HTTP/1.1\r\n",
     b"GET / HTTP/2.0\r\n",
@@ -29,15 +29,15 @@ BAD_REQUESTS = (
 )
 
 
-class Malformed(SynchronousTestCase):
-    def test_not_http(self) -> None:
-        for garbage in BAD_REQUESTS:
+class InvalidRequests(SynchronousTestCase):
+    def test_bad_requests(self) -> None:
+        for data in BAD_REQUESTS:
             client = World().client()
-            client.send(garbage)
-            self.assertEqual(client.status(), 400, garbage)
+            client.send(data)
+            self.assertEqual(client.status(), 400, data)
             self.assertEqual(client.error()["type"], "invalid_request_error")
             client.reactor.advance(0)
-            self.assertTrue(client.wire.ended, garbage)
+            self.assertTrue(client.wire.is_write_closed, data)
 
     def test_a_long_request_line(self) -> None:
         client = World().client()
@@ -72,89 +72,89 @@ class Malformed(SynchronousTestCase):
         client = world.client()
         client.send(data)
         world.reactor.advance(0)
-        client.leave()
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        client.disconnect()
+        self.assertEqual(world.load(), IDLE)
 
 
 class LargeBodies(SynchronousTestCase):
-    def ask(self, target: str, *lines: str) -> Client:
+    def post(self, target: str, *lines: str) -> Client:
         self.world = World(max_body=1000)
         client = self.world.client()
         client.send("\r\n".join([f"POST {target} HTTP/1.1", "Host: b", *lines, "", ""]))
         self.world.reactor.advance(0)
         return client
 
-    def assert_refused(self, client: Client) -> None:
+    def assert_rejected(self, client: Client) -> None:
         self.assertEqual(client.status(), 413)
         self.assertEqual(client.error()["code"], "request_too_large")
         self.assertIn("--max-body", client.error()["message"])
-        self.assertEqual(self.world.idle()["running"], 0)
+        self.assertEqual(self.world.load()["running"], 0)
 
     def test_declared(self) -> None:
         for target in ("/v1/chat/completions", "/v1/audio", "/elsewhere"):
-            client = self.ask(target, "Content-Length: 1001")
-            self.assert_refused(client)
-            self.assertEqual(self.world.connecting(), 0)
+            client = self.post(target, "Content-Length: 1001")
+            self.assert_rejected(client)
+            self.assertEqual(self.world.connection_attempts(), 0)
 
     def test_chunked(self) -> None:
-        client = self.ask("/v1/chat/completions", "Transfer-Encoding: chunked")
+        client = self.post("/v1/chat/completions", "Transfer-Encoding: chunked")
         client.send(b"3e8\r\n" + b"x" * 1000 + b"\r\n")
         self.assertEqual(client.status(), 0)
         client.send(b"1\r\nx\r\n")
-        self.assert_refused(client)
+        self.assert_rejected(client)
 
-    def test_chunked_and_relayed(self) -> None:
-        client = self.ask("/v1/audio", "Transfer-Encoding: chunked")
+    def test_chunked_and_forwarded(self) -> None:
+        client = self.post("/v1/audio", "Transfer-Encoding: chunked")
         backend = self.world.backend()
         client.send(b"3e8\r\n" + b"x" * 1000 + b"\r\n")
         client.send(b"1\r\nx\r\n")
-        self.assert_refused(client)
+        self.assert_rejected(client)
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(self.world.idle(), NOTHING_LEFT)
+        self.assertEqual(self.world.load(), IDLE)
 
     def test_chunked_and_queued(self) -> None:
         self.world = World(max_body=1000, max_concurrent=1)
-        self.world.ask()
+        self.world.start_chat()
         client = self.world.client()
         client.send("POST /v1/audio HTTP/1.1\r\nHost: b\r\nTransfer-Encoding: chunked\r\n\r\n")
-        self.assertEqual(self.world.idle()["waiting"], 1)
+        self.assertEqual(self.world.load()["waiting"], 1)
         client.send(b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n")
         self.assertEqual(client.status(), 413)
-        self.assertEqual(self.world.idle()["waiting"], 0)
+        self.assertEqual(self.world.load()["waiting"], 0)
 
-    def test_at_the_bound(self) -> None:
-        client = self.ask("/v1/audio", "Content-Length: 1000")
+    def test_at_the_limit(self) -> None:
+        client = self.post("/v1/audio", "Content-Length: 1000")
         client.send(b"x" * 1000)
-        self.world.backend().answer(b"{}")
+        self.world.backend().respond(b"{}")
         self.assertEqual(client.status(), 200)
 
-    def test_the_rest_is_read_into_the_void(self) -> None:
-        client = self.ask("/v1/chat/completions", "Content-Length: 5000")
+    def test_the_rest_is_discarded(self) -> None:
+        client = self.post("/v1/chat/completions", "Content-Length: 5000")
         client.send(b"x" * 4000)
         self.assertFalse(client.wire.disconnecting)
         client.send(b"x" * 1000)
         self.assertTrue(client.wire.disconnecting)
         self.assertEqual(client.received().count(b"HTTP/1.1"), 1)
 
-    def test_the_rest_does_not_come(self) -> None:
-        client = self.ask("/v1/chat/completions", "Content-Length: 5000")
+    def test_the_rest_does_not_arrive(self) -> None:
+        client = self.post("/v1/chat/completions", "Content-Length: 5000")
         self.world.pass_time(LINGER - 1)
         self.assertFalse(client.wire.closed)
         self.world.pass_time(2)
         self.assertTrue(client.wire.closed)
 
-    def test_no_leave_to_send_it(self) -> None:
-        client = self.ask("/v1/chat/completions", "Content-Length: 5000", "Expect: 100-continue")
-        self.assert_refused(client)
+    def test_no_100_continue(self) -> None:
+        client = self.post("/v1/chat/completions", "Content-Length: 5000", "Expect: 100-continue")
+        self.assert_rejected(client)
         self.assertNotIn(b"100 Continue", client.received())
 
-    def test_leave_to_send_others(self) -> None:
-        client = self.ask("/v1/chat/completions", "Content-Length: 50", "Expect: 100-continue")
+    def test_100_continue(self) -> None:
+        client = self.post("/v1/chat/completions", "Content-Length: 50", "Expect: 100-continue")
         self.assertIn(b"HTTP/1.1 100 Continue", client.received())
 
 
 class Deadlines(SynchronousTestCase):
-    def test_nothing_comes(self) -> None:
+    def test_no_input(self) -> None:
         world = World(header_timeout=60)
         client = world.client()
         world.pass_time(59)
@@ -163,7 +163,7 @@ class Deadlines(SynchronousTestCase):
         self.assertTrue(client.wire.closed)
         self.assertEqual(client.received(), b"")
 
-    def test_headers_that_trickle_in(self) -> None:
+    def test_slow_headers(self) -> None:
         world = World(header_timeout=60)
         client = world.client()
         client.send("GET /health HTTP/1.1\r\nX: ")
@@ -175,11 +175,11 @@ class Deadlines(SynchronousTestCase):
         self.assertEqual(client.status(), 408)
         self.assertTrue(client.wire.closed)
 
-    def test_a_body_that_trickles_in(self) -> None:
+    def test_a_slow_body(self) -> None:
         for target in ("/v1/chat/completions", "/v1/completions"):
             world = World(header_timeout=60)
             client = world.client()
-            size = SLOWEST_BODY * 40
+            size = MIN_UPLOAD_RATE * 40
             client.send(f"POST {target} HTTP/1.1\r\nHost: b\r\nContent-Length: {size}\r\n\r\n")
             for _ in range(99):
                 client.send("x")
@@ -187,25 +187,25 @@ class Deadlines(SynchronousTestCase):
             self.assertEqual(client.status(), 0)
             world.pass_time(2)
             self.assertEqual(client.status(), 408)
-            self.assertTrue(client.wire.ended)
+            self.assertTrue(client.wire.is_write_closed)
 
-    def test_an_upload_that_trickles_in(self) -> None:
+    def test_a_slow_upload(self) -> None:
         world = World(header_timeout=60)
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 9\r\n\r\nabc")
         world.reactor.advance(0)
         backend = world.backend()
         world.pass_time(62)
-        self.assertTrue(client.wire.ended)
+        self.assertTrue(client.wire.is_write_closed)
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)
 
-    def test_an_answer_may_take_its_time(self) -> None:
+    def test_no_deadline_for_a_response(self) -> None:
         world = World(header_timeout=60, heartbeat=1000)
-        client, backend = world.ask(stream=False)
+        client, backend = world.start_chat(stream=False)
         world.pass_time(500, step=1)
         self.assertFalse(client.wire.closed)
-        backend.answer(b"{}", "400 No")
+        backend.respond(b"{}", "400 No")
         self.assertEqual(client.status(), 400)
 
     def test_idle_between_requests(self) -> None:
@@ -221,13 +221,13 @@ class Deadlines(SynchronousTestCase):
         world.pass_time(2)
         self.assertTrue(client.wire.closed)
 
-    def test_a_body_of_which_the_next_piece_does_not_come(self) -> None:
+    def test_the_next_piece_of_a_body(self) -> None:
         for target in ("/v1/chat/completions", "/v1/x"):
             world = World(header_timeout=60)
             client = world.client()
             client.send(f"POST {target} HTTP/1.1\r\nHost: b\r\nContent-Length: 60000000\r\n\r\n")
             world.reactor.advance(0)
-            if world.connecting():
+            if world.connection_attempts():
                 world.backend()
             world.pass_time(50)
             client.send("x")
@@ -235,13 +235,13 @@ class Deadlines(SynchronousTestCase):
             self.assertEqual(client.status(), 0)
             world.pass_time(2)
             self.assertEqual(client.status(), 408, target)
-            self.assertTrue(client.wire.ended)
-            self.assertEqual(world.idle(), NOTHING_LEFT)
+            self.assertTrue(client.wire.is_write_closed)
+            self.assertEqual(world.load(), IDLE)
 
-    def test_time_that_nobody_takes_the_body_does_not_count(self) -> None:
+    def test_a_paused_upload_has_no_deadline(self) -> None:
         world = World(header_timeout=60, idle_timeout=1000, heartbeat=1000)
         client = world.client()
-        size = SLOWEST_BODY * 10
+        size = MIN_UPLOAD_RATE * 10
         client.send(f"POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: {size}\r\n\r\nx")
         world.reactor.advance(0)
         backend = world.backend()
@@ -254,10 +254,10 @@ class Deadlines(SynchronousTestCase):
             world.pass_time(10)
         self.assertFalse(client.wire.closed)
         world.pass_time(11)
-        self.assertTrue(client.wire.ended)
+        self.assertTrue(client.wire.is_write_closed)
 
-    def test_a_closed_connection_that_stays(self) -> None:
-        """TLS waits for an answer to its goodbye."""
+    def test_a_close_that_does_not_end(self) -> None:
+        """TLS waits for the close alert of the peer."""
         world = World(max_body=10)
         client = world.client()
         client.wire.loseConnection = lambda: None  # type: ignore[method-assign]
@@ -274,17 +274,17 @@ class Deadlines(SynchronousTestCase):
         world.reactor.advance(0)
         backend = world.backend()
         world.pass_time(200, step=1)
-        backend.answer(b"1")
+        backend.respond(b"1")
         self.assertTrue(client.received().endswith(b"\r\n\r\n1"))
         backend = world.backend()
         world.pass_time(200, step=1)
-        backend.answer(b"2")
+        backend.respond(b"2")
         self.assertTrue(client.received().endswith(b"\r\n\r\n2"))
         self.assertFalse(client.wire.closed)
 
 
-class _Sender:
-    """A client, as an upload sees it."""
+class _ClientProducer:
+    """A client as the producer of an upload."""
 
     def __init__(self) -> None:
         self.states: list[str] = []
@@ -296,96 +296,96 @@ class _Sender:
         self.states.append("resumed")
 
 
-class _Sink:
+class _Consumer:
     def __init__(self) -> None:
-        self.taken = b""
+        self.data = b""
 
     def write(self, data: bytes) -> None:
-        self.taken += data
+        self.data += data
 
 
-class Uploads(SynchronousTestCase):
-    def upload(self, length: int | None = 6) -> tuple[Upload, _Sender, Any]:
-        sender = _Sender()
-        return Upload(length, sender), sender, _Sink()  # type: ignore[arg-type]
+class StreamingUploads(SynchronousTestCase):
+    def upload(self, length: int | None = 6) -> tuple[StreamingUpload, _ClientProducer, Any]:
+        client = _ClientProducer()
+        return StreamingUpload(length, client), client, _Consumer()  # type: ignore[arg-type]
 
-    def test_early_and_late_pieces(self) -> None:
-        upload, _, sink = self.upload()
-        upload.received(b"abc")
-        taken = upload.startProducing(sink)
-        upload.received(b"def")
-        self.assertNoResult(taken)
-        upload.completed()
-        self.successResultOf(taken)
-        self.assertEqual(sink.taken, b"abcdef")
+    def test_pieces_before_and_after_the_start(self) -> None:
+        upload, _, consumer = self.upload()
+        upload.data_received(b"abc")
+        done = upload.startProducing(consumer)
+        upload.data_received(b"def")
+        self.assertNoResult(done)
+        upload.finish()
+        self.successResultOf(done)
+        self.assertEqual(consumer.data, b"abcdef")
 
-    def test_all_of_it_early(self) -> None:
-        upload, sender, sink = self.upload()
-        upload.received(b"abcdef")
-        upload.completed()
-        self.successResultOf(upload.startProducing(sink))
-        self.assertEqual(sink.taken, b"abcdef")
-        self.assertEqual(sender.states, [])
+    def test_complete_before_the_start(self) -> None:
+        upload, client, consumer = self.upload()
+        upload.data_received(b"abcdef")
+        upload.finish()
+        self.successResultOf(upload.startProducing(consumer))
+        self.assertEqual(consumer.data, b"abcdef")
+        self.assertEqual(client.states, [])
 
-    def test_the_sender_pauses_until_somebody_takes(self) -> None:
-        upload, sender, sink = self.upload(None)
-        upload.received(b"x" * (UPLOAD_BUFFER + 1))
-        self.assertEqual(sender.states, ["paused"])
-        upload.startProducing(sink)
-        self.assertEqual(sender.states, ["paused", "resumed"])
+    def test_the_client_is_paused_until_the_start(self) -> None:
+        upload, client, consumer = self.upload(None)
+        upload.data_received(b"x" * (UPLOAD_BUFFER + 1))
+        self.assertEqual(client.states, ["paused"])
+        upload.startProducing(consumer)
+        self.assertEqual(client.states, ["paused", "resumed"])
 
-    def test_the_taker_may_want_a_pause_at_once(self) -> None:
-        upload, sender, _ = self.upload(None)
+    def test_a_consumer_that_pauses_at_once(self) -> None:
+        upload, client, _ = self.upload(None)
 
-        class Full(_Sink):
+        class FullConsumer(_Consumer):
             def write(self, data: bytes) -> None:
                 upload.pauseProducing()
 
-        upload.received(b"abc")
-        upload.startProducing(Full())  # type: ignore[arg-type]
-        self.assertEqual(sender.states, ["paused"])
+        upload.data_received(b"abc")
+        upload.startProducing(FullConsumer())  # type: ignore[arg-type]
+        self.assertEqual(client.states, ["paused"])
 
-    def test_failed(self) -> None:
-        upload, _, sink = self.upload()
-        told: list[ApiError] = []
-        upload.on_failure = told.append
-        taken = upload.startProducing(sink)
+    def test_failure(self) -> None:
+        upload, _, consumer = self.upload()
+        errors: list[ApiError] = []
+        upload.on_failure = errors.append
+        done = upload.startProducing(consumer)
         error = ApiError(413, "no")
-        upload.failed(error)
-        upload.received(b"late")
-        self.assertEqual((told, sink.taken), ([error], b""))
-        self.assertNoResult(taken)
+        upload.fail(error)
+        upload.data_received(b"late")
+        self.assertEqual((errors, consumer.data), ([error], b""))
+        self.assertNoResult(done)
 
-    def test_its_beginning_is_remembered(self) -> None:
+    def test_capture(self) -> None:
         upload, _, _ = self.upload()
-        upload.remember(4)
+        upload.capture(4)
         for piece in (b"abc", b"def", b"g"):
-            upload.received(piece)
-        self.assertEqual((upload.beginning(), upload.size), (b"abcd", 7))
+            upload.data_received(piece)
+        self.assertEqual((upload.captured_bytes(), upload.size), (b"abcd", 7))
 
-    def test_dropped(self) -> None:
-        upload, sender, sink = self.upload()
-        taken = upload.startProducing(sink)
+    def test_stopped(self) -> None:
+        upload, client, consumer = self.upload()
+        done = upload.startProducing(consumer)
         upload.stopProducing()
-        upload.received(b"late")
-        upload.completed()
-        self.assertNoResult(taken)
-        self.assertEqual(sink.taken, b"")
-        self.assertEqual(sender.states[-1], "resumed")
+        upload.data_received(b"late")
+        upload.finish()
+        self.assertNoResult(done)
+        self.assertEqual(consumer.data, b"")
+        self.assertEqual(client.states[-1], "resumed")
 
 
-class Departures(SynchronousTestCase):
-    """A transport that is not read from does not tell that its peer has left."""
+class Disconnects(SynchronousTestCase):
+    """A paused transport does not notice that its peer has closed the connection."""
 
-    def test_the_sweep(self) -> None:
+    def test_polling(self) -> None:
         world = World(max_concurrent=1, heartbeat=1000)
         client = world.client()
         client.send("POST /v1/x HTTP/1.1\r\nHost: b\r\nContent-Length: 9\r\n\r\nabc")
         world.reactor.advance(0)
         backend = world.backend()
         backend.pause()
-        self.patch(site, "departed", lambda transport: transport is client.wire)
+        self.patch(site, "has_peer_closed", lambda transport: transport is client.wire)
         world.pass_time(2)
         self.assertTrue(client.wire.aborted)
         self.assertTrue(backend.wire.aborted)
-        self.assertEqual(world.idle(), NOTHING_LEFT)
+        self.assertEqual(world.load(), IDLE)

@@ -1,11 +1,11 @@
 """
-What reaches the backend is what was meant, to the byte, or nothing.
+Request smuggling: the backend gets exactly the intended request, or nothing.
 
-Requests that two servers would read differently, headers that would become two, and paths and names
-that would lead elsewhere.
+The attempts are requests that two servers would read differently, headers that would become two,
+and paths and names that would lead to another destination.
 
-Each attempt is sent over a raw connection, in one piece and byte by byte, and every connection that
-blockops opens to the backend is accepted, read and answered.
+Each attempt is sent over a raw connection, in one piece and byte by byte. Every connection that
+blockops opens to the backend is accepted and read, and gets a response.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.world import DONE, Client, World, chat, chunk
 
-#: A request that nobody meant to send, and that a backend would answer.
-POISON = b"DELETE /v1/poison HTTP/1.1\r\nHost: evil\r\n\r\n"
-#: Where bodies are relayed as they come, and where they are read here.
+#: A request that the client did not intend, and that a backend would accept.
+SMUGGLED = b"DELETE /v1/poison HTTP/1.1\r\nHost: evil\r\n\r\n"
+#: A route that streams the body to the backend, and one that buffers it.
 TARGETS = (b"/v1/embeddings", b"/v1/chat/completions")
 BODY = json.dumps(chat(stream=False)).encode()
-ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}}]}
+RESPONSE = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}}]}
 
 
-class Reached:
-    """One request, as the backend got it."""
+class BackendRequest:
+    """One request, as the backend received it."""
 
     def __init__(self, raw: bytes) -> None:
         head, _, rest = raw.partition(b"\r\n\r\n")
@@ -43,7 +43,7 @@ class Reached:
         self.raw = raw
 
     def data(self) -> bytes:
-        """Return the body; AssertionError if it is not exactly as long as its headers say."""
+        """Return the body; AssertionError if its length differs from the headers."""
         if b"transfer-encoding" in self.headers:
             assert self.headers[b"transfer-encoding"] == b"chunked"
             assert b"content-length" not in self.headers
@@ -53,7 +53,7 @@ class Reached:
 
 
 def _dechunked(body: bytes) -> bytes:
-    """Return what is in chunks; AssertionError if there is anything behind their end."""
+    """Return the data of the chunks; AssertionError if anything follows the last one."""
     pieces: list[bytes] = []
     while True:
         size, _, body = body.partition(b"\r\n")
@@ -70,46 +70,46 @@ class Case(SynchronousTestCase):
     world: World
     client: Client
 
-    def reached(self, *sent: bytes, **settings: Any) -> list[Reached]:
-        """Return what reaches the backend when a client sends this, and nothing behind it."""
+    def send_pieces(self, *sent: bytes, **settings: Any) -> list[BackendRequest]:
+        """Return the requests that the backend gets when a client sends these pieces."""
         self.world = World(**settings)
         self.client = self.world.client()
         for piece in sent:
             self.client.send(piece)
             self.world.reactor.advance(0)
-        found: list[Reached] = []
+        found: list[BackendRequest] = []
         opened = 0
-        while opened < self.world.connecting():
+        while opened < self.world.connection_attempts():
             backend = self.world.backend(opened)
             opened += 1
-            # Some connections are wanted no more before they are there.
+            # Some connections are cancelled before they are established.
             if raw := backend.request():
-                found.append(Reached(raw))
-            backend.answer(ANSWER)
+                found.append(BackendRequest(raw))
+            backend.respond(RESPONSE)
         return found
 
-    def both_ways(self, sent: bytes, **settings: Any) -> list[Reached]:
-        """Return it for `sent` in one piece, having seen that it is the same byte by byte."""
-        bytewise = self.reached(*(bytes([each]) for each in sent), **settings)
-        answers = self.answers()
-        whole = self.reached(sent, **settings)
+    def send_both_ways(self, sent: bytes, **settings: Any) -> list[BackendRequest]:
+        """Return them for `sent` in one piece; AssertionError if they differ byte by byte."""
+        bytewise = self.send_pieces(*(bytes([each]) for each in sent), **settings)
+        statuses = self.statuses()
+        whole = self.send_pieces(sent, **settings)
         lines = [(each.line, each.data()) for each in whole]
         self.assertEqual([(each.line, each.data()) for each in bytewise], lines)
-        self.assertEqual(answers, self.answers())
+        self.assertEqual(statuses, self.statuses())
         return whole
 
-    def answers(self) -> list[bytes]:
-        """Return the statuses of what the client was answered."""
+    def statuses(self) -> list[bytes]:
+        """Return the statuses of the client's responses."""
         return re.findall(rb"HTTP/1\.1 (\d\d\d) ", self.client.received())
 
     def assert_nothing(self, sent: bytes, *statuses: int, **settings: Any) -> None:
-        """Assert that nothing reaches the backend, and that the connection is not used again."""
-        self.assertEqual(self.both_ways(sent, **settings), [], sent)
+        """Assert that the backend gets no request, and that the connection is closed."""
+        self.assertEqual(self.send_both_ways(sent, **settings), [], sent)
         self.assertIn(self.client.status(), statuses or (400,), sent)
-        self.assertEqual(len(self.answers()), 1, sent)
+        self.assertEqual(len(self.statuses()), 1, sent)
         self.world.reactor.advance(0)
-        self.client.send(POISON)
-        self.assertEqual(self.world.connecting(), 0, sent)
+        self.client.send(SMUGGLED)
+        self.assertEqual(self.world.connection_attempts(), 0, sent)
 
 
 def post(target: bytes, *headers: bytes, body: bytes = b"") -> bytes:
@@ -117,10 +117,10 @@ def post(target: bytes, *headers: bytes, body: bytes = b"") -> bytes:
     return b"\r\n".join([*lines, b"", body])
 
 
-class Lengths(Case):
-    """Where a body ends is said once and clearly, or the request is none."""
+class BodyLengths(Case):
+    """The length of a body is stated once and clearly, or the request is rejected."""
 
-    def test_ambiguous_ones(self) -> None:
+    def test_ambiguous_lengths(self) -> None:
         chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
         length = b"Content-Length: %d" % len(BODY)
         for headers in (
@@ -169,29 +169,31 @@ class Lengths(Case):
         ):
             for target in TARGETS:
                 for body in (BODY, chunks):
-                    self.assert_nothing(post(target, *headers, body=body + POISON))
+                    self.assert_nothing(post(target, *headers, body=body + SMUGGLED))
 
-    def test_underscores_are_not_dashes(self) -> None:
-        """Some gates write one for the other: here it is a header without a meaning."""
-        (one,) = self.both_ways(
+    def test_headers_with_underscores(self) -> None:
+        """Some proxies replace underscores by dashes: here the header has no meaning."""
+        (one,) = self.send_both_ways(
             post(TARGETS[0], b"Content_Length: 99", b"Transfer_Encoding: chunked")
         )
         self.assertEqual(one.data(), b"")
 
-    def test_a_backend_that_does_not_tell_them_apart_hears_none(self) -> None:
-        held = (
+    def test_headers_with_underscores_are_not_forwarded(self) -> None:
+        dropped = (
             b"Content_Length",
             b"api_key",
             b"X_API-Key",
             b"X_Forwarded_For",
             b"Proxy_Connection",
         )
-        (one,) = self.both_ways(post(TARGETS[0], *(name + b": 9" for name in (*held, b"My_Own"))))
+        (one,) = self.send_both_ways(
+            post(TARGETS[0], *(name + b": 9" for name in (*dropped, b"My_Own")))
+        )
         self.assertIn(b"my_own", one.names)
-        for name in held:
+        for name in dropped:
             self.assertNotIn(name.lower(), one.names)
 
-    def test_what_is_said_clearly(self) -> None:
+    def test_clear_lengths(self) -> None:
         for headers, body in (
             ((b"Content-Length: %d" % len(BODY),), BODY),
             ((b"content-length:%d\t" % len(BODY),), BODY),
@@ -199,38 +201,41 @@ class Lengths(Case):
             ((b"TRANSFER-ENCODING: Chunked",), b"%X\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)),
         ):
             for target in TARGETS:
-                (one,) = self.both_ways(post(target, *headers, body=body))
+                (one,) = self.send_both_ways(post(target, *headers, body=body))
                 self.assertEqual(json.loads(one.data()), json.loads(BODY))
                 self.assertEqual(one.line, b"POST %s HTTP/1.1" % target)
                 for name in (b"content-length", b"transfer-encoding", b"host"):
                     self.assertLessEqual(one.names.count(name), 1)
 
     def test_chunked_before_http_1_1(self) -> None:
-        sent = post(TARGETS[0], b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + POISON)
+        sent = post(TARGETS[0], b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + SMUGGLED)
         self.assert_nothing(sent.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
 
     def test_a_get_with_a_body(self) -> None:
-        sent = b"GET /v1/x HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(POISON)
-        (one,) = self.both_ways(sent + POISON)
-        self.assertEqual(one.data(), POISON)
-        self.assertEqual(len(self.answers()), 1)
+        sent = b"GET /v1/x HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED)
+        (one,) = self.send_both_ways(sent + SMUGGLED)
+        self.assertEqual(one.data(), SMUGGLED)
+        self.assertEqual(len(self.statuses()), 1)
 
 
 class Chunks(Case):
-    def refused(self, body: bytes) -> None:
+    def assert_rejected(self, body: bytes) -> None:
         for target in TARGETS:
-            sent = post(target, b"Transfer-Encoding: chunked", body=body + POISON)
-            for found in (self.reached(sent), self.reached(*(bytes([each]) for each in sent))):
-                # A relayed body was on its way: the backend must not find an end to it.
+            sent = post(target, b"Transfer-Encoding: chunked", body=body + SMUGGLED)
+            for found in (
+                self.send_pieces(sent),
+                self.send_pieces(*(bytes([each]) for each in sent)),
+            ):
+                # The backend has part of a streamed body, which must not have a valid end.
                 for one in found:
                     self.assertEqual(target, TARGETS[0])
                     self.assertNotIn(b"\r\n0\r\n\r\n", one.body)
                     self.assertNotIn(b"poison", one.raw)
                 self.assertLessEqual(len(found), 1)
                 self.world.reactor.advance(0)
-                self.assertTrue(self.client.wire.ended, body)
+                self.assertTrue(self.client.wire.is_write_closed, body)
 
-    def test_sizes_that_are_none(self) -> None:
+    def test_invalid_sizes(self) -> None:
         for size in (
             b"",
             b" 3",
@@ -248,9 +253,9 @@ class Chunks(Case):
             b"3\x00",
             b"3,3",
         ):
-            self.refused(size + b"\r\nabc\r\n0\r\n\r\n")
+            self.assert_rejected(size + b"\r\nabc\r\n0\r\n\r\n")
 
-    def test_line_ends_that_are_none(self) -> None:
+    def test_invalid_line_ends(self) -> None:
         for body in (
             b"3\nabc\r\n0\r\n\r\n",
             b"3\rabc\r\n0\r\n\r\n",
@@ -263,30 +268,30 @@ class Chunks(Case):
             b"0\n\r\n",
             b"0\r\n\n",
         ):
-            self.refused(body)
+            self.assert_rejected(body)
 
     def test_extensions_with_line_ends_in_them(self) -> None:
         for extension in (b";a\nb", b";a\rb", b';a="x\r\n0\r\n\r\n"', b";\x00", b";\n"):
-            self.refused(b"3" + extension + b"\r\nabc\r\n0\r\n\r\n")
+            self.assert_rejected(b"3" + extension + b"\r\nabc\r\n0\r\n\r\n")
 
-    def test_extensions_are_for_us_alone(self) -> None:
+    def test_extensions_are_not_forwarded(self) -> None:
         for extension in (b";a", b";a=b", b';a="b;c"'):
             body = b"2%s\r\n{}\r\n0%s\r\n\r\n" % (extension, extension)
-            (one,) = self.both_ways(post(TARGETS[0], b"Transfer-Encoding: chunked", body=body))
+            (one,) = self.send_both_ways(post(TARGETS[0], b"Transfer-Encoding: chunked", body=body))
             self.assertEqual(one.data(), b"{}")
             self.assertNotIn(b";a", one.raw)
 
-    def test_trailers_are_for_us_alone(self) -> None:
+    def test_trailers_are_not_forwarded(self) -> None:
         trailers = b"Content-Length: 99\r\nAuthorization: Bearer x\r\nHost: evil\r\n"
         body = b"2\r\n{}\r\n0\r\n%s\r\n" % trailers
-        (one,) = self.both_ways(post(TARGETS[0], b"Transfer-Encoding: chunked", body=body))
+        (one,) = self.send_both_ways(post(TARGETS[0], b"Transfer-Encoding: chunked", body=body))
         self.assertEqual(one.data(), b"{}")
         self.assertNotIn(b"evil", one.raw)
         self.assertNotIn(b"uthorization", one.raw)
 
 
-class FirstLines(Case):
-    def test_what_is_no_request_line(self) -> None:
+class RequestLines(Case):
+    def test_invalid_request_lines(self) -> None:
         for line in (
             b"get\x00 /v1/models HTTP/1.1",
             b"GET  /v1/models HTTP/1.1",
@@ -311,55 +316,55 @@ class FirstLines(Case):
             b"GET /v1/models HTTP/1.1\nX: y",
             b"GET /v1/models HTTP/1.1\rX: y",
         ):
-            self.assert_nothing(line + b"\r\nHost: b\r\n\r\n" + POISON)
+            self.assert_nothing(line + b"\r\nHost: b\r\n\r\n" + SMUGGLED)
 
     def test_bare_line_feeds(self) -> None:
         self.world = World()
         client = self.world.client()
-        client.send(b"GET /v1/models HTTP/1.1\nHost: b\n\n" + POISON.replace(b"\r", b""))
+        client.send(b"GET /v1/models HTTP/1.1\nHost: b\n\n" + SMUGGLED.replace(b"\r", b""))
         self.world.pass_time(61)
-        self.assertEqual(self.world.connecting(), 0)
+        self.assertEqual(self.world.connection_attempts(), 0)
         self.assertTrue(client.wire.closed)
 
-    def test_methods_that_nobody_relays(self) -> None:
+    def test_unsupported_methods(self) -> None:
         for method in (b"CONNECT", b"TRACE", b"get", b"PROPFIND", b"X"):
-            self.assertEqual(self.both_ways(b"%s /v1/models HTTP/1.1\r\n\r\n" % method), [])
+            self.assertEqual(self.send_both_ways(b"%s /v1/models HTTP/1.1\r\n\r\n" % method), [])
             self.assertEqual(self.client.status(), 405)
 
 
-class Behind(Case):
-    """What stands behind a request is the next request, and is judged by itself."""
+class FollowingRequests(Case):
+    """Bytes after a request are the next request, which is checked separately."""
 
-    def test_two_are_two(self) -> None:
+    def test_two_requests(self) -> None:
         for target in TARGETS:
             one = post(target, b"Content-Length: %d" % len(BODY), body=BODY)
-            found = self.both_ways(one + one.replace(b"Host: blockops", b"Host: b"))
+            found = self.send_both_ways(one + one.replace(b"Host: blockops", b"Host: b"))
             self.assertEqual([each.line for each in found], [b"POST %s HTTP/1.1" % target] * 2)
             self.assertEqual(self.client.received().count(b"HTTP/1.1 200"), 2)
 
-    def test_the_second_needs_a_key_too(self) -> None:
+    def test_the_second_request_needs_a_key(self) -> None:
         path = Path(self.mktemp())
         path.write_text("alice: sk-one")
         good = post(TARGETS[0], b"Authorization: Bearer sk-one", b"Content-Length: 2", body=b"{}")
-        found = self.both_ways(good + POISON, api_keys_file=path)
+        found = self.send_both_ways(good + SMUGGLED, api_keys_file=path)
         self.assertEqual([each.line for each in found], [b"POST /v1/embeddings HTTP/1.1"])
         self.assertIn(b"HTTP/1.1 401", self.client.received())
 
-    def test_nothing_is_served_behind_nonsense(self) -> None:
-        self.assert_nothing(b"nonsense\r\n\r\n" + POISON)
+    def test_nothing_after_an_invalid_request(self) -> None:
+        self.assert_nothing(b"nonsense\r\n\r\n" + SMUGGLED)
 
-    def test_nothing_is_served_behind_a_body_that_was_turned_away(self) -> None:
+    def test_nothing_after_a_rejected_body(self) -> None:
         for more in (b"Content-Length: 99999", b"Transfer-Encoding: chunked"):
             self.world = World(cors_origin=("https://a",))
             self.client = self.world.client()
-            self.client.send(post(TARGETS[0], b"Origin: https://b", more, body=POISON))
-            self.client.send(POISON)
+            self.client.send(post(TARGETS[0], b"Origin: https://b", more, body=SMUGGLED))
+            self.client.send(SMUGGLED)
             self.world.reactor.advance(0)
-            self.assertEqual(len(self.answers()), 1)
-            self.assertEqual(self.world.connecting(), 0)
+            self.assertEqual(len(self.statuses()), 1)
+            self.assertEqual(self.world.connection_attempts(), 0)
 
-    def test_a_body_in_the_answer_of_the_backend_is_not_an_answer(self) -> None:
-        """A backend that answers twice is heard once."""
+    def test_a_second_response_of_the_backend(self) -> None:
+        """Only the first response of a backend is used."""
         world = World()
         first, second = world.client(), world.client()
         first.get("/v1/a")
@@ -367,13 +372,13 @@ class Behind(Case):
         backend.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n\r\npoison")
         world.reactor.advance(0)
         second.get("/v1/b")
-        self.assertEqual(world.connecting(), 2)
+        self.assertEqual(world.connection_attempts(), 2)
         self.assertTrue(first.received().endswith(b"\r\n\r\n{}"))
         self.assertEqual(second.received(), b"")
 
 
 class Headers(Case):
-    """No value of a client becomes a header of its own, here or behind."""
+    """No value of a client becomes another header, neither of the request nor of the response."""
 
     def test_line_ends_in_values(self) -> None:
         for value in (
@@ -393,25 +398,25 @@ class Headers(Case):
             ):
                 self.assert_nothing(b"GET /v1/models HTTP/1.1\r\n%s: %s\r\n\r\n" % (name, value))
 
-    def test_names_that_are_none(self) -> None:
+    def test_invalid_names(self) -> None:
         for name in (b"", b"X Y", b"X\x00", b"X(", b"X\xe9", b'X"', b"[X]", b"X/Y", b"X:"):
             sent = b"GET /v1/models HTTP/1.1\r\n%s: v\r\n\r\n" % name
             if name != b"X:":
                 self.assert_nothing(sent)
 
-    def test_what_is_encoded_stays_encoded(self) -> None:
+    def test_encoded_characters_stay_encoded(self) -> None:
         for target in (
             b"/v1/x%0d%0aX-Evil:%201",
             b"/v1/x?a=%0d%0aX-Evil:1",
             b"/v1/x%00",
             b"/v1/%E5%98%8D",
         ):
-            (one,) = self.both_ways(b"GET %s HTTP/1.1\r\n\r\n" % target)
+            (one,) = self.send_both_ways(b"GET %s HTTP/1.1\r\n\r\n" % target)
             self.assertEqual(one.line, b"GET %s HTTP/1.1" % target)
             self.assertNotIn(b"x-evil", one.names)
             self.assertNotIn(b"\r\nX-Evil", self.client.received())
 
-    def test_fields_of_the_body_that_end_in_headers_or_the_log(self) -> None:
+    def test_fields_of_the_body(self) -> None:
         evil = "m\r\nX-Evil: 1\r\n\r\n\u2028\u0000"
         for fields in (
             {"model": evil},
@@ -423,21 +428,21 @@ class Headers(Case):
         ):
             body = json.dumps(chat(**{"stream": False, **fields})).encode()
             sent = post(TARGETS[1], b"Content-Length: %d" % len(body), body=body)
-            for one in self.both_ways(sent, notices="header", model_name="Q\u00e9"):
+            for one in self.send_both_ways(sent, notices="header", model_name="Q\u00e9"):
                 self.assertNotIn(b"x-evil", one.names)
                 one.data()
             self.assertNotIn(b"X-Evil", self.client.received().partition(b"\r\n\r\n")[0])
-            self.assertEqual(len(self.answers()), 1)
+            self.assertEqual(len(self.statuses()), 1)
 
-    def test_the_model_as_the_owner_calls_it(self) -> None:
+    def test_the_model_name_of_the_operator(self) -> None:
         body = json.dumps(chat()).encode()
         sent = post(TARGETS[1], b"Content-Length: %d" % len(body), body=body)
-        self.reached(sent, notices="header", model_name="Qwen \u2713 3")
+        self.send_pieces(sent, notices="header", model_name="Qwen \u2713 3")
         head = self.client.received().partition(b"\r\n\r\n")[0]
         self.assertNotIn("\u2713".encode(), head)
 
-    def test_what_the_backend_says_in_headers(self) -> None:
-        """Its line ends do not become ours."""
+    def test_headers_of_the_backend(self) -> None:
+        """Line ends in the values of the backend's headers are not forwarded."""
         for value in (b"a\nX-Evil: 1", b"a\rX-Evil: 1"):
             world = World()
             client = world.client()
@@ -453,34 +458,36 @@ class Headers(Case):
             )
             self.assertNotIn(b"a\n", head)
 
-    def test_hop_by_hop_ones_of_the_client(self) -> None:
+    def test_hop_by_hop_headers_of_the_client(self) -> None:
         sent = (
             b"GET /v1/models HTTP/1.1\r\nHost: b\r\nConnection: close, X-Mine, Host\r\n"
             b"X-Mine: 1\r\nX-Other: 2\r\nTE: trailers\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAA\r\n"
             b"Proxy-Authorization: x\r\nKeep-Alive: 5\r\n\r\n"
         )
-        (one,) = self.both_ways(sent)
+        (one,) = self.send_both_ways(sent)
         for name in (b"x-mine", b"te", b"upgrade", b"proxy-authorization", b"keep-alive"):
             self.assertNotIn(name, one.names)
         self.assertEqual(one.headers[b"x-other"], b"2")
         self.assertEqual(one.headers[b"host"], b"127.0.0.1:8082")
 
 
-class Elsewhere(Case):
-    """The backend that was configured is asked, below its `/v1`, and nobody else."""
+class Destinations(Case):
+    """Requests go to the configured backend only, below `/v1`."""
 
-    def assert_asks(self, target: bytes, asked: bytes, *headers: bytes, **settings: Any) -> None:
+    def assert_forwarded(
+        self, target: bytes, expected: bytes, *headers: bytes, **settings: Any
+    ) -> None:
         lines = [b"GET %s HTTP/1.1" % target, b"Host: blockops", *headers, b"", b""]
-        (one,) = self.both_ways(b"\r\n".join(lines), **settings)
-        self.assertEqual(one.line, b"GET %s HTTP/1.1" % asked)
+        (one,) = self.send_both_ways(b"\r\n".join(lines), **settings)
+        self.assertEqual(one.line, b"GET %s HTTP/1.1" % expected)
         self.assertEqual(one.headers[b"host"], b"127.0.0.1:8082")
         self.assertEqual(one.names.count(b"host"), 1)
         self.assertEqual(
             {client[:2] for client in self.world.reactor.tcpClients}, {("127.0.0.1", 8082)}
         )
 
-    def test_targets_with_another_host(self) -> None:
-        for target, asked in (
+    def test_targets_with_a_host(self) -> None:
+        for target, expected in (
             (b"http://evil.example/v1/models", b"/v1/models"),
             (b"HTTPS://evil.example:444/v1/models?x=1", b"/v1/models?x=1"),
             (b"http://u:p@evil.example/v1/x", b"/v1/x"),
@@ -498,13 +505,15 @@ class Elsewhere(Case):
             (b"?v1/models", b""),
             (b"/", b""),
         ):
-            if asked:
-                self.assert_asks(target, asked)
+            if expected:
+                self.assert_forwarded(target, expected)
             else:
-                self.assertEqual(self.both_ways(b"GET %s HTTP/1.1\r\n\r\n" % target), [], target)
+                self.assertEqual(
+                    self.send_both_ways(b"GET %s HTTP/1.1\r\n\r\n" % target), [], target
+                )
                 self.assertEqual(self.client.status(), 404, target)
 
-    def test_paths_that_climb(self) -> None:
+    def test_paths_that_leave_the_prefix(self) -> None:
         for path in (
             b"/v1/../admin",
             b"/v1/..",
@@ -535,10 +544,10 @@ class Elsewhere(Case):
             b"/health/../v1/models",
             b"/health/..%2fv1/models",
         ):
-            self.assertEqual(self.both_ways(b"GET %s HTTP/1.1\r\n\r\n" % path), [], path)
+            self.assertEqual(self.send_both_ways(b"GET %s HTTP/1.1\r\n\r\n" % path), [], path)
             self.assertIn(self.client.status(), (404, 405), path)
 
-    def test_paths_that_only_look_odd(self) -> None:
+    def test_unusual_paths(self) -> None:
         for path in (
             b"/v1/a..b",
             b"/v1/...",
@@ -551,9 +560,9 @@ class Elsewhere(Case):
             b"/v1/x%25",
             b"/v1/~x!$&'()*+,=:@",
         ):
-            self.assert_asks(path, path)
+            self.assert_forwarded(path, path)
 
-    def test_names_of_models(self) -> None:
+    def test_model_names(self) -> None:
         for name in (
             b"org/name",
             b"org%2Fname",
@@ -563,12 +572,12 @@ class Elsewhere(Case):
             b"..name",
             b"a:b@c",
         ):
-            (one,) = self.both_ways(b"GET /v1/models/%s HTTP/1.1\r\n\r\n" % name)
+            (one,) = self.send_both_ways(b"GET /v1/models/%s HTTP/1.1\r\n\r\n" % name)
             self.assertEqual(one.line, b"GET /v1/models/%s HTTP/1.1" % name)
         for name in (b"..", b"../x", b"%2e%2e", b"x/../../admin", b"x/..;/y"):
-            self.assertEqual(self.both_ways(b"GET /v1/models/%s HTTP/1.1\r\n\r\n" % name), [])
+            self.assertEqual(self.send_both_ways(b"GET /v1/models/%s HTTP/1.1\r\n\r\n" % name), [])
 
-    def test_headers_that_name_another_host(self) -> None:
+    def test_headers_that_name_a_host(self) -> None:
         for header in (
             b"X-Forwarded-Host: evil.example",
             b"X-Forwarded-For: 169.254.169.254",
@@ -579,15 +588,15 @@ class Elsewhere(Case):
             b"Referer: http://evil.example/",
             b"Destination: http://evil.example/",
         ):
-            self.assert_asks(b"/v1/models", b"/v1/models", header)
+            self.assert_forwarded(b"/v1/models", b"/v1/models", header)
 
-    def test_a_host_of_the_clients(self) -> None:
+    def test_the_host_header(self) -> None:
         for host in (b"evil.example", b"127.0.0.1:9999", b"a/b", b"[::1]:80", b"", b"u@evil"):
-            (one,) = self.both_ways(b"GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n" % host)
+            (one,) = self.send_both_ways(b"GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n" % host)
             self.assertEqual(one.headers[b"host"], b"127.0.0.1:8082")
 
-    def test_nothing_that_a_request_names_is_fetched(self) -> None:
-        """Pictures and the like are the backend's affair."""
+    def test_urls_in_a_request_are_not_fetched(self) -> None:
+        """Blockops does not fetch images and the like; the backend may."""
         evil = "http://169.254.169.254/latest/meta-data"
         content = [{"type": "image_url", "image_url": {"url": evil}}]
         for fields in (
@@ -602,13 +611,15 @@ class Elsewhere(Case):
             },
         ):
             body = json.dumps(chat(**{"stream": False, **fields})).encode()
-            (one,) = self.both_ways(post(TARGETS[1], b"Content-Length: %d" % len(body), body=body))
+            (one,) = self.send_both_ways(
+                post(TARGETS[1], b"Content-Length: %d" % len(body), body=body)
+            )
             self.assertEqual(one.line, b"POST /v1/chat/completions HTTP/1.1")
             self.assertEqual(
                 {client[:2] for client in self.world.reactor.tcpClients}, {("127.0.0.1", 8082)}
             )
 
-    def test_the_backend_leads_nowhere_else(self) -> None:
+    def test_redirects_are_not_followed(self) -> None:
         for status in (b"301 Moved", b"302 Found", b"303 See Other", b"307 T", b"308 P"):
             world = World()
             client = world.client()
@@ -618,12 +629,12 @@ class Elsewhere(Case):
                 % status
             )
             world.reactor.advance(0)
-            self.assertEqual(world.connecting(), 1)
+            self.assertEqual(world.connection_attempts(), 1)
             self.assertEqual(client.status(), int(status[:3]))
 
 
-class Anything(Case):
-    """However a request is put together: one request of a client is at most one at the backend."""
+class Combinations(Case):
+    """In any combination, one request of a client is at most one at the backend."""
 
     @given(
         st.lists(
@@ -653,8 +664,8 @@ class Anything(Case):
         ),
         st.sampled_from(TARGETS),
     )
-    def test_requests(self, headers: list[bytes], body: list[bytes], target: bytes) -> None:
-        found = self.reached(post(target, *headers, body=b"".join(body)) + POISON)
+    def test_any_request(self, headers: list[bytes], body: list[bytes], target: bytes) -> None:
+        found = self.send_pieces(post(target, *headers, body=b"".join(body)) + SMUGGLED)
         lines = [each.line for each in found]
         self.assertLessEqual(lines.count(b"POST %s HTTP/1.1" % target), 1)
         self.assertLessEqual(len(found), 2)
@@ -662,14 +673,14 @@ class Anything(Case):
             self.assertEqual(one.names.count(b"host"), 1)
             self.assertLessEqual(one.names.count(b"content-length"), 1)
             self.assertFalse({b"content-length", b"transfer-encoding"} <= set(one.names))
-        plain = all(header in _PLAIN for header in headers)
+        is_valid = all(header in _VALID_HEADERS for header in headers)
         if b"DELETE /v1/poison HTTP/1.1" in lines and lines[0].startswith(b"POST"):
-            # Behind a whole and clear request it is a request like any other.
-            self.assertTrue(plain, headers)
+            # After a valid request it is a request like any other.
+            self.assertTrue(is_valid, headers)
             found[0].data()
 
 
-_PLAIN = {
+_VALID_HEADERS = {
     b"Content-Length: 5",
     b"Content-Length: 0",
     b"Content-Length:5 ",
@@ -681,15 +692,15 @@ _PLAIN = {
 }
 
 
-class Streams(Case):
-    def test_events_of_the_backend_are_no_answers(self) -> None:
-        """What a model writes stays in its stream, whatever it looks like."""
+class StreamedText(Case):
+    def test_http_in_a_stream_stays_text(self) -> None:
+        """The model's text stays in its stream, even if it looks like HTTP."""
         world = World()
-        client, backend = world.ask()
+        client, backend = world.start_chat()
         backend.begin_stream()
         evil = "0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison\n\ndata: [DONE]\n\n"
         backend.stream(chunk(evil, role="assistant"), chunk(finish="stop"), DONE)
-        self.assertTrue(client.complete())
+        self.assertTrue(client.is_complete())
         texts = [
             json.loads(each)["choices"][0]["delta"].get("content") for each in client.events()[:-1]
         ]

@@ -1,1 +1,1 @@
-"""Tests of the parser that finds calls in text."""
+"""Tests of the parser that finds tool calls in a model's text."""

@@ -1,11 +1,11 @@
-"""Texts that are nearly calls, made of the pieces that the grammars are made of."""
+"""Hypothesis strategies for texts that are nearly calls, made of the parts of the grammars."""
 
 from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from blockops.toolcalls.options import Rules
-from blockops.toolcalls.tools import Offer
+from blockops.toolcalls.options import TranslationOptions
+from blockops.toolcalls.tools import OfferedTools
 from tests.toolcalls.reading import SCHEMAS
 
 CALLS = (
@@ -31,35 +31,38 @@ PIECES = (
 )
 
 _PART = st.sampled_from(PIECES) | st.sampled_from(CALLS)
-RULES = st.builds(
-    Rules,
+OPTIONS = st.builds(
+    TranslationOptions,
     fenced_calls=st.booleans(),
     reasoning=st.sampled_from(["keep", "split"]),
     think_prefilled=st.booleans(),
     think_calls=st.booleans(),
     max_hold=st.sampled_from([15, 40, 90, 262_144]),
 )
-OFFERS = st.builds(
-    Offer, schemas=st.just(SCHEMAS), parallel=st.booleans(), translate=st.integers(0, 9).map(bool)
+OFFERED_TOOLS = st.builds(
+    OfferedTools,
+    schemas=st.just(SCHEMAS),
+    parallel=st.booleans(),
+    may_translate=st.integers(0, 9).map(bool),
 )
-REASONS = st.sampled_from(["stop", "length", None])
+FINISH_REASONS = st.sampled_from(["stop", "length", None])
 
 
 @st.composite
 def texts(draw: st.DrawFn) -> str:
-    """Draw some parts in a row, with a few places changed."""
+    """Draw some parts in a row, with up to three places changed."""
     text = "".join(draw(st.lists(_PART, max_size=8)))
     for _ in range(draw(st.integers(0, 3))):
-        at = draw(st.integers(0, len(text)))
-        cut = draw(st.integers(0, 6))
-        text = text[:at] + draw(st.just("") | st.sampled_from(PIECES)) + text[at + cut :]
+        pos = draw(st.integers(0, len(text)))
+        removed = draw(st.integers(0, 6))
+        text = text[:pos] + draw(st.just("") | st.sampled_from(PIECES)) + text[pos + removed :]
     return text
 
 
 @st.composite
-def cut_texts(draw: st.DrawFn) -> tuple[str, list[str]]:
-    """Draw a text, and the pieces that it comes in."""
+def split_texts(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """Draw a text, and the pieces into which it is split."""
     text = draw(texts())
-    places = draw(st.lists(st.integers(0, len(text)), max_size=6).map(sorted))
-    ends = [*places, len(text)]
-    return text, [text[a:b] for a, b in zip([0, *places], ends, strict=True)]
+    starts = draw(st.lists(st.integers(0, len(text)), max_size=6).map(sorted))
+    ends = [*starts, len(text)]
+    return text, [text[a:b] for a, b in zip([0, *starts], ends, strict=True)]

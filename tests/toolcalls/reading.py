@@ -1,4 +1,4 @@
-"""How the tests feed a parser, and put together what it says."""
+"""Helpers that feed a parser, join its deltas, and check that splits make no difference."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.toolcalls.events import (
+from blockops.toolcalls.deltas import (
     CallArguments,
-    CallBegan,
-    CallEnded,
+    CallFinished,
+    CallStarted,
     Delta,
-    Reasoning,
-    Text,
+    ReasoningDelta,
+    TextDelta,
 )
-from blockops.toolcalls.options import Rules
+from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.parser import ToolCallParser
-from blockops.toolcalls.tools import Offer
+from blockops.toolcalls.tools import OfferedTools
 
 SCHEMAS = {
     "weather": {
@@ -38,134 +38,158 @@ SCHEMAS = {
     },
     "now": {},
 }
-OFFER = Offer(schemas=SCHEMAS)
+TOOLS = OfferedTools(schemas=SCHEMAS)
 
 
 @dataclass
 class Call:
-    """A call, put together from its deltas."""
+    """A call, joined from its deltas."""
 
     name: str
     arguments: str = ""
-    ended: bool = False
+    is_finished: bool = False
 
     @property
-    def meant(self) -> Any:
-        """The arguments, read as JSON."""
+    def parsed_arguments(self) -> Any:
+        """The arguments, decoded from JSON."""
         return json.loads(self.arguments)
 
 
 @dataclass
-class Joined:
-    """What a parser said, joined: this may not depend on the cuts."""
+class ParserOutput:
+    """
+    The joined deltas of a parser, which must not depend on how the text was split.
+
+    :ivar order: T for text, R for reasoning, C for a call, in the order of the answer
+    """
 
     content: str = ""
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
     order: str = ""
-    formats: list[str] = field(default_factory=list)
+    dialects: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, deltas: Iterable[Delta]) -> Joined:
-        """Put `deltas` together, in `order` T for text, R for reasoning, C for a call."""
-        joined = cls()
+    def from_deltas(cls, deltas: Iterable[Delta]) -> ParserOutput:
+        output = cls()
         for delta in deltas:
-            joined._add(delta)
-        return joined
+            output._add(delta)
+        return output
 
     def _add(self, delta: Delta) -> None:
-        if isinstance(delta, Text):
+        if isinstance(delta, TextDelta):
             self.content += delta.text
-            self._note("T")
-        elif isinstance(delta, Reasoning):
+            self._add_order("T")
+        elif isinstance(delta, ReasoningDelta):
             self.reasoning += delta.text
-            self._note("R")
-        elif isinstance(delta, CallBegan):
+            self._add_order("R")
+        elif isinstance(delta, CallStarted):
             self.calls.append(Call(delta.name))
-            self.formats.append(delta.format)
+            self.dialects.append(delta.dialect)
             self.order += "C"
         elif isinstance(delta, CallArguments):
-            assert not self.calls[-1].ended
+            assert not self.calls[-1].is_finished
             self.calls[-1].arguments += delta.text
         else:
-            assert isinstance(delta, CallEnded)
-            assert not self.calls[-1].ended
-            self.calls[-1].ended = True
+            assert isinstance(delta, CallFinished)
+            assert not self.calls[-1].is_finished
+            self.calls[-1].is_finished = True
 
-    def _note(self, kind: str) -> None:
-        assert not self.calls or self.calls[-1].ended or not self.order.endswith("C")
+    def _add_order(self, kind: str) -> None:
+        assert not self.calls or self.calls[-1].is_finished or not self.order.endswith("C")
         if not self.order.endswith(kind):
             self.order += kind
 
 
-def strict(deltas: list[Delta]) -> list[Delta]:
-    """Return the deltas of one feed, having seen that none is empty and no two texts touch."""
-    for one, other in zip([None, *deltas], deltas, strict=False):
-        assert not (isinstance(one, Text) and isinstance(other, Text)), deltas
-        if not isinstance(other, CallEnded):
-            assert other.name if isinstance(other, CallBegan) else other.text, deltas
+def check_deltas(deltas: list[Delta]) -> list[Delta]:
+    """Return the deltas of one feed; assert that none is empty and no two texts are adjacent."""
+    for previous, delta in zip([None, *deltas], deltas, strict=False):
+        assert not (isinstance(previous, TextDelta) and isinstance(delta, TextDelta)), deltas
+        if not isinstance(delta, CallFinished):
+            assert delta.name if isinstance(delta, CallStarted) else delta.text, deltas
     return deltas
 
 
-def say(
+def parse_pieces(
     pieces: Iterable[str],
-    offer: Offer = OFFER,
-    rules: Rules | None = None,
+    tools: OfferedTools = TOOLS,
+    options: TranslationOptions | None = None,
     reason: str | None = "stop",
-) -> tuple[Joined, Counter[str]]:
-    """Feed the pieces to a new parser, end with `reason`, return all it said, and its tally."""
-    parser = ToolCallParser(offer, rules or Rules())
-    deltas = [delta for piece in pieces for delta in strict(parser.feed(piece))]
-    deltas += strict(parser.finish(reason))
-    return Joined.of(deltas), +parser.tally
+) -> tuple[ParserOutput, Counter[str]]:
+    """Feed the pieces to a new parser, end with `reason`; return the output and the counters."""
+    parser = ToolCallParser(tools, options or TranslationOptions())
+    deltas = [delta for piece in pieces for delta in check_deltas(parser.feed(piece))]
+    deltas += check_deltas(parser.finish(reason))
+    return ParserOutput.from_deltas(deltas), +parser.counters
 
 
-def cuts(text: str) -> Iterator[list[str]]:
-    """Yield the text character by character, and cut in two at every place."""
+def splits(text: str) -> Iterator[list[str]]:
+    """Yield the text split into characters, and split in two at every position."""
     yield list(text)
-    for at in range(1, len(text)):
-        yield [text[:at], text[at:]]
+    for pos in range(1, len(text)):
+        yield [text[:pos], text[pos:]]
 
 
-class ReadCase(SynchronousTestCase):
-    """Reads a text whole, and at every cut the same."""
+class ParserTestCase(SynchronousTestCase):
+    """Parses each text at once and at every split, and compares the outputs."""
 
-    def read(
+    def parse(
         self,
         text: str,
-        offer: Offer = OFFER,
-        rules: Rules | None = None,
+        tools: OfferedTools = TOOLS,
+        options: TranslationOptions | None = None,
         reason: str | None = "stop",
-    ) -> Joined:
-        """Return what a parser makes of `text`, joined."""
-        return self.read_counting(text, offer, rules, reason)[0]
+    ) -> ParserOutput:
+        """Return the parser's output for `text`."""
+        return self.parse_and_count(text, tools, options, reason)[0]
 
-    def read_counting(
+    def parse_and_count(
         self,
         text: str,
-        offer: Offer = OFFER,
-        rules: Rules | None = None,
+        tools: OfferedTools = TOOLS,
+        options: TranslationOptions | None = None,
         reason: str | None = "stop",
-    ) -> tuple[Joined, Counter[str]]:
-        """Return what a parser makes of `text`, and its tally."""
-        whole = say([text], offer, rules, reason)
-        for pieces in cuts(text):
-            self.assertEqual(whole, say(pieces, offer, rules, reason), pieces)
-        return whole
+    ) -> tuple[ParserOutput, Counter[str]]:
+        """Return the parser's output for `text`, and its counters."""
+        at_once = parse_pieces([text], tools, options, reason)
+        for pieces in splits(text):
+            self.assertEqual(at_once, parse_pieces(pieces, tools, options, reason), pieces)
+        return at_once
 
-    def assert_call(self, text: str, name: str, arguments: str, **how: Any) -> None:
-        """Assert that the text is one whole call and nothing else."""
-        joined = self.read(text, **how)
-        self.assertEqual("", joined.content)
-        self.assertEqual([Call(name, arguments, ended=True)], joined.calls)
+    def assert_call(
+        self,
+        text: str,
+        name: str,
+        arguments: str,
+        *,
+        tools: OfferedTools = TOOLS,
+        options: TranslationOptions | None = None,
+        reason: str | None = "stop",
+    ) -> None:
+        """Assert that the text is one complete call and nothing else."""
+        self.assert_calls(text, (name, arguments), tools=tools, options=options, reason=reason)
 
-    def assert_calls(self, text: str, *calls: tuple[str, str], **how: Any) -> None:
-        """Assert that the text is these whole calls, (name, arguments), and nothing else."""
-        joined = self.read(text, **how)
-        self.assertEqual("", joined.content)
-        self.assertEqual([Call(*call, ended=True) for call in calls], joined.calls)
+    def assert_calls(
+        self,
+        text: str,
+        *calls: tuple[str, str],
+        tools: OfferedTools = TOOLS,
+        options: TranslationOptions | None = None,
+        reason: str | None = "stop",
+    ) -> None:
+        """Assert that the text is these complete calls, (name, arguments), and nothing else."""
+        output = self.parse(text, tools, options, reason)
+        self.assertEqual("", output.content)
+        self.assertEqual([Call(*call, is_finished=True) for call in calls], output.calls)
 
-    def assert_text(self, text: str, **how: Any) -> None:
-        """Assert that the text is no call, and arrives as it is."""
-        joined = self.read(text, **how)
-        self.assertEqual(([], text), (joined.calls, joined.content))
+    def assert_text(
+        self,
+        text: str,
+        *,
+        tools: OfferedTools = TOOLS,
+        options: TranslationOptions | None = None,
+        reason: str | None = "stop",
+    ) -> None:
+        """Assert that the text contains no call and passes through unchanged."""
+        output = self.parse(text, tools, options, reason)
+        self.assertEqual(([], text), (output.calls, output.content))

@@ -1,8 +1,8 @@
 """
-The rules once more, slowly and simply: the whole text at once, character by character.
+The same rules once more, slow and simple: the text at once, character by character.
 
-Written apart from the parser, to compare with it. It is sure of well-formed calls only, and says
-`Unsure` where mending, forgotten tags or broken JSON would have to be judged.
+Written independently of the parser, for comparison with it. It decides well-formed calls only, and
+raises `Undecided` where repairs, missing tags or broken JSON would have to be judged.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-WHITE = " \t\r\n\f\v"
+WHITESPACE = " \t\r\n\f\v"
 OPENERS = ("<tool_call>", "TOOL_CALL:", "<function")
 ARGUMENTS = ("arguments", "args", "parameters", "input")
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -22,12 +22,12 @@ CLOSED = re.compile(r"[ \t\r\n]*</tool_call>")
 Call = tuple[str, dict[str, Any]]
 
 
-class Unsure(Exception):
-    """Others than this reader must judge."""
+class Undecided(Exception):
+    """The text needs rules that this parser does not have."""
 
 
-def read(text: str, offered: set[str]) -> tuple[str, list[Call]]:
-    """Return the content and the calls of an answer that ended by itself."""
+def parse(text: str, offered: set[str]) -> tuple[str, list[Call]]:
+    """Return the content and the calls of a complete answer."""
     parts = [""]
     calls: list[Call] = []
     line = ""
@@ -43,25 +43,25 @@ def read(text: str, offered: set[str]) -> tuple[str, list[Call]]:
             line = "" if text[pos:end].endswith("</think>") else line + text[pos:end]
             line = line.rpartition("\n")[2]
         pos = end
-    return content(parts), calls
+    return joined_content(parts), calls
 
 
-def content(parts: list[str]) -> str:
-    """Join what stands around calls."""
-    joined = ""
-    for at, part in enumerate(parts):
-        last = at == len(parts) - 1
-        kept = part if last else part.rstrip(WHITE)
-        if at and not joined:
-            kept = kept.lstrip(WHITE)
-        if at and last and not part.strip(WHITE):
-            kept = ""
-        joined += kept
-    return joined
+def joined_content(parts: list[str]) -> str:
+    """Join the texts around calls."""
+    content = ""
+    for index, part in enumerate(parts):
+        is_last = index == len(parts) - 1
+        text = part if is_last else part.rstrip(WHITESPACE)
+        if index and not content:
+            text = text.lstrip(WHITESPACE)
+        if index and is_last and not part.strip(WHITESPACE):
+            text = ""
+        content += text
+    return content
 
 
 def step(text: str, pos: int, line: str, offered: set[str]) -> tuple[int, list[Call]]:
-    """Return where the next part ends, and the calls that it is."""
+    """Return the end of the next part, and its calls; `line` is the line's text before `pos`."""
     if text[pos] in "`~":
         return code_end(text, pos, line), []
     if text.startswith("<think>", pos):
@@ -75,7 +75,7 @@ def step(text: str, pos: int, line: str, offered: set[str]) -> tuple[int, list[C
 
 
 def code_end(text: str, pos: int, line: str) -> int:
-    """Return where the code that begins at `pos` ends."""
+    """Return the end of the code that starts at `pos`."""
     mark = text[pos]
     size = len(re.match(re.escape(mark) + "+", text[pos:]).group())  # type: ignore[union-attr]
     run_end = pos + size
@@ -97,94 +97,94 @@ def code_end(text: str, pos: int, line: str) -> int:
 
 
 def call_at(text: str, pos: int, opener: str, offered: set[str]) -> tuple[int, list[Call]]:
-    """Return the calls behind an opener, and where they end; no calls if it opens none."""
+    """Return the end of the calls after an opener, and the calls; empty if it opens none."""
     start = pos + len(opener)
     inner = SPACE.match(text, start).end()  # type: ignore[union-attr]
     if opener == "<function":
-        return functions(text, pos, offered, tagged=False)
+        return functions(text, pos, offered, is_tagged=False)
     if opener == "<tool_call>" and re.compile(r"<function[ \t\r\n=]").match(text, inner):
-        return functions(text, inner, offered, tagged=True)
+        return functions(text, inner, offered, is_tagged=True)
     if text[inner : inner + 1] != "{":
         if text[inner : inner + 1] == "[" and opener == "<tool_call>":
-            raise Unsure
+            raise Undecided
         return start, []
     try:
-        meant, end = json.JSONDecoder(object_pairs_hook=once).raw_decode(text, inner)
+        value, end = json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode(text, inner)
     except (ValueError, RecursionError) as error:
-        raise Unsure from error
-    call = as_call(meant)
+        raise Undecided from error
+    call = as_call(value)
     if call is None or opener == "TOOL_CALL:":
         return end, [call] if call else []
     return tag_end(text, end), [call]
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object whose keys stand once each."""
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; undecided if a key is repeated."""
     if len({key for key, _ in pairs}) < len(pairs):
-        raise Unsure
+        raise Undecided
     return dict(pairs)
 
 
-def as_call(meant: dict[str, Any]) -> Call | None:
-    """Return what an object calls, None if nothing."""
-    name = meant.get("name")
-    values = [meant[key] for key in ARGUMENTS if key in meant]
+def as_call(value: dict[str, Any]) -> Call | None:
+    """Return the call that a JSON object is, or None if it is not a call."""
+    name = value.get("name")
+    values = [value[key] for key in ARGUMENTS if key in value]
     if len(values) > 1:
-        raise Unsure
+        raise Undecided
     arguments = values[0] if values else {}
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}", object_pairs_hook=once)
+            arguments = json.loads(arguments or "{}", object_pairs_hook=unique_keys)
         except ValueError as error:
-            raise Unsure from error
+            raise Undecided from error
     if arguments is None or arguments == []:
         arguments = {}
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
     if any("\ud800" <= char <= "\udfff" for char in name):
-        # Half a character cannot be sent.
+        # A lone surrogate cannot be sent.
         return None
     return name, arguments
 
 
 def tag_end(text: str, end: int) -> int:
-    """Return where the tag ends whose call ended at `end`."""
+    """Return the end of the tag around a call that ends at `end`."""
     if closed := CLOSED.match(text, end):
         return closed.end()
-    if text[end:].strip(WHITE):
-        raise Unsure
+    if text[end:].strip(WHITESPACE):
+        raise Undecided
     return len(text)
 
 
-def functions(text: str, pos: int, offered: set[str], *, tagged: bool) -> tuple[int, list[Call]]:
-    """Return the function at `pos`."""
+def functions(text: str, pos: int, offered: set[str], *, is_tagged: bool) -> tuple[int, list[Call]]:
+    """Return the end of the function at `pos`, and its call."""
     found = FUNCTION.match(text, pos)
     if not found:
-        raise Unsure
-    if found[1] not in offered and not tagged:
+        raise Undecided
+    if found[1] not in offered and not is_tagged:
         return pos, []
     arguments: dict[str, Any] = {}
     for key, value in re.findall(PARAMETER, found[2]):
-        arguments[key] = typed(key, framed(value))
+        arguments[key] = typed_value(key, without_framing(value))
     call = found[1], arguments
-    if tagged:
+    if is_tagged:
         return tag_end(text, found.end()), [call]
     closed = CLOSED.match(text, found.end())
-    if "</tool_call>".startswith(text[found.end() :].strip(WHITE)):
-        raise Unsure
+    if "</tool_call>".startswith(text[found.end() :].strip(WHITESPACE)):
+        raise Undecided
     return (closed.end() if closed else found.end()), [call]
 
 
-def framed(value: str) -> str:
-    """Return a value without its framing."""
-    kind = next((each for each in ("\r\n", "\n") if value.startswith(each)), "")
-    return value[len(kind) :].removesuffix(kind) if kind else value
+def without_framing(value: str) -> str:
+    """Return a value without the line ends that frame it."""
+    line_end = next((each for each in ("\r\n", "\n") if value.startswith(each)), "")
+    return value[len(line_end) :].removesuffix(line_end) if line_end else value
 
 
-def typed(key: str, value: str) -> Any:
-    """Return what the schema of the tests makes of a value."""
+def typed_value(key: str, value: str) -> Any:
+    """Return a value with the type that the schemas of the tests declare."""
     if key == "days" and re.fullmatch(r"\s*[1-9][0-9]*\s*", value):
         return int(value)
     if key in {"city", "a"}:
         return value
-    raise Unsure
+    raise Undecided

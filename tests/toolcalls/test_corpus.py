@@ -1,4 +1,4 @@
-"""Every text of the corpus, at every cut, and through the whole of the core."""
+"""Parses every text of the corpus at every split, and translates it as stream and response."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.chat.request import ChatRequest
-from blockops.toolcalls.options import Rules
-from blockops.translation.stream import StreamTranscoder, whole
-from tests.toolcalls.reading import Call, Joined, cuts, say
+from blockops.toolcalls.options import TranslationOptions
+from blockops.translation.non_streaming import translate_response
+from blockops.translation.stream import StreamTranslator
+from tests.toolcalls.reading import Call, ParserOutput, parse_pieces, splits
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 TOOLS: dict[str, Any] = json.loads((CORPUS / "tools.json").read_text())
-RANDOM_CUTS = 20
+RANDOM_SPLITS = 20
 
 
 @dataclass
 class Case:
     """One text of the corpus."""
 
-    where: str
+    name: str
     text: str
     finish: str
-    rules: Rules
+    options: TranslationOptions
     request: dict[str, Any]
     content: str
     reasoning: str
@@ -37,24 +38,26 @@ class Case:
     expect: str
 
     @classmethod
-    def of(cls, where: str, read: dict[str, Any]) -> Case:
-        finish = read.get("finish", "stop")
-        calls = [Call(name, text, ended=not open_) for name, text, *open_ in read.get("calls", ())]
+    def from_toml(cls, name: str, fields: dict[str, Any]) -> Case:
+        finish = fields.get("finish", "stop")
+        calls = [
+            Call(function, text, is_finished=not open_)
+            for function, text, *open_ in fields.get("calls", ())
+        ]
         return cls(
-            where=where,
-            text=read["text"],
+            name=name,
+            text=fields["text"],
             finish=finish,
-            rules=Rules(**read.get("rules", {})),
-            request=read.get("request", {}),
-            content=read.get("content", ""),
-            reasoning=read.get("reasoning", ""),
+            options=TranslationOptions(**fields.get("rules", {})),
+            request=fields.get("request", {}),
+            content=fields.get("content", ""),
+            reasoning=fields.get("reasoning", ""),
             calls=calls,
-            expect=read.get("expect", "tool_calls" if calls and finish == "stop" else finish),
+            expect=fields.get("expect", "tool_calls" if calls and finish == "stop" else finish),
         )
 
     @property
-    def asked(self) -> ChatRequest:
-        """The request that the text answers."""
+    def chat_request(self) -> ChatRequest:
         tools = [
             {"type": "function", "function": {"name": name, "parameters": schema}}
             for name, schema in TOOLS.items()
@@ -65,87 +68,89 @@ class Case:
 
 def cases() -> Iterator[Case]:
     for path in sorted(CORPUS.glob("*.toml")):
-        read = tomllib.loads(path.read_text())
-        for each in read["case"]:
-            yield Case.of(f"{path.stem}: {each['name']}", each)
+        document = tomllib.loads(path.read_text())
+        for each in document["case"]:
+            yield Case.from_toml(f"{path.stem}: {each['name']}", each)
 
 
-def random_cuts(case: Case) -> Iterator[list[str]]:
-    choose = random.Random(case.where)
-    for _ in range(RANDOM_CUTS):
+def random_splits(case: Case) -> Iterator[list[str]]:
+    choose = random.Random(case.name)
+    for _ in range(RANDOM_SPLITS):
         count = choose.randint(0, min(8, len(case.text)))
         ends = [*sorted(choose.sample(range(len(case.text) + 1), count)), len(case.text)]
         yield [case.text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 class CorpusTests(SynchronousTestCase):
-    def test_is_large_enough_and_each_text_stands_once(self) -> None:
-        every = list(cases())
-        self.assertGreaterEqual(len(every), 200)
-        self.assertEqual(len(every), len({case.where for case in every}))
+    def test_it_is_large_and_names_are_unique(self) -> None:
+        all_cases = list(cases())
+        self.assertGreaterEqual(len(all_cases), 200)
+        self.assertEqual(len(all_cases), len({case.name for case in all_cases}))
 
-    def test_at_every_cut(self) -> None:
+    def test_every_split(self) -> None:
         for case in cases():
-            offer = case.asked.offer(case.rules)
-            for pieces in ([case.text], *cuts(case.text), *random_cuts(case)):
-                joined, _ = say(pieces, offer, case.rules, case.finish)
-                self.assert_joined(case, joined, pieces)
+            tools = case.chat_request.offered_tools(case.options)
+            for pieces in ([case.text], *splits(case.text), *random_splits(case)):
+                output, _ = parse_pieces(pieces, tools, case.options, case.finish)
+                self.assert_output(case, output, pieces)
 
-    def assert_joined(self, case: Case, joined: Joined, pieces: list[str]) -> None:
-        self.assertEqual(case.calls, joined.calls, (case.where, pieces))
-        self.assertEqual(case.content, joined.content, (case.where, pieces))
-        self.assertEqual(case.reasoning, joined.reasoning, (case.where, pieces))
+    def assert_output(self, case: Case, output: ParserOutput, pieces: list[str]) -> None:
+        self.assertEqual(case.calls, output.calls, (case.name, pieces))
+        self.assertEqual(case.content, output.content, (case.name, pieces))
+        self.assertEqual(case.reasoning, output.reasoning, (case.name, pieces))
 
-    def test_whole_calls_hold_json_unless_they_say_so(self) -> None:
+    def test_complete_calls_hold_json_but_for_five(self) -> None:
         broken = {
-            case.where
+            case.name
             for case in cases()
             for call in case.calls
-            if call.ended and not _is_object(call)
+            if call.is_finished and not _is_object(call)
         }
         self.assertEqual(5, len(broken), broken)
 
 
-class WholeAnswerTests(SynchronousTestCase):
-    """The same through the core's door."""
+class TranslationTests(SynchronousTestCase):
+    """The corpus through `translation`."""
 
-    def answer(self, message: dict[str, Any], finish: str) -> dict[str, Any]:
+    def response(self, message: dict[str, Any], finish: str) -> dict[str, Any]:
         choice = {"index": 0, "message": message, "finish_reason": finish}
         return {"id": "x", "object": "chat.completion", "model": "m", "choices": [choice]}
 
-    def test_whole_answers(self) -> None:
+    def test_non_streaming_responses(self) -> None:
         for case in cases():
             message = {"role": "assistant", "content": case.text}
-            body, _ = whole(
-                json.dumps(self.answer(message, case.finish)).encode(), case.asked, case.rules
+            body, _ = translate_response(
+                json.dumps(self.response(message, case.finish)).encode(),
+                case.chat_request,
+                case.options,
             )
             (choice,) = json.loads(body)["choices"]
-            self.assert_seen(case, choice["message"], choice["finish_reason"])
+            self.assert_message(case, choice["message"], choice["finish_reason"])
 
     def test_streams(self) -> None:
         for case in cases():
-            transcoder = StreamTranscoder(case.asked, case.rules)
-            sent = b"".join(
-                transcoder.receive_data(event) for event in _events(case.text, case.finish)
+            translator = StreamTranslator(case.chat_request, case.options)
+            stream = b"".join(
+                translator.receive_data(event) for event in _events(case.text, case.finish)
             )
-            message, finish = _joined(sent + transcoder.end(cut=False))
-            self.assert_seen(case, message, finish)
+            message, finish = _message_of(stream + translator.end(is_truncated=False))
+            self.assert_message(case, message, finish)
 
-    def assert_seen(self, case: Case, message: dict[str, Any], finish: str) -> None:
-        self.assertEqual(case.content, message.get("content") or "", case.where)
-        self.assertEqual(case.reasoning, message.get("reasoning_content") or "", case.where)
+    def assert_message(self, case: Case, message: dict[str, Any], finish: str) -> None:
+        self.assertEqual(case.content, message.get("content") or "", case.name)
+        self.assertEqual(case.reasoning, message.get("reasoning_content") or "", case.name)
         functions = [call["function"] for call in message.get("tool_calls") or ()]
         self.assertEqual(
             [(call.name, call.arguments) for call in case.calls],
             [(each["name"], each["arguments"]) for each in functions],
-            case.where,
+            case.name,
         )
-        self.assertEqual(case.expect, finish, case.where)
+        self.assertEqual(case.expect, finish, case.name)
 
 
 def _is_object(call: Call) -> bool:
     try:
-        return isinstance(call.meant, dict)
+        return isinstance(call.parsed_arguments, dict)
     except ValueError:
         return False
 
@@ -160,11 +165,11 @@ def _events(text: str, finish: str) -> Iterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-def _joined(sent: bytes) -> tuple[dict[str, Any], str]:
-    """Join the chunks of a stream to the message and the finish reason that they mean."""
+def _message_of(stream: bytes) -> tuple[dict[str, Any], str]:
+    """Return the message and the finish reason of a stream of chunks."""
     message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
     finish = ""
-    for line in sent.decode().split("\n\n")[:-2]:
+    for line in stream.decode().split("\n\n")[:-2]:
         (choice,) = json.loads(line.removeprefix("data: "))["choices"]
         delta = choice["delta"]
         finish = choice["finish_reason"] or finish

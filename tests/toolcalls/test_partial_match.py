@@ -1,4 +1,4 @@
-"""Where a literal may have begun at the end of a text."""
+"""Tests of `partial_suffix_start`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.toolcalls.partial_match import begun_at_the_end
+from blockops.toolcalls.partial_match import partial_suffix_start
 
 
-class OverlapTests(SynchronousTestCase):
+class PartialSuffixStartTests(SynchronousTestCase):
     def test_examples(self) -> None:
-        for text, at in (
+        for text, start in (
             ("", 0),
             ("abc", 3),
             ("abc<", 3),
@@ -20,11 +20,11 @@ class OverlapTests(SynchronousTestCase):
             ("</tool_call>", 12),
             ("</x</t", 3),
         ):
-            self.assertEqual(at, begun_at_the_end(text, "</tool_call>"), text)
+            self.assertEqual(start, partial_suffix_start(text, "</tool_call>"), text)
 
     @given(st.text("<a>", max_size=12), st.text("<a>", min_size=1, max_size=5))
-    def test_is_the_longest_end_that_begins_it(self, text: str, literal: str) -> None:
-        at = begun_at_the_end(text, literal)
-        begun = [text[i:] for i in range(len(text) + 1) if literal.startswith(text[i:])]
-        longest = max((each for each in begun if len(each) < len(literal)), key=len)
-        self.assertEqual(longest, text[at:])
+    def test_the_suffix_is_the_longest_possible(self, text: str, literal: str) -> None:
+        start = partial_suffix_start(text, literal)
+        suffixes = [text[i:] for i in range(len(text) + 1) if literal.startswith(text[i:])]
+        longest = max((suffix for suffix in suffixes if len(suffix) < len(literal)), key=len)
+        self.assertEqual(longest, text[start:])

@@ -1,4 +1,4 @@
-"""The parser and the slow, simple reader of `reference` agree wherever that one is sure."""
+"""The parser agrees with the slow, simple parser of `reference` wherever that one decides."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import thorough
 from tests.toolcalls.near_misses import CALLS, texts
-from tests.toolcalls.reading import SCHEMAS, say
-from tests.toolcalls.reference import Unsure, read
+from tests.toolcalls.reading import SCHEMAS, parse_pieces
+from tests.toolcalls.reference import Undecided, parse
 
 MARKS = ("`", "``", "```", "```\n", "\n```\n", "~~~\n", "\n> ", "- ", "1. ", "\n", "\n\n")
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "TOOL_CALL:", "<")
@@ -18,14 +18,14 @@ AROUND = st.sampled_from((*MARKS, *TAGS, "A", " b ", " ", "\t", "\r\n", "é"))
 
 class ReferenceTests(SynchronousTestCase):
     def compare(self, text: str) -> bool:
-        """Whether the reference was sure; if it was, they must agree."""
+        """Return True if the reference decides; both must agree then."""
         try:
-            content, calls = read(text, set(SCHEMAS))
-        except Unsure:
+            content, calls = parse(text, set(SCHEMAS))
+        except Undecided:
             return False
-        joined, _ = say([text])
-        self.assertEqual(content, joined.content)
-        self.assertEqual(calls, [(call.name, call.meant) for call in joined.calls])
+        output, _ = parse_pieces([text])
+        self.assertEqual(content, output.content)
+        self.assertEqual(calls, [(call.name, call.parsed_arguments) for call in output.calls])
         return True
 
     @thorough(300)
@@ -38,5 +38,5 @@ class ReferenceTests(SynchronousTestCase):
     def test_near_misses(self, text: str) -> None:
         assume(self.compare(text))
 
-    def test_is_sure_of_what_is_well_formed(self) -> None:
+    def test_the_reference_decides_well_formed_calls(self) -> None:
         self.assertGreaterEqual(sum(self.compare(f"A {call}\nB\n{call} `C`") for call in CALLS), 3)

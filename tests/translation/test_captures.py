@@ -1,8 +1,8 @@
 """
-Real answers of real backends, through the transcoder, at every cut.
+Recorded responses of real backends, translated, split at every byte.
 
-The captures hold what llama.cpp's server, mlx-lm, vLLM, vllm-mlx and transformers sent for texts
-that are known (`keys.json`), some with calls that the backend had structured itself.
+The captures are responses of llama.cpp's server, mlx-lm, vLLM, vllm-mlx and transformers for known
+texts (`keys.json`). In some the backend itself has structured the calls.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.api.backend_errors import to_error_response
 from blockops.api.sse import EventDecoder
-from blockops.errors import ApiError, from_backend
-from blockops.toolcalls.options import Rules
-from blockops.translation.stream import MAX_EVENT, whole, whole_as_stream
-from tests.api.requests import DONE, chat, counted_ids, transcode, transcoder
-from tests.api.strict import Answer, read_strictly
-from tests.translation.merging import merged
+from blockops.errors import ApiError
+from blockops.toolcalls.options import TranslationOptions
+from blockops.translation.non_streaming import response_as_stream, translate_response
+from blockops.translation.stream import MAX_EVENT
+from tests.api.requests import DONE, chat, counted_ids, translate, translator
+from tests.api.strict import StreamAnswer, read_strictly
+from tests.translation.merging import join_texts
 
 TESTS = Path(__file__).parent.parent
 CAPTURES = {path.stem: path.read_bytes() for path in sorted((TESTS / "captures").glob("*.sse"))}
 STREAMS = {name: body for name, body in CAPTURES.items() if b"data: " in body}
-WHOLE = {
+RESPONSES = {
     name: body for name, body in CAPTURES.items() if b'"message":' in body and b'"choices"' in body
 }
 KEYS = {
@@ -47,8 +49,8 @@ BACKENDS = (
     "vllm",
 )
 
-# case of a capture's name -> the text that the model said
-SAID = {
+# Maps the case in a capture's name to the key of the model's text.
+TEXT_KEYS = {
     "json": "j-text",
     "json-tools": "j-text",
     "json-usage": "j-search",
@@ -66,7 +68,7 @@ SAID = {
     "err-ctx-nostream": "default",
     "err-ctx-stream": "default",
 }
-# What stays of a text as content when its calls are taken out.
+# The content of a text without its calls.
 CONTENT = {
     "j-text": "I will look that up.",
     "l-text": "I will look that up.",
@@ -75,9 +77,9 @@ CONTENT = {
     "p-hello": "Hello! How can I help you today?",
     "default": "OK.",
 }
-# The captures whose backend or model said something else: content, calls, finish reason.
+# Captures with another answer of the backend or the model: content, calls, finish reason.
 SEARCH = ("search", {"query": "weather in Berlin tomorrow"})
-ODD: dict[str, tuple[str, list[Any], str | None]] = {
+OTHER_ANSWERS: dict[str, tuple[str, list[Any], str | None]] = {
     "llamacpp-err-badmodel": ("", [SEARCH], "tool_calls"),
     "llamacpp-err-max0": ("H", [], "length"),
     "llamacpp-err-parts": ("Hello! How c", [], "length"),
@@ -122,114 +124,122 @@ ODD: dict[str, tuple[str, list[Any], str | None]] = {
     "vllm-mlx-overflow-n": ("37700 word99", [], "length"),
     "vllm-mlx-overflow-s": ("37700 word99", [], "length"),
 }
-# Six hundred tokens of a model without its bearings; only its beginning is of interest.
-RAMBLING = "llamacpp-tooltmpl-required"
+# Six hundred tokens of a confused model: only the start is checked.
+CONFUSED = "llamacpp-tooltmpl-required"
 
 
 def expected(name: str) -> tuple[str, list[Any], str | None]:
-    """Return the content, the calls and the finish reason that the client should see."""
-    if name in ODD:
-        return ODD[name]
+    """Return the content, the calls and the finish reason that the client should get."""
+    if name in OTHER_ANSWERS:
+        return OTHER_ANSWERS[name]
     backend = next(backend for backend in BACKENDS if name.startswith(backend + "-"))
-    key = SAID[name.removeprefix(backend + "-")]
+    key = TEXT_KEYS[name.removeprefix(backend + "-")]
     calls = [(call["name"], call["arguments"]) for call in KEYS[key]["calls"]]
     return CONTENT.get(key, ""), calls, "tool_calls" if calls else "stop"
 
 
-def through(*packets: bytes) -> bytes:
-    """Return what the client gets of a capture that arrives in these packets."""
-    stream = transcoder()
+def translate_packets(*packets: bytes) -> bytes:
+    """Return the client's stream for a capture that is received in these packets."""
+    stream = translator()
     out = b"".join(stream.receive_data(packet) for packet in packets)
-    return out + stream.end(cut=False)
+    return out + stream.end(is_truncated=False)
 
 
 class StreamTests(SynchronousTestCase):
     """
     The captured streams.
 
-    :cvar every: at which bytes they are cut; 1: at each
+    :cvar every: the distance of the splits that are tried, in bytes
     """
 
     every = 7
 
-    def check(self, name: str, answer: Answer) -> None:
-        said = answer.choices[0]
-        if name == RAMBLING:
+    def check(self, name: str, answer: StreamAnswer) -> None:
+        choice = answer.choices[0]
+        if name == CONFUSED:
             self.assertTrue(
-                said.content.startswith("Hello! How can I help you today?}}\n</tool_call>")
+                choice.content.startswith("Hello! How can I help you today?}}\n</tool_call>")
             )
-            self.assertEqual(said.finish_reason, "length")
+            self.assertEqual(choice.finish_reason, "length")
             return
         content, calls, finish_reason = expected(name)
-        self.assertEqual(said.content, content, name)
-        self.assertEqual(said.pairs(), calls, name)
-        self.assertEqual(said.finish_reason, finish_reason, name)
+        self.assertEqual(choice.content, content, name)
+        self.assertEqual(choice.pairs(), calls, name)
+        self.assertEqual(choice.finish_reason, finish_reason, name)
         self.assertEqual(answer.error is not None, finish_reason is None, name)
 
     def test_strict_reader_accepts_each(self) -> None:
         for name, body in STREAMS.items():
-            self.check(name, read_strictly(through(body)))
+            self.check(name, read_strictly(translate_packets(body)))
 
     def test_byte_by_byte(self) -> None:
         for name, body in STREAMS.items():
-            by_bytes = through(*(body[i : i + 1] for i in range(len(body))))
-            self.assertEqual(merged(by_bytes), merged(through(body)), name)
+            by_bytes = translate_packets(*(body[i : i + 1] for i in range(len(body))))
+            self.assertEqual(join_texts(by_bytes), join_texts(translate_packets(body)), name)
 
-    def test_cuts(self) -> None:
+    def test_splits(self) -> None:
         """
-        A packet's end, at any byte, changes nothing.
+        The end of a packet, at any byte, changes nothing.
 
-        Until an event is whole only the decoder notices a packet, and between two events every
-        decoder is like new. So within each event all cuts can be tried on one transcoder, the rest
-        of the event being taken off its decoder: that proves what six hundred thousand replays
-        would, which `BLOCKOPS_EVERY_REPLAY=1` really makes. Of each event every seventh cut is
-        tried here, of the next event others; tests/live/test_thorough.py tries all.
+        Until an event is complete, only the decoder has seen its bytes, and between two events a
+        decoder has no state. So all splits of an event can be tried with one translator, if the
+        rest of the event is read by its decoder directly. That proves the same as six hundred
+        thousand replays, which `BLOCKOPS_EVERY_REPLAY=1` runs. Every seventh split of an event is
+        tried here, with another offset for each event; tests/live/test_thorough.py tries all.
         """
         for name, body in STREAMS.items():
-            stream = transcoder()
+            stream = translator()
             joined = []
             for first, (start, end) in enumerate(itertools.pairwise(event_ends(body))):
                 events = list(EventDecoder(MAX_EVENT).receive_data(body[start:end]))
                 self.assertEqual(len(events), 1)
-                for cut in range(start + 1 + first % self.every, end, self.every):
-                    early = stream.receive_data(body[start:cut])
-                    rest = list(stream._decoder.receive_data(body[cut:end]))
+                for split in range(start + 1 + first % self.every, end, self.every):
+                    early = stream.receive_data(body[start:split])
+                    rest = list(stream._decoder.receive_data(body[split:end]))
                     if early or rest != events:
-                        self.fail(f"{name} cut at {cut}: {early!r}, {rest!r}")
+                        self.fail(f"{name} split at {split}: {early!r}, {rest!r}")
                 joined.append(stream.receive_data(body[start:end]))
-            joined.append(stream.end(cut=False))
-            self.assertEqual(merged(b"".join(joined)), merged(through(body)), name)
+            joined.append(stream.end(is_truncated=False))
+            self.assertEqual(
+                join_texts(b"".join(joined)), join_texts(translate_packets(body)), name
+            )
 
     def test_every_replay(self) -> None:
         if "BLOCKOPS_EVERY_REPLAY" not in os.environ:
-            raise SkipTest("takes minutes; test_cuts proves the same")
+            raise SkipTest("takes minutes; test_splits proves the same")
         for name, body in STREAMS.items():
-            expected = merged(through(body))
-            for cut in range(1, len(body)):
-                self.assertEqual(merged(through(body[:cut], body[cut:])), expected, (name, cut))
+            expected = join_texts(translate_packets(body))
+            for split in range(1, len(body)):
+                self.assertEqual(
+                    join_texts(translate_packets(body[:split], body[split:])),
+                    expected,
+                    (name, split),
+                )
 
     @given(st.sampled_from(sorted(STREAMS)), st.lists(st.integers(0, 20_000), max_size=40))
-    def test_many_packets(self, name: str, cuts: list[int]) -> None:
+    def test_many_packets(self, name: str, splits: list[int]) -> None:
         body = STREAMS[name]
-        edges = [0, *sorted(cuts), len(body)]
+        edges = [0, *sorted(splits), len(body)]
         packets = [body[a:b] for a, b in itertools.pairwise(edges)]
-        self.assertEqual(merged(through(*packets)), merged(through(body)))
+        self.assertEqual(
+            join_texts(translate_packets(*packets)), join_texts(translate_packets(body))
+        )
 
     @given(st.sampled_from(sorted(STREAMS)), st.integers(1, 20_000))
-    def test_cut_off(self, name: str, at: int) -> None:
-        """A stream that breaks off is told of, and what had come of it is not lost."""
+    def test_truncated(self, name: str, at: int) -> None:
+        """A truncated stream ends with an error, and its content so far is sent."""
         body = STREAMS[name][:at]
         if event_ends(body)[-1] == event_ends(STREAMS[name])[-1]:
             return
-        stream = transcoder()
-        out = stream.receive_data(body) + stream.end(cut=True)
+        stream = translator()
+        out = stream.receive_data(body) + stream.end(is_truncated=True)
         answer = read_strictly(out)
         if answer.error is not None:
             self.assertEqual(stream.report.error, answer.error["message"])
             self.assertTrue(all(s.finish_reason is None for s in answer.choices.values()))
-        untranslated = read_strictly(transcode(body, chat()))
+        untranslated = read_strictly(translate(body, chat()))
         self.assertEqual(
-            "".join(said.content for said in untranslated.choices.values()),
+            "".join(choice.content for choice in untranslated.choices.values()),
             "".join(
                 choice["delta"].get("content") or ""
                 for event in EventDecoder(MAX_EVENT).receive_data(body)
@@ -245,74 +255,84 @@ class StreamTests(SynchronousTestCase):
             "vllm-mlx-json-usage",
             "vllm-json-usage",
         ):
-            stream = transcoder()
+            stream = translator()
             answer = read_strictly(stream.receive_data(STREAMS[name]))
             self.assertEqual(stream.report.usage, answer.usage[-1])
             self.assertEqual(answer.usage[-1]["completion_tokens"], 26)
 
-    def test_untouched(self) -> None:
-        """Where nothing is to be done, the client gets the backend's bytes."""
+    def test_unchanged(self) -> None:
+        """Without anything to translate, the client gets the backend's bytes."""
         for name, body in STREAMS.items():
             if body.startswith(b"data: ") and body.endswith(DONE) and b"\n:" not in body:
-                # Usage stands there twice.
+                # Its usage is sent twice.
                 twice = name == "vllm-mlx-json-usage"
                 once = b"\n\n".join([*body.split(b"\n\n")[:-3], DONE]) if twice else body
-                self.assertEqual(transcode(body, chat()), once, name)
+                self.assertEqual(translate(body, chat()), once, name)
 
 
 def event_ends(body: bytes) -> list[int]:
-    """Return 0 and where each event of a stream ends."""
+    """Return 0 and the end of each event of a stream."""
     decoder = EventDecoder(MAX_EVENT)
     ends = (at + 1 for at in range(len(body)) if list(decoder.receive_data(body[at : at + 1])))
     return [0, *ends]
 
 
-class WholeTests(SynchronousTestCase):
-    """The captured answers that are no streams."""
+class ResponseTests(SynchronousTestCase):
+    """The captured non-streaming responses."""
 
-    def test_whole(self) -> None:
-        for name, body in WHOLE.items():
+    def test_translated(self) -> None:
+        for name, body in RESPONSES.items():
             content, calls, finish_reason = expected(name)
-            out, report = whole(body, chat("search"), Rules(), new_id=counted_ids())
+            out, report = translate_response(
+                body, chat("search"), TranslationOptions(), new_id=counted_ids()
+            )
             (choice,) = json.loads(out)["choices"]
             message = choice["message"]
             self.assertEqual(message["content"], content or None, name)
-            self.assertEqual(pairs(message), calls, name)
+            self.assertEqual(call_pairs(message), calls, name)
             self.assertEqual(choice["finish_reason"], finish_reason, name)
-            self.assertEqual(report.names, [call for call, _ in calls])
+            self.assertEqual(report.tool_names, [call for call, _ in calls])
             self.assertEqual(report.usage, json.loads(body)["usage"])
             if not calls:
                 self.assertEqual(out, body)
 
     def test_as_stream(self) -> None:
-        for name, body in WHOLE.items():
-            out, report = whole_as_stream(body, chat("search"), Rules(), new_id=counted_ids())
-            said = read_strictly(out).said
-            self.assertEqual((said.content, said.pairs(), said.finish_reason), expected(name), name)
+        for name, body in RESPONSES.items():
+            out, report = response_as_stream(
+                body, chat("search"), TranslationOptions(), new_id=counted_ids()
+            )
+            choice = read_strictly(out).choice
+            self.assertEqual(
+                (choice.content, choice.pairs(), choice.finish_reason), expected(name), name
+            )
             self.assertEqual(report.usage, json.loads(body)["usage"])
 
     def test_same_as_the_stream(self) -> None:
-        """A text says the same in a stream and as a whole."""
+        """A text gives the same answer in a stream and in a non-streaming response."""
         for backend in ("llamacpp", "mlx", "vllm", "vllm-mlx"):
-            said = read_strictly(through(STREAMS[f"{backend}-json"])).said
-            out, _ = whole(WHOLE[f"{backend}-nostream"], chat("search"), Rules())
+            choice = read_strictly(translate_packets(STREAMS[f"{backend}-json"])).choice
+            out, _ = translate_response(
+                RESPONSES[f"{backend}-nostream"], chat("search"), TranslationOptions()
+            )
             message = json.loads(out)["choices"][0]["message"]
-            self.assertEqual((message["content"], pairs(message)), (said.content, said.pairs()))
+            self.assertEqual(
+                (message["content"], call_pairs(message)), (choice.content, choice.pairs())
+            )
 
 
-def pairs(message: dict[str, Any]) -> list[tuple[str, Any]]:
+def call_pairs(message: dict[str, Any]) -> list[tuple[str, Any]]:
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     return [(call["name"], json.loads(call["arguments"])) for call in calls]
 
 
 class ErrorTests(SynchronousTestCase):
-    """The captured error answers."""
+    """The captured error responses."""
 
     def test_each_has_the_shape(self) -> None:
         for name, body in CAPTURES.items():
-            if name in STREAMS or name in WHOLE:
+            if name in STREAMS or name in RESPONSES:
                 continue
-            status, out = from_backend(400, body)
+            status, out = to_error_response(400, body)
             error = json.loads(out)["error"]
             self.assertEqual(status, 400)
             self.assertTrue(error["message"], name)
@@ -321,12 +341,14 @@ class ErrorTests(SynchronousTestCase):
             if b'"error":{' in body:
                 self.assertEqual(out, body, name)
 
-    def test_none_is_an_answer(self) -> None:
+    def test_none_is_a_response(self) -> None:
         for name, body in CAPTURES.items():
-            if name not in STREAMS and name not in WHOLE:
-                failure = self.assertRaises(ApiError, whole, body, chat(), Rules())
-                # Its own code says it best, where it has one.
+            if name not in STREAMS and name not in RESPONSES:
+                failure = self.assertRaises(
+                    ApiError, translate_response, body, chat(), TranslationOptions()
+                )
+                # Its own code is the best, if it has one.
                 own = json.loads(body).get("error") if body.startswith(b"{") else None
                 code = own.get("code") if isinstance(own, dict) else None
                 self.assertEqual(failure.status, code if isinstance(code, int) else 502)
-                self.assertRaises(ApiError, whole_as_stream, body, chat(), Rules())
+                self.assertRaises(ApiError, response_as_stream, body, chat(), TranslationOptions())

@@ -1,4 +1,4 @@
-"""Short names in the events of other protocols, however they are cut."""
+"""Model aliases in streams, split anywhere."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.chat.request import ChatRequest
 from blockops.errors import ApiError
-from blockops.toolcalls.options import Rules
-from blockops.translation.model_alias import RenamedPassThrough, RenamedTranscoder, Renaming
+from blockops.toolcalls.options import TranslationOptions
+from blockops.translation.model_alias import AliasedPassThrough, AliasedStreamTranslator, ModelAlias
 
 CREATED = (
     b"event: response.created\n"
@@ -29,28 +29,30 @@ TOP = b'data: {"model": "tiny"}\n\n'
 STREAM = CREATED + TEXT + DONE
 
 
-def through(pieces: Iterable[bytes], max_event: int = 1 << 20, *, cut: bool = False) -> bytes:
-    one = RenamedPassThrough(Renaming("short"), max_event)
-    return b"".join([*map(one.receive_data, pieces), one.end(cut=cut)])
+def pass_through(
+    pieces: Iterable[bytes], max_event: int = 1 << 20, *, truncated: bool = False
+) -> bytes:
+    stream = AliasedPassThrough(ModelAlias("short"), max_event)
+    return b"".join([*map(stream.receive_data, pieces), stream.end(is_truncated=truncated)])
 
 
-def short(stream: bytes) -> bytes:
+def renamed(stream: bytes) -> bytes:
     return stream.replace(b'"id":"r","model":"tiny"', b'"id":"r","model":"short"')
 
 
-class Where(SynchronousTestCase):
-    def test_in_each_event_that_has_the_response(self) -> None:
-        """And nowhere else: what a client has said of itself stays."""
-        self.assertEqual(through([STREAM]), short(STREAM))
+class PlacesTests(SynchronousTestCase):
+    def test_in_events_with_a_response(self) -> None:
+        """Only there: the client's own metadata are kept."""
+        self.assertEqual(pass_through([STREAM]), renamed(STREAM))
 
     def test_in_messages(self) -> None:
-        (started,) = through([STARTED]).split(b"data: ")[1:]
+        (started,) = pass_through([STARTED]).split(b"data: ")[1:]
         self.assertEqual(json.loads(started)["message"], {"role": "assistant", "model": "short"})
 
     def test_at_the_top(self) -> None:
-        self.assertEqual(through([TOP]), b'data: {"model":"short"}\n\n')
+        self.assertEqual(pass_through([TOP]), b'data: {"model":"short"}\n\n')
 
-    def test_what_else_there_is_passes_as_it_came(self) -> None:
+    def test_other_events_pass_unchanged(self) -> None:
         for event in (
             TEXT,
             b": model\n\n",
@@ -65,85 +67,89 @@ class Where(SynchronousTestCase):
             b"data: [DONE]\n\n",
             b"data:",
         ):
-            self.assertEqual(through([event, event]), event * 2)
+            self.assertEqual(pass_through([event, event]), event * 2)
 
-    def test_lines_of_all_kinds(self) -> None:
+    def test_all_line_ends(self) -> None:
         for end in (b"\n", b"\r\n", b"\r"):
             event = end.join([b"id: 7", b"data: {", b'data:  "model": "tiny"}', b"", b""])
-            self.assertEqual(through([event]), b'id: 7\ndata: {"model":"short"}\n\n', end)
+            self.assertEqual(pass_through([event]), b'id: 7\ndata: {"model":"short"}\n\n', end)
 
 
-class Cuts(SynchronousTestCase):
-    def test_at_every_cut(self) -> None:
+class SplitTests(SynchronousTestCase):
+    def test_at_every_split(self) -> None:
         for end in (b"\n", b"\r\n", b"\r"):
             stream = STREAM.replace(b"\n", end)
-            expected = through([stream])
-            self.assertEqual(through(stream[at : at + 1] for at in range(len(stream))), expected)
+            expected = pass_through([stream])
+            self.assertEqual(
+                pass_through(stream[at : at + 1] for at in range(len(stream))), expected
+            )
             for at in range(len(stream)):
-                self.assertEqual(through([stream[:at], stream[at:]]), expected, at)
+                self.assertEqual(pass_through([stream[:at], stream[at:]]), expected, at)
 
     @given(st.text('ad: {}"model\n\r').map(str.encode), st.integers(0, 40))
-    def test_nothing_vanishes(self, stream: bytes, at: int) -> None:
-        self.assertEqual(through([stream[:at], stream[at:]], 10), stream)
+    def test_nothing_is_lost(self, stream: bytes, at: int) -> None:
+        self.assertEqual(pass_through([stream[:at], stream[at:]], 10), stream)
 
 
-class Bounds(SynchronousTestCase):
-    def test_what_is_too_long_goes_as_it_comes(self) -> None:
-        """And the next event is held back again."""
-        one = RenamedPassThrough(Renaming("short"), 20)
-        self.assertEqual(one.receive_data(CREATED[:20]), b"")
-        self.assertEqual(one.receive_data(CREATED[20:21]), CREATED[:21])
-        self.assertEqual(one.heartbeat(), b"")
-        self.assertEqual(one.receive_data(CREATED[21:] + TOP), CREATED[21:] + through([TOP]))
-        self.assertNotEqual(one.heartbeat(), b"")
+class BoundTests(SynchronousTestCase):
+    def test_too_long_events_pass_as_they_arrive(self) -> None:
+        """The next event is held back until it is complete."""
+        stream = AliasedPassThrough(ModelAlias("short"), 20)
+        self.assertEqual(stream.receive_data(CREATED[:20]), b"")
+        self.assertEqual(stream.receive_data(CREATED[20:21]), CREATED[:21])
+        self.assertEqual(stream.heartbeat(), b"")
+        self.assertEqual(
+            stream.receive_data(CREATED[21:] + TOP), CREATED[21:] + pass_through([TOP])
+        )
+        self.assertNotEqual(stream.heartbeat(), b"")
 
-    def test_a_sign_of_life_stands_in_front_of_what_is_held_back(self) -> None:
-        one = RenamedPassThrough(Renaming("short"))
-        one.receive_data(TEXT + b"data: {")
-        self.assertEqual(one.heartbeat(), b": heartbeat\n\n")
-
-
-class Ends(SynchronousTestCase):
-    def test_what_was_held_back_comes_before_an_error(self) -> None:
-        one = RenamedPassThrough(Renaming("short"))
-        one.receive_data(b"data: {")
-        said = one.fail(ApiError(502, "boom"))
-        self.assertTrue(said.startswith(b"data: {\n\nevent: error\ndata: {"), said)
-        self.assertEqual(one.report.error, "boom")
-        self.assertEqual(one.receive_data(TOP) + one.end(cut=True), b"")
-
-    def test_cut(self) -> None:
-        said = through([TEXT, b"data: {"], cut=True)
-        self.assertTrue(said.startswith(TEXT + b"data: {\n\nevent: error"), said)
+    def test_heartbeat_before_a_pending_event(self) -> None:
+        stream = AliasedPassThrough(ModelAlias("short"))
+        stream.receive_data(TEXT + b"data: {")
+        self.assertEqual(stream.heartbeat(), b": heartbeat\n\n")
 
 
-class Chats(SynchronousTestCase):
-    def transcoder(self) -> RenamedTranscoder:
-        asked = ChatRequest.parse(
+class EndTests(SynchronousTestCase):
+    def test_pending_bytes_precede_an_error(self) -> None:
+        stream = AliasedPassThrough(ModelAlias("short"))
+        stream.receive_data(b"data: {")
+        out = stream.fail(ApiError(502, "boom"))
+        self.assertTrue(out.startswith(b"data: {\n\nevent: error\ndata: {"), out)
+        self.assertEqual(stream.report.error, "boom")
+        self.assertEqual(stream.receive_data(TOP) + stream.end(is_truncated=True), b"")
+
+    def test_truncated(self) -> None:
+        out = pass_through([TEXT, b"data: {"], truncated=True)
+        self.assertTrue(out.startswith(TEXT + b"data: {\n\nevent: error"), out)
+
+
+class ChatTests(SynchronousTestCase):
+    def translator(self) -> AliasedStreamTranslator:
+        request = ChatRequest.parse(
             b'{"model":"short","stream":true,"messages":[{"role":"user","content":"Hi"}]}',
             {"short": "tiny"},
         )
-        return RenamedTranscoder(Renaming("short"), asked, Rules())
+        return AliasedStreamTranslator(ModelAlias("short"), request, TranslationOptions())
 
-    def test_a_chunk_that_was_mended(self) -> None:
-        transcoder = self.transcoder()
+    def test_repaired_chunk(self) -> None:
+        translator = self.translator()
         chunk = (
             b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"a\\/\\u00fc",'
             b'"choices":[{"index":0,"delta":{"role":"assistant","content":"Hi"},'
             b'"finish_reason":null}]}\n\n'
         )
-        for said in (b"Hi", b"\\ud83d", b"\\ude00"):
-            event = transcoder.receive_data(chunk.replace(b"Hi", said))
+        for text in (b"Hi", b"\\ud83d", b"\\ude00"):
+            event = translator.receive_data(chunk.replace(b"Hi", text))
             self.assertEqual(json.loads(event[6:])["model"], "short")
 
-    def test_a_whole_answer_under_the_name_of_a_stream(self) -> None:
-        transcoder = self.transcoder()
+    def test_json_body_sent_as_a_stream(self) -> None:
+        translator = self.translator()
         answer = (
             b'{"id":"c","object":"chat.completion","created":1,"model":"tiny","choices":[{"index":0,'
             b'"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}]}'
         )
-        self.assertEqual(transcoder.receive_data(answer), b"")
-        events = transcoder.end(cut=False).split(b"\n\n")
-        said = [json.loads(event[6:])["model"] for event in events if b"choices" in event]
-        self.assertEqual(set(said), {"short"})
+        self.assertEqual(translator.receive_data(answer), b"")
+        events = translator.end(is_truncated=False).split(b"\n\n")
+        names = [json.loads(event[6:])["model"] for event in events if b"choices" in event]
+        self.assertEqual(set(names), {"short"})
         self.assertIn(b"[DONE]", events[-2])

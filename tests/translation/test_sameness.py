@@ -1,8 +1,8 @@
 """
-One answer says the same in all ways: whole, as a stream, joined, and whole made a stream.
+The same answer in all forms: as a response, a stream, an aggregated stream, a response as a stream.
 
-A backend's answer is made up, and written down as backends do: whole, and as a stream that is cut
-into deltas and packets anywhere. Nothing that clients read may depend on which of them came.
+Hypothesis makes an answer and encodes it as backends do: as a non-streaming response, and as a
+stream split into deltas and packets anywhere. The client's contents must not depend on the form.
 """
 
 from __future__ import annotations
@@ -15,40 +15,57 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.chat.request import ChatRequest
-from blockops.toolcalls.options import Rules
-from blockops.translation.aggregate import StreamJoiner
-from blockops.translation.notice_insertion import Aside, Place
-from blockops.translation.stream import StreamTranscoder, whole, whole_as_stream
+from blockops.api.notice import Notice, Place
+from blockops.toolcalls.options import TranslationOptions
+from blockops.translation.aggregate import ChunkAggregator
+from blockops.translation.non_streaming import response_as_stream, translate_response
+from blockops.translation.stream import StreamTranslator
 from tests.api.requests import CALL, DONE, chat, event
 
-LINE = '\nTOOL_CALL: {"name": "get_weather", "arguments": {"city": "Z\\u00fcrich", "n": 2.50}}'
-TAGS = "<tool_call><function=search><parameter=query>\nx\n</parameter></function></tool_call>"
+LINE_CALL = '\nTOOL_CALL: {"name": "get_weather", "arguments": {"city": "Z\\u00fcrich", "n": 2.50}}'
+XML_CALL = "<tool_call><function=search><parameter=query>\nx\n</parameter></function></tool_call>"
 SNIPPETS = [
     *("Hello", " ", "\n\n", "é😀", "\r\n", "\x00", '"', "\\", "`", "\n```\n", "{", "}", "<"),
     *("<think>", "</think>", "<tool", "<tool_call>", "</tool_call>", "TOOL_CALL:", "</parameter>"),
-    *(CALL, LINE, TAGS, CALL.replace("search", "other"), CALL[:-20], LINE[:-5], TAGS[:-30]),
+    *(
+        CALL,
+        LINE_CALL,
+        XML_CALL,
+        CALL.replace("search", "other"),
+        CALL[:-20],
+        LINE_CALL[:-5],
+        XML_CALL[:-30],
+    ),
 ]
 TEXTS = st.lists(st.sampled_from(SNIPPETS), max_size=7).map("".join)
 ARGUMENTS = TEXTS.map(lambda text: json.dumps({"a": text}))
 ANSWERS = st.fixed_dictionaries(
     {
-        "thoughts": st.none() | TEXTS,
+        "reasoning": st.none() | TEXTS,
         "content": TEXTS,
         "calls": st.lists(ARGUMENTS, max_size=2),
         "finish": st.sampled_from(["stop", "length", "tool_calls"]),
     }
 )
-RULES = [Rules(), Rules(reasoning="split"), Rules(think_calls=True), Rules(max_hold=40)]
-RULES += [Rules(reasoning="split", think_prefilled=True), Rules(fenced_calls=True)]
+OPTIONS = [
+    TranslationOptions(),
+    TranslationOptions(reasoning="split"),
+    TranslationOptions(think_calls=True),
+    TranslationOptions(max_hold=40),
+]
+OPTIONS += [
+    TranslationOptions(reasoning="split", think_prefilled=True),
+    TranslationOptions(fenced_calls=True),
+]
 ALLOWED = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "search"}}]}
-ASKED = [
+REQUESTS = [
     chat("search", "get_weather"),
     chat("search", "get_weather", parallel_tool_calls=False),
     chat("search", "get_weather", tool_choice={"type": "allowed_tools", **ALLOWED}),
     chat("search", tool_choice={"type": "function", "function": {"name": "search"}}),
     chat(),
 ]
-PLACES: list[Place | None] = [None, None, "opens", "closes", "thinks"]
+PLACES: list[Place | None] = [None, None, "before", "after", "reasoning"]
 
 Answer = dict[str, Any]
 
@@ -65,12 +82,12 @@ def calls_of(answer: Answer) -> list[dict[str, Any]]:
     ]
 
 
-def written_whole(answers: list[Answer]) -> bytes:
+def encode_response(answers: list[Answer]) -> bytes:
     choices = []
     for index, answer in enumerate(answers):
         message = {"role": "assistant", "content": answer["content"]}
-        if answer["thoughts"] is not None:
-            message["reasoning_content"] = answer["thoughts"]
+        if answer["reasoning"] is not None:
+            message["reasoning_content"] = answer["reasoning"]
         if answer["calls"]:
             message["tool_calls"] = calls_of(answer)
         choice = {"index": index, "message": message, "finish_reason": answer["finish"]}
@@ -79,9 +96,9 @@ def written_whole(answers: list[Answer]) -> bytes:
 
 
 def deltas_of(answer: Answer, size: int) -> list[tuple[dict[str, Any], str | None]]:
-    """Return the deltas of an answer, its texts cut into pieces of `size`."""
+    """Return the deltas of an answer, its texts split into pieces of `size` characters."""
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-    for field, text in (("reasoning_content", answer["thoughts"]), ("content", answer["content"])):
+    for field, text in (("reasoning_content", answer["reasoning"]), ("content", answer["content"])):
         deltas += [{field: text[at : at + size]} for at in range(0, len(text or ""), size)]
     for call in calls_of(answer):
         arguments = call["function"]["arguments"]
@@ -93,28 +110,28 @@ def deltas_of(answer: Answer, size: int) -> list[tuple[dict[str, Any], str | Non
     return [*((delta, None) for delta in deltas), ({}, answer["finish"])]
 
 
-def written_as_stream(answers: list[Answer], size: int, order: list[int]) -> bytes:
-    """Return the stream, whose choices take turns as `order` says."""
-    left = {index: deltas_of(answer, size) for index, answer in enumerate(answers)}
+def encode_stream(answers: list[Answer], size: int, order: list[int]) -> bytes:
+    """Return a stream whose choices alternate in this `order`."""
+    remaining = {index: deltas_of(answer, size) for index, answer in enumerate(answers)}
     events: list[bytes] = []
     turns = iter(order)
-    while left:
-        index = list(left)[next(turns, 0) % len(left)]
-        delta, finish = left[index].pop(0)
+    while remaining:
+        index = list(remaining)[next(turns, 0) % len(remaining)]
+        delta, finish = remaining[index].pop(0)
         events.append(
             event(
                 {"id": "c", "choices": [{"index": index, "delta": delta, "finish_reason": finish}]}
             )
         )
-        if not left[index]:
-            del left[index]
+        if not remaining[index]:
+            del remaining[index]
     return b"".join([*events, DONE])
 
 
-Seen = dict[int, tuple[str, str, list[tuple[str, str]], str | None]]
+Parsed = dict[int, tuple[str, str, list[tuple[str, str]], str | None]]
 
 
-def seen_in_whole(body: bytes) -> Seen:
+def parse_response(body: bytes) -> Parsed:
     return {
         choice["index"]: (
             message["content"] or "",
@@ -130,16 +147,16 @@ def seen_in_whole(body: bytes) -> Seen:
     }
 
 
-def seen_in_stream(stream: bytes) -> Seen:
-    """Return what a stream said, of which arguments may be broken JSON, as models write it."""
+def parse_stream(stream: bytes) -> Parsed:
+    """Return the contents of a stream. Arguments may be invalid JSON, as models write it."""
     *events, done, rest = stream.decode().split("\n\n")
     assert (done, rest) == ("data: [DONE]", ""), stream
-    seen: Seen = {}
+    parsed: Parsed = {}
     for chunk in map(json.loads, (each.removeprefix("data: ") for each in events)):
         for choice in chunk["choices"]:
             index, delta = choice["index"], choice["delta"]
-            assert ("role" in delta) == (index not in seen), stream
-            content, thoughts, calls, finish = seen.get(index, ("", "", [], None))
+            assert ("role" in delta) == (index not in parsed), stream
+            content, reasoning, calls, finish = parsed.get(index, ("", "", [], None))
             assert finish is None, stream
             for call in delta.get("tool_calls") or ():
                 name, arguments = call["function"].get("name"), call["function"]["arguments"]
@@ -149,29 +166,29 @@ def seen_in_stream(stream: bytes) -> Seen:
                     assert call["index"] == len(calls), stream
                     calls.append((name, arguments))
             content += delta.get("content") or ""
-            thoughts += delta.get("reasoning_content") or ""
-            seen[index] = (content, thoughts, calls, choice["finish_reason"])
-    return seen
+            reasoning += delta.get("reasoning_content") or ""
+            parsed[index] = (content, reasoning, calls, choice["finish_reason"])
+    return parsed
 
 
-class Ways(NamedTuple):
-    """How an answer is asked for and told."""
+class Variant(NamedTuple):
+    """A request, the options, and the shape of the backend's stream."""
 
-    asked: ChatRequest
-    rules: Rules
+    request: ChatRequest
+    options: TranslationOptions
     place: Place | None
     size: int
     order: list[int]
     packet: int
 
-    def aside(self) -> Aside | None:
-        return None if self.place is None else Aside(self.place, "[aside]")
+    def notice(self) -> Notice | None:
+        return None if self.place is None else Notice(self.place, "[notice]")
 
 
-WAYS = st.builds(
-    Ways,
-    st.sampled_from(ASKED),
-    st.sampled_from(RULES),
+VARIANTS = st.builds(
+    Variant,
+    st.sampled_from(REQUESTS),
+    st.sampled_from(OPTIONS),
     st.sampled_from(PLACES),
     st.integers(1, 12),
     st.lists(st.integers(0, 1), max_size=60),
@@ -180,19 +197,21 @@ WAYS = st.builds(
 
 
 class SamenessTests(SynchronousTestCase):
-    @given(st.lists(ANSWERS, min_size=1, max_size=2), WAYS)
-    def test_told_in_four_ways(self, answers: list[Answer], ways: Ways) -> None:
-        asked, rules = ways.asked, ways.rules
-        body = written_whole(answers)
-        stream = written_as_stream(answers, ways.size, ways.order)
-        packets = [stream[at : at + ways.packet] for at in range(0, len(stream), ways.packet)]
-        expected = seen_in_whole(whole(body, asked, rules, aside=ways.aside())[0])
-        transcoder = StreamTranscoder(asked, rules, aside=ways.aside())
-        said = b"".join(map(transcoder.receive_data, packets)) + transcoder.end(cut=False)
-        self.assertEqual(seen_in_stream(said), expected)
-        joiner = StreamJoiner(asked, rules, aside=ways.aside())
+    @given(st.lists(ANSWERS, min_size=1, max_size=2), VARIANTS)
+    def test_four_forms(self, answers: list[Answer], variant: Variant) -> None:
+        request, options = variant.request, variant.options
+        body = encode_response(answers)
+        stream = encode_stream(answers, variant.size, variant.order)
+        packets = [stream[at : at + variant.packet] for at in range(0, len(stream), variant.packet)]
+        expected = parse_response(
+            translate_response(body, request, options, notice=variant.notice())[0]
+        )
+        translator = StreamTranslator(request, options, notice=variant.notice())
+        out = b"".join(map(translator.receive_data, packets)) + translator.end(is_truncated=False)
+        self.assertEqual(parse_stream(out), expected)
+        aggregator = ChunkAggregator(request, options, notice=variant.notice())
         for data in packets:
-            joiner.receive_data(data)
-        self.assertEqual(seen_in_whole(joiner.whole(cut=False)), expected)
-        own, _ = whole_as_stream(body, asked, rules, aside=ways.aside())
-        self.assertEqual(seen_in_stream(own), expected)
+            aggregator.receive_data(data)
+        self.assertEqual(parse_response(aggregator.end(is_truncated=False)), expected)
+        out, _ = response_as_stream(body, request, options, notice=variant.notice())
+        self.assertEqual(parse_stream(out), expected)

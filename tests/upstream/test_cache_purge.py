@@ -1,4 +1,4 @@
-"""Purges: when the backend is idle, one at a time, and never longer than somebody would wait."""
+"""Purges: only when the backend is idle, one at a time, and bounded in time."""
 
 from __future__ import annotations
 
@@ -6,133 +6,133 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.upstream.cache_purge import LONGEST, Purge
+from blockops.upstream.cache_purge import PURGE_TIMEOUT, CachePurge
 
 
-class Purges(SynchronousTestCase):
+class CachePurgeTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.forgetting: list[Deferred[None]] = []
-        self.purge = Purge(self.clock, self.forget)
+        self.resets: list[Deferred[None]] = []
+        self.purge = CachePurge(self.clock, self.reset)
 
-    async def forget(self) -> None:
-        self.forgetting.append(Deferred())
-        await self.forgetting[-1]
+    async def reset(self) -> None:
+        self.resets.append(Deferred())
+        await self.resets[-1]
 
-    def work(self) -> tuple[Deferred[None], Deferred[None]]:
-        """Begin to work; the first fires when that is allowed, the second lets it end."""
-        begun: Deferred[None] = Deferred()
+    def request(self) -> tuple[Deferred[None], Deferred[None]]:
+        """Start a request: the first result fires when it may start, the second ends it."""
+        started: Deferred[None] = Deferred()
         end: Deferred[None] = Deferred()
 
-        async def working() -> None:
-            await self.purge.begin()
+        async def run() -> None:
+            await self.purge.request_started()
             try:
-                begun.callback(None)
+                started.callback(None)
                 await end
             finally:
-                self.purge.end()
+                self.purge.request_finished()
 
-        self.done = Deferred.fromCoroutine(working())
-        return begun, end
+        self.done = Deferred.fromCoroutine(run())
+        return started, end
 
-    def within(self, patience: float = 5) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.purge.within(patience))
+    def purge_within(self, seconds: float = 5) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.purge.purge_within(seconds))
 
     def test_at_once_when_idle(self) -> None:
-        self.purge.later("s")
-        self.assertEqual(len(self.forgetting), 1)
+        self.purge.schedule("s")
+        self.assertEqual(len(self.resets), 1)
 
-    def test_when_the_last_one_is_done(self) -> None:
-        (_, one), (_, other) = self.work(), self.work()
-        self.purge.later("s")
+    def test_when_the_last_request_has_finished(self) -> None:
+        (_, one), (_, other) = self.request(), self.request()
+        self.purge.schedule("s")
         one.callback(None)
-        self.assertEqual(self.forgetting, [])
+        self.assertEqual(self.resets, [])
         other.callback(None)
-        self.assertEqual(len(self.forgetting), 1)
+        self.assertEqual(len(self.resets), 1)
 
-    def test_once_for_all_who_want_it(self) -> None:
-        _, end = self.work()
-        self.purge.later("s")
-        self.purge.later("t")
-        waiting = self.within()
+    def test_one_purge_for_all_that_are_due(self) -> None:
+        _, end = self.request()
+        self.purge.schedule("s")
+        self.purge.schedule("t")
+        waiting = self.purge_within()
         end.callback(None)
-        self.assertEqual(len(self.forgetting), 1)
-        self.forgetting[0].callback(None)
+        self.assertEqual(len(self.resets), 1)
+        self.resets[0].callback(None)
         self.successResultOf(waiting)
-        self.assertEqual(len(self.forgetting), 1)
-        _, again = self.work()
+        self.assertEqual(len(self.resets), 1)
+        _, again = self.request()
         again.callback(None)
-        self.assertEqual(len(self.forgetting), 1)
+        self.assertEqual(len(self.resets), 1)
 
-    def test_never_mind(self) -> None:
-        _, end = self.work()
-        self.purge.later("s")
-        self.purge.never_mind("s")
-        self.purge.never_mind("nobody")
+    def test_cancelled_session(self) -> None:
+        _, end = self.request()
+        self.purge.schedule("s")
+        self.purge.cancel("s")
+        self.purge.cancel("unknown")
         end.callback(None)
-        self.assertEqual(self.forgetting, [])
+        self.assertEqual(self.resets, [])
 
-    def test_who_comes_meanwhile_waits(self) -> None:
-        self.purge.later("s")
-        begun, _ = self.work()
-        self.assertNoResult(begun)
-        self.forgetting[0].callback(None)
-        self.successResultOf(begun)
+    def test_a_request_during_a_purge_waits(self) -> None:
+        self.purge.schedule("s")
+        started, _ = self.request()
+        self.assertNoResult(started)
+        self.resets[0].callback(None)
+        self.successResultOf(started)
 
-    def test_a_purge_that_hangs_ends(self) -> None:
-        self.purge.later("s")
-        begun, _ = self.work()
-        self.clock.advance(LONGEST)
-        self.successResultOf(begun)
+    def test_purge_timeout(self) -> None:
+        self.purge.schedule("s")
+        started, _ = self.request()
+        self.clock.advance(PURGE_TIMEOUT)
+        self.successResultOf(started)
 
-    def test_one_that_fails_holds_nobody(self) -> None:
-        self.purge.later("s")
-        begun, _ = self.work()
-        self.forgetting[0].errback(ValueError("a fault of ours"))
-        self.successResultOf(begun)
+    def test_a_failed_purge_releases_waiting_requests(self) -> None:
+        self.purge.schedule("s")
+        started, _ = self.request()
+        self.resets[0].errback(ValueError("internal error"))
+        self.successResultOf(started)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
-    def test_before_anything_else(self) -> None:
-        waiting = self.within()
+    def test_purge_within_waits_for_the_purge(self) -> None:
+        waiting = self.purge_within()
         self.assertNoResult(waiting)
-        self.forgetting[0].callback(None)
+        self.resets[0].callback(None)
         self.successResultOf(waiting)
 
-    def test_where_nothing_can_be_purged_nobody_waits(self) -> None:
-        self.purge = Purge(self.clock, self.forget, lambda: False)
-        self.work()
-        self.successResultOf(self.within())
-        self.assertEqual((self.forgetting, self.purge.skipped), ([], 0))
+    def test_purge_within_does_not_wait_if_unsupported(self) -> None:
+        self.purge = CachePurge(self.clock, self.reset, lambda: False)
+        self.request()
+        self.successResultOf(self.purge_within())
+        self.assertEqual((self.resets, self.purge.purges_skipped), ([], 0))
 
-    def test_not_in_time(self) -> None:
-        self.work()
-        waiting = self.within(5)
+    def test_purge_within_skips_if_still_busy(self) -> None:
+        self.request()
+        waiting = self.purge_within(5)
         self.clock.advance(4.9)
         self.assertNoResult(waiting)
         self.clock.advance(0.1)
         self.successResultOf(waiting)
-        self.assertEqual((self.forgetting, self.purge.skipped), ([], 1))
+        self.assertEqual((self.resets, self.purge.purges_skipped), ([], 1))
 
-    def test_who_gives_up_waiting_is_forgotten(self) -> None:
-        _, end = self.work()
-        waiting = self.within()
+    def test_a_cancelled_wait_causes_no_purge(self) -> None:
+        _, end = self.request()
+        waiting = self.purge_within()
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
         end.callback(None)
-        self.assertEqual(self.forgetting, [])
+        self.assertEqual(self.resets, [])
 
-    def test_who_gives_up_behind_a_purge(self) -> None:
-        self.purge.later("s")
-        begun, _ = self.work()
+    def test_a_request_cancelled_while_waiting_for_a_purge(self) -> None:
+        self.purge.schedule("s")
+        started, _ = self.request()
         self.done.cancel()
         self.failureResultOf(self.done, CancelledError)
-        self.forgetting[0].callback(None)
-        self.assertNoResult(begun)
-        self.purge.later("s")
-        self.assertEqual(len(self.forgetting), 2)
+        self.resets[0].callback(None)
+        self.assertNoResult(started)
+        self.purge.schedule("s")
+        self.assertEqual(len(self.resets), 2)
 
-    def test_a_second_wish_behind_a_purge_that_runs(self) -> None:
-        self.purge.later("s")
-        self.forgetting[0].callback(None)
-        self.purge.later("s")
-        self.assertEqual(len(self.forgetting), 2)
+    def test_a_second_purge_after_the_first(self) -> None:
+        self.purge.schedule("s")
+        self.resets[0].callback(None)
+        self.purge.schedule("s")
+        self.assertEqual(len(self.resets), 2)

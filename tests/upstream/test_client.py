@@ -1,4 +1,4 @@
-"""The backend over real sockets: what is believed, what is told when it cannot be reached."""
+"""`BackendClient` over real sockets: requests, certificates, and errors without a response."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from blockops.errors import ApiError
-from blockops.proxy.relay import collect
-from blockops.upstream.client import Unreached, Upstream, trust
+from blockops.upstream.body import collect
+from blockops.upstream.client import BackendClient, ConnectError, https_policy
 from tests.certificates import Authority
 from tests.faults.backend import FaultyBackend
 from tests.faults.steps import Close, Reset
@@ -27,7 +27,7 @@ from tests.world import World, chat
 
 
 class Echo(Resource):
-    """Answers with what it was asked, and with a cookie that nobody wants."""
+    """Responds with the request's target and body, and with an unwanted cookie."""
 
     isLeaf = True
 
@@ -37,7 +37,7 @@ class Echo(Resource):
 
     def render(self, request: Request) -> bytes:
         self.headers.append(request.requestHeaders)
-        request.addCookie(b"caller", b"one")
+        request.addCookie(b"client", b"one")
         if request.path == b"/v1/moved":
             request.redirect(b"/v1/elsewhere")
         if request.path == b"/v1/gzip":
@@ -53,19 +53,19 @@ def new_folder(test: SynchronousTestCase) -> Path:
     return folder
 
 
-class Backends(TestCase):
+class ClientTestCase(TestCase):
     async def listen(self, endpoint: str, factory: Any) -> int:
         port = await serverFromString(reactor, endpoint).listen(factory)
         self.addCleanup(port.stopListening)
         return int(port.getHost().port)
 
-    async def echo(self, **options: Any) -> Upstream:
+    async def echo(self, **options: Any) -> BackendClient:
         self.resource = Echo()
         port = await self.listen("tcp:0:interface=127.0.0.1", Site(self.resource))
-        return Upstream(reactor, f"http://127.0.0.1:{port}", **options)
+        return BackendClient(reactor, f"http://127.0.0.1:{port}", **options)
 
     async def secure(self, name: str, host: str) -> tuple[Path, str]:
-        """Start a server that has a certificate for `name`; return the authority's and its URL."""
+        """Start a server with a certificate for `name`; return the authority's file and a URL."""
         authority = Authority.make(self.folder())
         folder = authority.path.parent
         pem = authority.certify(folder, name)
@@ -76,135 +76,135 @@ class Backends(TestCase):
     def folder(self) -> Path:
         return new_folder(self)
 
-    async def body(self, upstream: Upstream, target: str = "/v1/x") -> bytes:
-        response = await upstream.request("POST", target, None, b"hello")
-        body, whole = await collect(response, 10_000, lambda _: None)
-        self.assertTrue(whole)
+    async def body(self, backend: BackendClient, target: str = "/v1/x") -> bytes:
+        response = await backend.request("POST", target, None, b"hello")
+        body, complete = await collect(response, 10_000, lambda _: None)
+        self.assertTrue(complete)
         return body
 
-    async def refusal(self, upstream: Upstream) -> ApiError:
-        asking = Deferred.fromCoroutine(upstream.request("GET", "/v1/models"))
-        error = await self.assertFailure(cast("Deferred[ApiError]", asking), ApiError)
+    async def error(self, backend: BackendClient) -> ApiError:
+        response = Deferred.fromCoroutine(backend.request("GET", "/v1/models"))
+        error = await self.assertFailure(cast("Deferred[ApiError]", response), ApiError)
         self.assertEqual(error.type, "server_error")
-        self.assertIn(upstream.url, error.message)
+        self.assertIn(backend.url, error.message)
         return error
 
 
-class Plain(Backends):
+class PlainTests(ClientTestCase):
     async def test_a_request(self) -> None:
-        upstream = await self.echo()
-        self.assertEqual(await self.body(upstream, "/v1/x?a=%2F"), b"/v1/x?a=%2F hello")
+        backend = await self.echo()
+        self.assertEqual(await self.body(backend, "/v1/x?a=%2F"), b"/v1/x?a=%2F hello")
 
-    async def test_a_backend_below_a_path(self) -> None:
-        upstream = await self.echo()
-        upstream.url += "/llm"
-        self.assertEqual(await self.body(upstream), b"/llm/v1/x hello")
+    async def test_a_url_with_a_path(self) -> None:
+        backend = await self.echo()
+        backend.url += "/llm"
+        self.assertEqual(await self.body(backend), b"/llm/v1/x hello")
 
-    async def test_by_name(self) -> None:
-        upstream = await self.echo()
-        upstream.url = upstream.url.replace("127.0.0.1", "localhost")
-        self.assertEqual(await self.body(upstream), b"/v1/x hello")
+    async def test_by_host_name(self) -> None:
+        backend = await self.echo()
+        backend.url = backend.url.replace("127.0.0.1", "localhost")
+        self.assertEqual(await self.body(backend), b"/v1/x hello")
 
-    async def test_nothing_is_kept_from_one_caller_to_the_next(self) -> None:
-        upstream = await self.echo()
-        await self.body(upstream)
-        await self.body(upstream)
+    async def test_cookies_are_not_stored(self) -> None:
+        backend = await self.echo()
+        await self.body(backend)
+        await self.body(backend)
         self.assertFalse(self.resource.headers[1].hasHeader("Cookie"))
 
     async def test_the_key(self) -> None:
-        upstream = await self.echo(key="sesame")
-        await self.body(upstream)
+        backend = await self.echo(key="sesame")
+        await self.body(backend)
         sent = self.resource.headers[0].getRawHeaders("Authorization")
         self.assertEqual(sent, ["Bearer sesame"])
 
-    async def test_redirects_are_the_clients_to_follow(self) -> None:
-        upstream = await self.echo()
-        response = await upstream.request("GET", "/v1/moved")
+    async def test_redirects_are_not_followed(self) -> None:
+        backend = await self.echo()
+        response = await backend.request("GET", "/v1/moved")
         self.assertEqual(response.code, 302)
         await collect(response, 100, lambda _: None)
         self.assertEqual(len(self.resource.headers), 1)
 
     async def test_gzip(self) -> None:
-        upstream = await self.echo()
-        self.assertEqual(await self.body(upstream, "/v1/gzip"), b"tight")
+        backend = await self.echo()
+        self.assertEqual(await self.body(backend, "/v1/gzip"), b"tight")
 
-    async def test_refused(self) -> None:
-        upstream = await self.echo()
-        upstream.url = "http://127.0.0.1:1"
-        error = await self.refusal(upstream)
+    async def test_connection_refused(self) -> None:
+        backend = await self.echo()
+        backend.url = "http://127.0.0.1:1"
+        error = await self.error(backend)
         self.assertEqual((error.status, error.code), (502, "backend_unreachable"))
         self.assertIn("Is it running", error.message)
 
     async def test_no_such_host(self) -> None:
-        upstream = await self.echo()
-        upstream.url = "http://nowhere.invalid:1"
-        error = await self.refusal(upstream)
+        backend = await self.echo()
+        backend.url = "http://nowhere.invalid:1"
+        error = await self.error(backend)
         self.assertEqual(error.status, 502)
         self.assertIn("cannot be reached", error.message)
 
 
-class Secure(Backends):
-    async def test_our_own_authority(self) -> None:
+class TLSTests(ClientTestCase):
+    async def test_a_private_authority(self) -> None:
         for name in ("127.0.0.1", "localhost"):
             ca, url = await self.secure(name, name)
-            self.assertEqual(await self.body(Upstream(reactor, url, ca=ca)), b"/v1/x hello")
+            self.assertEqual(await self.body(BackendClient(reactor, url, ca=ca)), b"/v1/x hello")
 
-    async def test_an_authority_that_nobody_knows(self) -> None:
+    async def test_an_unknown_authority(self) -> None:
         _, url = await self.secure("127.0.0.1", "127.0.0.1")
-        error = await self.refusal(Upstream(reactor, url))
+        error = await self.error(BackendClient(reactor, url))
         self.assertEqual(error.status, 502)
         self.assertIn("certificate verify failed", error.message)
 
     async def test_another_authority(self) -> None:
         _, url = await self.secure("127.0.0.1", "127.0.0.1")
         other = Authority.make(self.folder(), "other")
-        error = await self.refusal(Upstream(reactor, url, ca=other.path))
+        error = await self.error(BackendClient(reactor, url, ca=other.path))
         self.assertIn("certificate verify failed", error.message)
 
     async def test_another_name(self) -> None:
         ca, url = await self.secure("elsewhere.example", "localhost")
-        error = await self.refusal(Upstream(reactor, url, ca=ca))
+        error = await self.error(BackendClient(reactor, url, ca=ca))
         self.assertIn("DNSMismatch", error.message)
 
-    async def test_a_server_that_never_shakes_hands(self) -> None:
-        """What accepts connections and is no server of TLS: the time for connecting is for both."""
+    async def test_a_server_that_never_answers_the_handshake(self) -> None:
+        """A server without TLS accepts connections: the connect timeout covers the handshake."""
         connected: list[None] = []
         hanging = FaultyBackend(reactor, greeting=())
         port = await self.listen("tcp:0:interface=127.0.0.1", hanging)
-        upstream = Upstream(
+        backend = BackendClient(
             reactor,
             f"https://127.0.0.1:{port}",
             connect_timeout=0.2,
             on_connected=lambda: connected.append(None),
         )
-        error = await self.refusal(upstream)
-        self.assertIsInstance(error, Unreached)
+        error = await self.error(backend)
+        self.assertIsInstance(error, ConnectError)
         self.assertEqual(error.status, 504)
         self.assertEqual(connected, [])
-        await hanging.ended
+        await hanging.all_closed
 
-    async def test_a_server_that_breaks_off_the_handshake(self) -> None:
+    async def test_a_server_that_closes_during_the_handshake(self) -> None:
         for step in (Close(), Reset()):
             hanging = FaultyBackend(reactor, greeting=(step,))
             port = await self.listen("tcp:0:interface=127.0.0.1", hanging)
-            error = await self.refusal(Upstream(reactor, f"https://127.0.0.1:{port}"))
+            error = await self.error(BackendClient(reactor, f"https://127.0.0.1:{port}"))
             self.assertEqual(error.status, 502)
-            await hanging.ended
+            await hanging.all_closed
 
-    async def test_who_is_known_is_connected(self) -> None:
+    async def test_on_connected_after_the_handshake(self) -> None:
         connected: list[None] = []
         ca, url = await self.secure("127.0.0.1", "127.0.0.1")
-        upstream = Upstream(reactor, url, ca=ca, on_connected=lambda: connected.append(None))
-        await self.body(upstream)
+        backend = BackendClient(reactor, url, ca=ca, on_connected=lambda: connected.append(None))
+        await self.body(backend)
         self.assertEqual(connected, [None])
 
-    async def test_a_server_that_hangs_is_let_go_at_once(self) -> None:
-        """A polite end of TLS would wait for an answer that never comes."""
+    async def test_a_hung_server_is_aborted_at_once(self) -> None:
+        """A regular TLS close would wait for a reply that never comes."""
         ended: Deferred[None] = Deferred()
 
         class Hanging(Protocol):
             def dataReceived(self, data: bytes) -> None:
-                """Begin an answer, and read nothing any more."""
+                """Begin a response, and read nothing after it."""
                 assert self.transport is not None
                 self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx")
 
@@ -218,29 +218,29 @@ class Secure(Backends):
             f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}",
             Factory.forProtocol(Hanging),
         )
-        upstream = Upstream(reactor, f"https://127.0.0.1:{port}", ca=authority.path)
-        response = await upstream.request("GET", "/v1/x")
+        backend = BackendClient(reactor, f"https://127.0.0.1:{port}", ca=authority.path)
+        response = await backend.request("GET", "/v1/x")
         collecting = Deferred.fromCoroutine(collect(response, 100, lambda _: None))
         collecting.addErrback(lambda _: None)
         collecting.cancel()
         await ended
 
 
-class Trust(SynchronousTestCase):
+class HTTPSPolicyTests(SynchronousTestCase):
     def test_several_certificates(self) -> None:
         folder = new_folder(self)
         both = folder / "both.pem"
         pems = [Authority.make(folder, name).path.read_bytes() for name in ("a", "b")]
         both.write_bytes(b"# two of them\n" + b"".join(pems))
-        self.assertIsNotNone(trust(both))
+        self.assertIsNotNone(https_policy(both))
 
-    def test_none_at_all(self) -> None:
+    def test_no_certificate(self) -> None:
         empty = Path(self.mktemp())
         empty.write_bytes(b"nothing")
-        self.assertRaises(ValueError, trust, empty)
+        self.assertRaises(ValueError, https_policy, empty)
 
 
-class InMemory(SynchronousTestCase):
+class ConnectTimeoutTests(SynchronousTestCase):
     def test_a_backend_that_does_not_accept(self) -> None:
         world = World(connect_timeout=5)
         client = world.client()

@@ -1,11 +1,14 @@
 """
-Tells `twistd` that blockops exists.
+Registers `twistd blockops`.
 
-Twisted swallows whatever this module raises, so it imports nothing of ours.
+Twisted swallows every exception of this module, so it imports nothing of blockops.
 """
 
 from twisted.application.service import ServiceMaker
 
 blockops = ServiceMaker(
-    "blockops", "blockops.tap", "Give local models OpenAI tool calls.", "blockops"
+    "blockops",
+    "blockops.tap",
+    "Give local models OpenAI tool calls.",
+    "blockops",
 )

@@ -11,90 +11,106 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from blockops.cli.doctor.diagnosis import Examination
-from blockops.cli.doctor.findings import Examined, presentable
+from blockops.cli.doctor.diagnosis import Diagnosis
+from blockops.cli.doctor.findings import DiagnosisReport, sanitize
 from blockops.cli.doctor.tools import QUESTION
-from blockops.daemon.service import DEMO
+from blockops.daemon.wiring import DEMO
 from blockops.errors import ApiError
-from blockops.settings.table import SettingError, Settings, resolve
-from blockops.upstream.client import Upstream
+from blockops.settings.sources import SettingError, resolve
+from blockops.settings.table import Settings
+from blockops.upstream.client import BackendClient
 
 
 def _arguments(command_line: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m blockops.doctor",
-        description="Ask a backend a few small questions (and one for a long answer, which it is "
-        "left alone with), empty its prompt cache, and say what it does and which settings of "
-        "blockops fit. Best done while nobody else uses it.",
-        epilog="A key for the backend comes from BLOCKOPS_BACKEND_KEY or its file from "
-        "BLOCKOPS_BACKEND_KEY_FILE.",
+        description="Examine a backend and print the settings of blockops that fit it. The doctor "
+        "sends a few small chat requests and long ones that it cancels, and empties the prompt "
+        "cache. Run it while no one else uses the backend.",
+        epilog="Set BLOCKOPS_BACKEND_KEY if the backend needs a key, or BLOCKOPS_BACKEND_KEY_FILE "
+        "to a file that contains it.",
     )
-    parser.add_argument("--backend", metavar="URL", help="default: BACKEND_URL, or port 8082 here")
-    parser.add_argument("--backend-ca", metavar="FILE", help="as blockops' own option")
-    parser.add_argument("--model", help="which of its models to ask; default: the first it lists")
+    parser.add_argument(
+        "--backend",
+        metavar="URL",
+        help="URL of the backend; default: BACKEND_URL, otherwise http://127.0.0.1:8082",
+    )
+    parser.add_argument(
+        "--backend-ca",
+        metavar="FILE",
+        help="PEM file with the certificate of the authority that signed an https backend's "
+        "certificate; default: BLOCKOPS_BACKEND_CA, otherwise the system's authorities",
+    )
+    parser.add_argument("--model", help="the model to use; default: the first one listed")
     parser.add_argument(
         "--question",
         default=QUESTION,
-        help="what the model is asked with a tool on offer; default: %(default)s",
+        help="the question to the model, once without and once with a tool on offer; default: "
+        "%(default)s",
     )
     parser.add_argument(
         "--patience",
         type=float,
         default=120.0,
         metavar="SECONDS",
-        help="how long one answer may take, loading the model included; default: %(default)g",
+        help="maximum time of one response, including loading the model; default: %(default)g",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser.parse_args(command_line)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    given = {name: getattr(arguments, name) for name in ("backend", "backend_ca")}
+    options = {name: getattr(arguments, name) for name in ("backend", "backend_ca")}
     try:
-        settings = resolve({name: value for name, value in given.items() if value}, os.environ)
+        settings = resolve({name: value for name, value in options.items() if value}, os.environ)
     except SettingError as error:
         raise SystemExit(f"blockops: {error}") from None
     if settings.backend == DEMO:
         raise SystemExit(
-            "blockops: The demo is no server, but inside blockops, and fits it. Give the address "
-            "of one: --backend http://HOST:PORT"
+            "blockops: the demo is part of blockops and needs no diagnosis. Give the address of a "
+            "server: --backend http://HOST:PORT"
         )
     return settings
 
 
-async def _examine(reactor: Any, arguments: argparse.Namespace, settings: Settings) -> None:
-    upstream = Upstream(
+async def _diagnose(reactor: Any, arguments: argparse.Namespace, settings: Settings) -> None:
+    client = BackendClient(
         reactor,
         settings.backend,
         key=settings.backend_key,
         ca=settings.backend_ca,
         connect_timeout=settings.connect_timeout,
     )
-    examination = Examination(
+    diagnosis = Diagnosis(
         reactor,
-        upstream,
+        client,
         model=arguments.model,
         question=arguments.question,
-        patience=arguments.patience,
+        response_timeout=arguments.patience,
     )
     findings = []
     try:
-        async for found in examination.findings():
-            finding = found.presentable(settings.backend_key)
-            findings.append(finding)
-            sys.stderr.write(f"{finding.topic}: {finding.verdict}\n")
+        async for finding in diagnosis.findings():
+            sanitized = finding.sanitized(settings.backend_key)
+            findings.append(sanitized)
+            sys.stderr.write(f"{sanitized.topic}: {sanitized.verdict}\n")
     except ApiError as error:
-        message = presentable(error.message, settings.backend_key)
+        message = sanitize(error.message, settings.backend_key)
         raise SystemExit(f"blockops: {message}") from None
-    examined = Examined(backend=settings.backend, findings=tuple(findings))
-    sys.stdout.write(examined.json().decode() if arguments.json else examined.written())
+    report = DiagnosisReport(backend=settings.backend, findings=tuple(findings))
+    sys.stdout.write(report.as_json().decode() if arguments.json else report.as_text())
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
-    """Examine a backend and print what was found; the exit status is 1 if it does not answer."""
+    """
+    Examine a backend and print the report.
+
+    The exit status is 1 without a report: if the backend is unreachable, takes too long, or gives
+    no valid answer to a plain question.
+    """
     arguments = _arguments(sys.argv[1:] if command_line is None else command_line)
     settings = _settings(arguments)
-    react(lambda reactor: Deferred.fromCoroutine(_examine(reactor, arguments, settings)))
+    react(lambda reactor: Deferred.fromCoroutine(_diagnose(reactor, arguments, settings)))
 
 
 if __name__ == "__main__":

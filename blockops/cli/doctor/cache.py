@@ -1,4 +1,4 @@
-"""Whether a backend counts tokens for others, and whether it forgets its prompt cache when told."""
+"""Examines whether a backend counts tokens, and whether its prompt cache can be emptied."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from typing import NamedTuple
 import msgspec
 
 from blockops.cli.doctor.findings import Finding
-from blockops.upstream.probe import NO_ROUTE, Answer, Asking, Forgetting, Tokenizer, forgot
+from blockops.upstream.probe import NO_ROUTE_STATUSES, BackendProbe, ProbeResponse
+from blockops.upstream.prompt_cache import PromptCacheReset, was_reset
+from blockops.upstream.tokenizer import Tokenizer
 
-#: Long enough for the caches that keep whole blocks only.
+#: Long enough for caches that keep only whole blocks.
 LONG_PROMPT = "Remember these: " + ", ".join(f"word {number}" for number in range(60)) + ". Say OK."
-#: A cache that still has this share of a prompt has not forgotten it.
-KEPT = 0.5
+#: A prompt with more than this share of cached tokens was still in the cache.
+CACHED_SHARE = 0.5
 
 _HINTS = {
-    "llama.cpp": "llama.cpp empties a slot only if it is started with --slot-save-path FOLDER, and "
-    "forgets for good only with --cache-ram 0.",
+    "llama.cpp": "llama.cpp erases a slot only if started with --slot-save-path FOLDER, and "
+    "empties its cache completely only with --cache-ram 0.",
     "vLLM": "vLLM has this call only with VLLM_SERVER_DEV_MODE=1 in its environment.",
 }
 
 
 async def token_finding(tokenizer: Tokenizer, model: str | None) -> Finding:
-    """Return whether the backend counts tokens."""
+    """Return the finding about token counts, after requesting one."""
     if await tokenizer.count("How many tokens?", model) is None:
         return Finding(
             topic="tokens",
             verdict="estimated",
-            text="It has no /tokenize: blockops estimates the length of prompts, and learns from "
-            "the usage that it reports.",
+            text="It has no /tokenize: blockops estimates the length of prompts, and calibrates "
+            "the estimate with the usage that the backend reports.",
         )
     return Finding(topic="tokens", verdict="counted", text="Counted by its /tokenize.")
 
@@ -46,85 +48,93 @@ class _Completion(msgspec.Struct):
     usage: _Usage
 
 
-class _Cached(NamedTuple):
-    """Of a prompt, how many tokens there were, and how many of them came from the cache."""
+class _PromptUsage(NamedTuple):
+    """The number of tokens of a prompt, and how many of them came from the cache."""
 
     tokens: int
     cached: int
 
     @property
-    def kept(self) -> bool:
-        return self.cached > KEPT * self.tokens
+    def is_cached(self) -> bool:
+        return self.cached > CACHED_SHARE * self.tokens
 
 
-class Cache:
+class PromptCacheTest:
     """
-    A backend's prompt cache, as its answers show it.
+    Empties a backend's prompt cache, and compares the cached tokens before and after.
 
-    :param patience: seconds that an answer may take
+    :param response_timeout: seconds that one response may take
     """
 
-    def __init__(self, asking: Asking, model: str | None, patience: float) -> None:
-        self._asking = asking
+    def __init__(self, probe: BackendProbe, model: str | None, response_timeout: float) -> None:
+        self._probe = probe
         self._model = model
-        self._patience = patience
+        self._response_timeout = response_timeout
 
-    async def _prompted(self) -> _Cached | None:
-        """Send a prompt, and return what came from the cache; None if it is not told."""
+    async def finding(self, kind: str) -> Finding:
+        """
+        Empty the cache and report the result.
+
+        :param kind: the server's name
+        """
+        hint = _HINTS.get(kind, "")
+        await self._send_prompt()
+        before = await self._send_prompt()
+        calls = await PromptCacheReset(self._probe, "auto").reset_calls()
+        if not calls:
+            return Finding(
+                topic="cache",
+                verdict="unknown",
+                text="It did not respond to GET /v1/models, which shows how its prompt cache is "
+                "emptied.",
+            )
+        for call in calls:
+            error = _failure(await self._probe.request(call))
+            if error:
+                return Finding(
+                    topic="cache",
+                    verdict="not supported",
+                    text=f"{call}: {error}. Its prompt cache is kept when a session is reset.",
+                    options=("--cache-reset=off",),
+                    hint=hint,
+                )
+        after = await self._send_prompt()
+        names = ", ".join(calls)
+        if before is not None and after is not None and before.is_cached and after.is_cached:
+            return Finding(
+                topic="cache",
+                verdict="not emptied",
+                text=f"{names}: it reports success, but of the {after.tokens} tokens of the next "
+                f"prompt, {after.cached} still came from the cache.",
+                hint=hint,
+            )
+        return Finding(topic="cache", verdict="emptied", text=f"Emptied by {names}.")
+
+    async def _send_prompt(self) -> _PromptUsage | None:
+        """Send the prompt and return its usage, or None if the cached tokens are not reported."""
         request = {
             "messages": [{"role": "user", "content": LONG_PROMPT}],
             "max_tokens": 1,
             **({} if self._model is None else {"model": self._model}),
         }
-        answer = await self._asking.ask("POST /v1/chat/completions", request, self._patience)
-        completion = answer.read(_Completion) if answer is not None and answer.good else None
+        response = await self._probe.request(
+            "POST /v1/chat/completions", request, self._response_timeout
+        )
+        if response is None or not response.is_success:
+            return None
+        completion = response.decode(_Completion)
         if completion is None or completion.usage.prompt_tokens_details is None:
             return None
         usage, details = completion.usage, completion.usage.prompt_tokens_details
         if details.cached_tokens is None:
             return None
-        return _Cached(usage.prompt_tokens, details.cached_tokens)
-
-    async def finding(self, kind: str) -> Finding:
-        """
-        Empty the cache, and return how that went.
-
-        :param kind: the server's name
-        """
-        hint = _HINTS.get(kind, "")
-        await self._prompted()
-        before = await self._prompted()
-        calls = await Forgetting(self._asking, "auto").calls()
-        if not calls:
-            text = "How its prompt cache is emptied cannot be told: it did not say what it is."
-            return Finding(topic="cache", verdict="cannot tell", text=text)
-        for call in calls:
-            refusal = _refusal(await self._asking.ask(call))
-            if refusal:
-                return Finding(
-                    topic="cache",
-                    verdict="stays",
-                    text=f"{call}: {refusal}. Its prompt cache stays when a session begins anew.",
-                    options=("--cache-reset=off",),
-                    hint=hint,
-                )
-        after = await self._prompted()
-        told = ", ".join(calls)
-        if before is not None and after is not None and before.kept and after.kept:
-            return Finding(
-                topic="cache",
-                verdict="kept",
-                text=f"{told}: it says that it is done, but of {after.tokens} tokens of a prompt "
-                f"{after.cached} came from the cache all the same.",
-                hint=hint,
-            )
-        return Finding(topic="cache", verdict="emptied", text=f"Emptied by {told}.")
+        return _PromptUsage(usage.prompt_tokens, details.cached_tokens)
 
 
-def _refusal(answer: Answer | None) -> str:
-    """Return why the cache is not empty now; empty if it is."""
-    if answer is None:
-        return "not answered"
-    if answer.status in NO_ROUTE:
-        return f"it has no such call ({answer.status})"
-    return "" if forgot(answer) else f"failed ({answer.status})"
+def _failure(response: ProbeResponse | None) -> str:
+    """Return the reason why the cache was not emptied; empty if it was."""
+    if response is None:
+        return "no response"
+    if response.status in NO_ROUTE_STATUSES:
+        return f"it has no such call ({response.status})"
+    return "" if was_reset(response) else f"failed ({response.status})"

@@ -1,35 +1,33 @@
-"""What was found out about a backend, in words, with the settings that fit."""
+"""The report: one finding a topic, and the settings of blockops that fit the backend."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import textwrap
-from collections.abc import Iterable
 
 import msgspec
 
-from blockops.operations.traffic_log.redaction import HIDDEN
+from blockops.operations.traffic_log.redaction import MASK
 
 #: Columns of a line.
 WIDTH = 100
-#: Columns of the topics, before what is said of them.
-_INDENT = 10
+#: Columns of the topic, before its text; the longest topic is `disconnect`.
+_TOPIC_WIDTH = 12
 
-
-# What moves a terminal's cursor, or worse.
+#: Control characters, which can move a terminal's cursor or change its state.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """
-    One thing that was found out.
+    The result for one topic.
 
-    :param topic: what it is about
-    :param verdict: the outcome in a word or two, which programs may rely on
-    :param text: the outcome in a sentence or two, for people
-    :param options: options of blockops that fit it, each with its value
-    :param hint: what could be changed at the backend; empty for nothing
+    :param topic: one word, such as `tools`
+    :param verdict: the result in a word or two; programs may rely on it
+    :param text: the result in a sentence or two, for people
+    :param options: options of blockops that fit the result, each with its value
+    :param hint: a possible change to the backend, or empty
     """
 
     topic: str
@@ -38,59 +36,58 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     options: tuple[str, ...] = ()
     hint: str = ""
 
-    def presentable(self, key: str | None) -> Finding:
-        """Return it without the backend's key, and without what a terminal would obey."""
+    def sanitized(self, key: str | None) -> Finding:
+        """Return the finding with its verdict and text sanitized (see `sanitize`)."""
         return msgspec.structs.replace(
             self,
-            verdict=presentable(self.verdict, key),
-            text=presentable(self.text, key),
+            verdict=sanitize(self.verdict, key),
+            text=sanitize(self.text, key),
         )
 
 
-def presentable(text: str, key: str | None) -> str:
+def sanitize(text: str, key: str | None) -> str:
     """
-    Return what a backend says as it may stand on a terminal.
+    Return a backend's text with the key masked and control characters replaced.
 
-    :param key: the backend's, which refusals like to repeat
+    :param key: the backend's key, which error responses often quote
     """
-    told = text.replace(key, HIDDEN) if key else text
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", told)
+    masked = text.replace(key, MASK) if key else text
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", masked)
 
 
-class Examined(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was found out about one backend."""
+class DiagnosisReport(msgspec.Struct, frozen=True, kw_only=True):
+    """All findings about one backend."""
 
     backend: str
     findings: tuple[Finding, ...]
 
     @property
     def command(self) -> str:
-        """Return the command line that fits the backend."""
+        """Return the command that starts blockops with the settings that fit the backend."""
         options = [option for finding in self.findings for option in finding.options]
         return shlex.join(["twistd", "-n", "blockops", f"--backend={self.backend}", *options])
 
-    def written(self) -> str:
-        """Return it for people to read."""
+    def as_text(self) -> str:
+        """Return the report for people."""
         hints = [finding.hint for finding in self.findings if finding.hint]
-        parts = [f"{self.backend}\n", *_table(self.findings), "\nStart blockops with\n"]
-        parts.append(f"  {self.command}\n")
+        parts = [f"{self.backend}\n"]
+        indent = " " * (_TOPIC_WIDTH + 2)
+        parts += [
+            _fill(each.text, f"  {each.topic:{_TOPIC_WIDTH}}", indent) for each in self.findings
+        ]
+        parts.append(f"\nStart blockops with\n  {self.command}\n")
         if hints:
             parts.append("\nAt the backend\n")
-            parts += [_filled(hint, "  - ", "    ") for hint in hints]
+            parts += [_fill(hint, "  - ", "    ") for hint in hints]
         return "".join(parts)
 
-    def json(self) -> bytes:
-        """Return it for programs to read."""
-        told = {**msgspec.to_builtins(self), "command": self.command}
-        return msgspec.json.format(msgspec.json.encode(told)) + b"\n"
+    def as_json(self) -> bytes:
+        """Return the report as indented JSON."""
+        report = {**msgspec.to_builtins(self), "command": self.command}
+        return msgspec.json.format(msgspec.json.encode(report)) + b"\n"
 
 
-def _table(findings: Iterable[Finding]) -> Iterable[str]:
-    for each in findings:
-        yield _filled(each.text, f"  {each.topic:{_INDENT}}", " " * (_INDENT + 2))
-
-
-def _filled(text: str, first: str, others: str) -> str:
+def _fill(text: str, first: str, others: str) -> str:
     lines = textwrap.fill(
         text,
         WIDTH,

@@ -1,4 +1,4 @@
-"""Which server a backend is, and what it tells of itself without being asked to work."""
+"""Identifies a backend: its kind, version, models, context and slots, without generation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from blockops.cli.doctor.findings import Finding
-from blockops.upstream.probe import LLAMACPP, Answer, Asking
+from blockops.upstream.probe import BackendProbe, ProbeResponse
+from blockops.upstream.prompt_cache import LLAMACPP
 
-#: What `owned_by` says in `/v1/models` -> the server's name.
+#: `owned_by` in `/v1/models` -> the server's name.
 OWNERS = {
     LLAMACPP: "llama.cpp",
     "vllm": "vLLM",
@@ -18,58 +19,58 @@ OWNERS = {
     "sglang": "SGLang",
     "library": "Ollama",
 }
-#: Where those tell their version -> the field that has it.
-VERSIONS = {
+#: The server's name -> the call that returns its properties, and the field with its version.
+PROPERTY_CALLS = {
     "llama.cpp": ("GET /props", "build_info"),
     "vLLM": ("GET /version", "version"),
     "SGLang": ("GET /get_server_info", "version"),
     "Ollama": ("GET /api/version", "version"),
 }
-#: Models that are named.
+#: The most models that the report lists.
 MAX_LISTED = 10
-#: How Python's own HTTP server calls itself: mlx-lm is built on it, and names no owner.
-_PYTHON = "BaseHTTP/"
+#: The `Server` header of Python's http.server, by which mlx-lm is recognized: its `/v1/models` has
+#: no `owned_by`.
+_PYTHON_SERVER = "BaseHTTP/"
 
 
-class Server(NamedTuple):
+class ServerIdentity(NamedTuple):
     """
-    What a backend tells of itself.
+    The facts that a backend reports about itself.
 
-    :ivar kind: its name; empty when it is none that is known
-    :ivar version: as it writes it; empty when it does not tell
-    :ivar models: their ids
-    :ivar context: tokens that a prompt and its answer may have together; None when it does not tell
-    :ivar places: requests that it works at side by side; None when it does not tell
+    :ivar kind: the server's name; empty if unknown
+    :ivar version: as the backend writes it; empty if it is not reported
+    :ivar models: the ids of its models
+    :ivar context: maximum tokens of a prompt and its answer together; None if it is not reported
+    :ivar parallel_slots: requests that it processes in parallel; None if it is not reported
     """
 
     kind: str = ""
     version: str = ""
     models: tuple[str, ...] = ()
     context: int | None = None
-    places: int | None = None
+    parallel_slots: int | None = None
 
     def findings(self) -> list[Finding]:
-        """Return it in words."""
-        return [self._about(), self._about_context(), self._about_places()]
+        return [self._server(), self._context(), self._slots()]
 
-    def _about(self) -> Finding:
-        names = ", ".join(self.models[:MAX_LISTED]) or "none that it lists"
+    def _server(self) -> Finding:
+        names = ", ".join(self.models[:MAX_LISTED]) or "none listed"
         more = len(self.models) - MAX_LISTED
         names += f" and {more} more" if more > 0 else ""
-        what = f"{self.kind} {self.version}".strip() or "A server that is not known here"
+        server = f"{self.kind} {self.version}".strip() or "An unknown server"
         return Finding(
-            topic="server", verdict=self.kind or "unknown", text=f"{what}. Models: {names}."
+            topic="server", verdict=self.kind or "unknown", text=f"{server}. Models: {names}."
         )
 
-    def _about_context(self) -> Finding:
+    def _context(self) -> Finding:
         if self.context is None:
             return Finding(
                 topic="context",
-                verdict="not told",
-                text="It does not tell how long a prompt may be: set --token-hard-threshold to "
-                "what the model and the memory bear.",
+                verdict="not reported",
+                text="It does not report the length of its context: set --token-hard-threshold to "
+                "a length that the model and the memory can handle.",
             )
-        # A quarter is left for the answer, and for what an estimate may be wrong by.
+        # The remaining quarter is for the answer, and for errors of the estimate.
         hard, warn = self.context * 3 // 4, self.context * 3 // 5
         return Finding(
             topic="context",
@@ -78,15 +79,15 @@ class Server(NamedTuple):
             options=(f"--token-hard-threshold={hard}", f"--token-warn-threshold={warn}"),
         )
 
-    def _about_places(self) -> Finding:
-        if self.places is None:
-            text = "It does not tell how many requests it works at side by side."
-            return Finding(topic="places", verdict="not told", text=text)
+    def _slots(self) -> Finding:
+        if self.parallel_slots is None:
+            text = "It does not report how many requests it processes in parallel."
+            return Finding(topic="slots", verdict="not reported", text=text)
         return Finding(
-            topic="places",
-            verdict=str(self.places),
-            text=f"It works at {self.places} requests side by side.",
-            options=(f"--max-concurrent={self.places}",),
+            topic="slots",
+            verdict=str(self.parallel_slots),
+            text=f"It processes {self.parallel_slots} requests in parallel.",
+            options=(f"--max-concurrent={self.parallel_slots}",),
         )
 
 
@@ -100,44 +101,46 @@ class _Models(msgspec.Struct):
     data: list[_Model] = []
 
 
-async def recognise(asking: Asking) -> Server:
-    """Return what the backend tells of itself."""
-    listing = await asking.ask("GET /v1/models") or Answer(404, b"")
-    models = listing.read(_Models) or _Models()
+async def identify(probe: BackendProbe) -> ServerIdentity:
+    """Return the identity, from the model list and from the properties of a known server."""
+    listing = await probe.request("GET /v1/models") or ProbeResponse(404, b"")
+    models = listing.decode(_Models) or _Models()
     owners = {model.owned_by for model in models.data}
     kind = next((OWNERS[owner] for owner in owners if owner in OWNERS), "")
-    if not kind and listing.server.startswith(_PYTHON):
+    if not kind and listing.server.startswith(_PYTHON_SERVER):
         kind = "mlx-lm"
-    told = await _told(asking, kind)
-    return Server(
+    properties = await _properties(probe, kind)
+    return ServerIdentity(
         kind,
-        _version(kind, told),
+        _version(kind, properties),
         tuple(model.id for model in models.data),
-        _context(models.data, told),
-        _number(told.get("total_slots")),
+        _context_length(models.data, properties),
+        _positive_integer(properties.get("total_slots")),
     )
 
 
-async def _told(asking: Asking, kind: str) -> Mapping[str, Any]:
-    if kind not in VERSIONS:
+async def _properties(probe: BackendProbe, kind: str) -> Mapping[str, Any]:
+    if kind not in PROPERTY_CALLS:
         return {}
-    answer = await asking.ask(VERSIONS[kind][0])
-    return (answer.read(dict[str, Any]) if answer is not None and answer.good else None) or {}
+    response = await probe.request(PROPERTY_CALLS[kind][0])
+    if response is None or not response.is_success:
+        return {}
+    return response.decode(dict[str, Any]) or {}
 
 
-def _version(kind: str, told: Mapping[str, Any]) -> str:
-    version = told.get(VERSIONS[kind][1]) if kind in VERSIONS else None
-    # A build of llama.cpp outside its repository does not know what it is.
+def _version(kind: str, properties: Mapping[str, Any]) -> str:
+    version = properties.get(PROPERTY_CALLS[kind][1]) if kind in PROPERTY_CALLS else None
+    # llama.cpp built outside its repository reports "unknown" as its version.
     return version if isinstance(version, str) and "unknown" not in version else ""
 
 
-def _context(models: list[_Model], told: Mapping[str, Any]) -> int | None:
-    settings = told.get("default_generation_settings")
-    if isinstance(settings, dict):  # llama.cpp: of one slot
-        return _number(settings.get("n_ctx"))
+def _context_length(models: list[_Model], properties: Mapping[str, Any]) -> int | None:
+    settings = properties.get("default_generation_settings")
+    if isinstance(settings, dict):  # llama.cpp, for each slot
+        return _positive_integer(settings.get("n_ctx"))
     known = [model.max_model_len for model in models if model.max_model_len]
     return min(known, default=None)
 
 
-def _number(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None  # True is none
+def _positive_integer(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None  # not a bool

@@ -1,4 +1,4 @@
-"""How a backend streams."""
+"""Examines whether a backend streams, and whether its streams report usage."""
 
 from __future__ import annotations
 
@@ -6,48 +6,56 @@ from typing import Any
 
 import msgspec
 
-from blockops import errors
+from blockops.api.backend_errors import extract_message
 from blockops.api.chat.request import ChatRequest
 from blockops.cli.doctor.findings import Finding
-from blockops.toolcalls.options import Rules
-from blockops.translation.stream import StreamTranscoder
-from blockops.upstream.probe import Answer, Asking
+from blockops.toolcalls.options import TranslationOptions
+from blockops.translation.stream import StreamTranslator
+from blockops.upstream.probe import BackendProbe, ProbeResponse
 
+_CHAT = "POST /v1/chat/completions"
 _REQUEST: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Say OK."}],
     "max_tokens": 16,
     "stream": True,
 }
-_WISH = {"stream_options": {"include_usage": True}}
+_WITH_USAGE = {"stream_options": {"include_usage": True}}
 
 
-async def stream_finding(asking: Asking, model: str | None, patience: float) -> Finding:
-    """Return whether the backend streams, and whether it tells usage when it does."""
+async def stream_finding(
+    probe: BackendProbe, model: str | None, response_timeout: float
+) -> Finding:
+    """
+    Return the finding about streams, after requesting one, with its usage if possible.
+
+    :param response_timeout: seconds that a response may take
+    """
     request = _REQUEST if model is None else {**_REQUEST, "model": model}
-    answer = await asking.ask("POST /v1/chat/completions", {**request, **_WISH}, patience)
-    if answer is not None and answer.good:
-        return _finding(answer)
-    again = await asking.ask("POST /v1/chat/completions", request, patience)
-    if again is not None and again.good:
-        text = "It streams, but refuses to tell usage there; blockops stops asking for it."
-        return _stream("no usage", text)
-    said = errors.message_in(answer.body) if answer is not None else "no answer came in time"
-    return _stream("refused", f"It refuses to stream: {said}")
+    response = await probe.request(_CHAT, {**request, **_WITH_USAGE}, response_timeout)
+    if response is not None and response.is_success:
+        return _read(response)
+    without_usage = await probe.request(_CHAT, request, response_timeout)
+    if without_usage is not None and without_usage.is_success:
+        text = "It streams, but rejects requests for usage in a stream; blockops will request none."
+        return _finding("no usage", text)
+    reason = extract_message(response.body) if response is not None else "no response in time"
+    return _finding("rejected", f"It rejects requests for a stream: {reason}")
 
 
-def _finding(answer: Answer) -> Finding:
-    if answer.body.lstrip().startswith(b"{"):
-        return _stream("whole", "It answers whole where a stream is asked for; blockops makes one.")
-    asked = ChatRequest.parse(msgspec.json.encode(_REQUEST))
-    transcoder = StreamTranscoder(asked, Rules())
-    transcoder.receive_data(answer.body)
-    transcoder.end(cut=False)
-    if transcoder.report.error is not None:
-        return _stream("broken", f"Its stream breaks off: {transcoder.report.error}")
-    if transcoder.report.usage is None:
-        return _stream("no usage", "It streams, and does not tell usage there.")
-    return _stream("usage", "It streams, and tells usage.")
+def _read(response: ProbeResponse) -> Finding:
+    if response.body.lstrip().startswith(b"{"):
+        text = "It sends a non-streaming response to a streaming request; blockops converts it."
+        return _finding("not streamed", text)
+    request = ChatRequest.parse(msgspec.json.encode(_REQUEST))
+    translator = StreamTranslator(request, TranslationOptions())
+    translator.receive_data(response.body)
+    translator.end(is_truncated=False)
+    if translator.report.error is not None:
+        return _finding("broken", f"Its stream is broken: {translator.report.error}")
+    if translator.report.usage is None:
+        return _finding("no usage", "It streams, without usage.")
+    return _finding("usage", "It streams, and reports usage.")
 
 
-def _stream(verdict: str, text: str) -> Finding:
+def _finding(verdict: str, text: str) -> Finding:
     return Finding(topic="streams", verdict=verdict, text=text)

@@ -1,4 +1,4 @@
-"""What a backend does with the tools that a request offers."""
+"""Examines how a backend handles the tools of a request, and the calls that its model writes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from blockops import errors
+from blockops.api.backend_errors import extract_message
 from blockops.api.chat.request import ChatRequest
 from blockops.cli.doctor.findings import Finding
 from blockops.errors import ApiError
-from blockops.toolcalls.options import Rules
-from blockops.translation import stream as transcode
-from blockops.upstream.probe import Answer, Asking
+from blockops.toolcalls.options import TranslationOptions
+from blockops.translation.non_streaming import translate_response
+from blockops.upstream.probe import BackendProbe, ProbeResponse
 
-#: What the model is asked, with and without the tool.
+#: The default question to the model, with and without the tool.
 QUESTION = "What is the weather in Paris? Use the tool get_weather to find out."
 TOOL = {
     "type": "function",
@@ -30,13 +30,13 @@ TOOL = {
         },
     },
 }
-#: Tokens that an answer may have: a call, and some thought before it.
+#: Maximum tokens of an answer: a call, with some reasoning before it.
 MAX_TOKENS = 512
-#: Tokens from which on an answer without a word must have said something that got lost.
-SILENT = 8
+#: An answer without text and calls, but with at least this many tokens, has lost output.
+MIN_LOST_TOKENS = 8
 
-#: Models that were taught the XML format, by what their names have in them.
-_XML = re.compile(r"qwen-?3-?coder|qwen-?3\.5", re.IGNORECASE)
+#: Names of models that were trained on the XML dialect.
+_XML_MODELS = re.compile(r"qwen-?3-?coder|qwen-?3\.5", re.IGNORECASE)
 
 
 class _Message(msgspec.Struct):
@@ -59,41 +59,47 @@ class _Completion(msgspec.Struct):
     usage: _Usage | None = None
 
 
-class Said(NamedTuple):
+class ToolAnswer(NamedTuple):
     """
-    What a backend answered to one question.
+    A backend's response to one question.
 
-    :ivar refusal: its words, where it refused; None where it answered
+    :ivar error: the message of an error response; None otherwise
     :ivar text: the text of the answer
-    :ivar structured: calls that it structured itself
-    :ivar found: calls that blockops finds in the text
-    :ivar prompt: tokens of the prompt; None where it does not tell
-    :ivar answer: tokens of the answer; None where it does not tell
+    :ivar structured_calls: number of calls that the backend structured
+    :ivar text_calls: number of calls that blockops finds in the text
+    :ivar prompt_tokens: tokens of the prompt; None if not reported
+    :ivar answer_tokens: tokens of the answer; None if not reported
     """
 
-    refusal: str | None = None
+    error: str | None = None
     text: str = ""
-    structured: int = 0
-    found: int = 0
-    prompt: int | None = None
-    answer: int | None = None
-    finish: str | None = None
+    structured_calls: int = 0
+    text_calls: int = 0
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+    finish_reason: str | None = None
 
     @property
-    def silent(self) -> bool:
-        """Say whether the model wrote something that does not show."""
-        if self.text.strip() or self.structured:
+    def has_lost_output(self) -> bool:
+        """Return True if the model wrote something that the response does not contain."""
+        if self.text.strip() or self.structured_calls:
             return False
-        return self.finish == "tool_calls" or (self.answer or 0) >= SILENT
+        return self.finish_reason == "tool_calls" or (self.answer_tokens or 0) >= MIN_LOST_TOKENS
 
 
-async def ask(
-    asking: Asking, model: str | None, question: str, *, offer: bool, patience: float
-) -> Said:
+async def ask_model(
+    probe: BackendProbe,
+    model: str | None,
+    question: str,
+    *,
+    offer_tool: bool,
+    response_timeout: float,
+) -> ToolAnswer:
     """
-    Ask the model `question`, with the tool on offer or without.
+    Send `question` to the model, with or without the tool.
 
-    :raises ApiError: 504, no answer came within `patience` seconds; 502, it is none
+    :raises ApiError: 504 without a response within `response_timeout` seconds, 502 for one that is
+        not a `chat.completion`
     """
     request: dict[str, Any] = {
         "messages": [{"role": "user", "content": question}],
@@ -102,117 +108,125 @@ async def ask(
     }
     if model is not None:
         request["model"] = model
-    if offer:
+    if offer_tool:
         request["tools"] = [TOOL]
-    answer = await asking.ask("POST /v1/chat/completions", request, patience)
-    if answer is None:
-        raise ApiError(504, f"The backend did not answer a question within {patience:g} seconds.")
-    if not answer.good:
-        return Said(refusal=errors.message_in(answer.body) or f"status {answer.status}")
-    return _read(answer, request)
+    response = await probe.request("POST /v1/chat/completions", request, response_timeout)
+    if response is None:
+        raise ApiError(
+            504,
+            f"The backend did not answer a question within {response_timeout:g} seconds. If it is "
+            "still loading its model, wait, or raise --patience.",
+        )
+    if not response.is_success:
+        return ToolAnswer(error=extract_message(response.body) or f"status {response.status}")
+    return _read(response, request)
 
 
-def _read(answer: Answer, request: Mapping[str, Any]) -> Said:
-    completion = answer.read(_Completion)
+def _read(response: ProbeResponse, request: Mapping[str, Any]) -> ToolAnswer:
+    completion = response.decode(_Completion)
     if completion is None or not completion.choices:
-        raise ApiError(502, "The backend's answer to a chat request is no chat.completion.")
+        raise ApiError(
+            502, "The backend's response to a chat request is not a chat.completion object."
+        )
     message, usage = completion.choices[0].message, completion.usage or _Usage()
     structured = len(message.tool_calls or ())
-    asked = ChatRequest.parse(msgspec.json.encode(request))
-    _, report = transcode.whole(answer.body, asked, Rules(translate="always"))
-    return Said(
+    chat_request = ChatRequest.parse(msgspec.json.encode(request))
+    options = TranslationOptions(translate="always")
+    _, report = translate_response(response.body, chat_request, options)
+    return ToolAnswer(
         text=message.content or "",
-        structured=structured,
-        found=report.calls - structured,
-        prompt=usage.prompt_tokens,
-        answer=usage.completion_tokens,
-        finish=completion.choices[0].finish_reason,
+        structured_calls=structured,
+        text_calls=report.calls - structured,
+        prompt_tokens=usage.prompt_tokens,
+        answer_tokens=usage.completion_tokens,
+        finish_reason=completion.choices[0].finish_reason,
     )
 
 
-def findings(without: Said, offered: Said, model: str | None) -> list[Finding]:
+def findings(without_tool: ToolAnswer, with_tool: ToolAnswer, model: str | None) -> list[Finding]:
     """
-    Return what the answers tell.
-
-    :param without: the answer to a question with no tools on offer
-    :param offered: the answer to the same question with a tool on offer
-    :param model: which model was asked
+    Return the findings from the answers to one question, without and with a tool on offer.
     """
-    if offered.refusal is not None:
-        return [_refused(offered.refusal, model)]
-    return [_told(without, offered, model), _calls(offered)]
+    if with_tool.error is not None:
+        return [_rejected(with_tool.error, model)]
+    return [_in_prompt(without_tool, with_tool, model), _calls(with_tool)]
 
 
-def _in_prompt(model: str | None) -> tuple[str, ...]:
+def _prompt_options(model: str | None) -> tuple[str, ...]:
     """Return the options that write tools into the prompt of `model`."""
-    known = _XML.search(model or "")
-    return ("--tools=prompt", "--tool-format=xml") if known else ("--tools=prompt",)
+    is_xml = _XML_MODELS.search(model or "")
+    return ("--tools=prompt", "--tool-format=xml") if is_xml else ("--tools=prompt",)
 
 
-def _refused(words: str, model: str | None) -> Finding:
+def _rejected(message: str, model: str | None) -> Finding:
     return Finding(
         topic="tools",
-        verdict="refused",
-        text=f"Refused, in these words: {words}",
-        options=_in_prompt(model),
-        hint="It may take tools once its own tool parser is switched on; without one, blockops "
-        "writes them into the prompt.",
+        verdict="rejected",
+        text=f"Rejected, with this message: {message}",
+        options=_prompt_options(model),
+        hint="It may accept tools after its tool parser is switched on. Otherwise use "
+        "--tools=prompt, which writes them into the prompt.",
     )
 
 
-def _told(without: Said, offered: Said, model: str | None) -> Finding:
-    """Say whether the model hears of the tools: then its prompt is longer with them."""
-    if without.prompt is None or offered.prompt is None:
+def _in_prompt(without_tool: ToolAnswer, with_tool: ToolAnswer, model: str | None) -> Finding:
+    """Return whether the chat template renders tools: then the prompt is longer with a tool."""
+    if without_tool.prompt_tokens is None or with_tool.prompt_tokens is None:
         return Finding(
             topic="tools",
-            verdict="not known",
-            text="Taken; but it does not tell the length of its prompts, so whether the model "
-            "hears of them does not show.",
+            verdict="unknown",
+            text="Accepted. It does not report the length of its prompts, so they do not show "
+            "whether the model's prompt contains the tools.",
         )
-    lengths = f"{offered.prompt} tokens with a tool on offer, {without.prompt} without"
-    if offered.prompt > without.prompt:
+    lengths = (
+        f"{with_tool.prompt_tokens} tokens with a tool on offer, {without_tool.prompt_tokens} "
+        "without"
+    )
+    if with_tool.prompt_tokens > without_tool.prompt_tokens:
         return Finding(
             topic="tools",
-            verdict="told",
-            text=f"The chat template tells the model of them: its prompt has {lengths}.",
+            verdict="in prompt",
+            text=f"The chat template renders them: the model's prompt has {lengths}.",
         )
     return Finding(
         topic="tools",
-        verdict="not told",
-        text=f"Taken, and left out: the model's prompt has {lengths}. blockops has to write them "
+        verdict="ignored",
+        text=f"Accepted, and ignored: the model's prompt has {lengths}. blockops must write them "
         "into the prompt.",
-        options=_in_prompt(model),
-        hint="A chat template that renders tools would do, too, in place of --tools=prompt.",
+        options=_prompt_options(model),
+        hint="A chat template that renders tools is an alternative to --tools=prompt.",
     )
 
 
-def _calls(offered: Said) -> Finding:
-    if offered.structured:
-        leaked = "<tool_call" in offered.text
+def _calls(answer: ToolAnswer) -> Finding:
+    if answer.structured_calls:
+        has_leaked_tag = "<tool_call" in answer.text
         return Finding(
             topic="calls",
             verdict="structured",
-            text="It structures the calls itself; blockops passes them."
-            + (" A piece of the tag stays in its text; blockops takes it away." if leaked else ""),
+            text="It structures the calls itself; blockops passes them through."
+            + (
+                " Part of a tag remains in its text; blockops removes it." if has_leaked_tag else ""
+            ),
         )
-    if offered.found:
+    if answer.text_calls:
         return Finding(
             topic="calls",
             verdict="text",
-            text="The model writes calls as text; blockops makes them tool_calls.",
+            text="The model writes calls as text; blockops translates them to tool_calls.",
         )
-    if offered.silent:
+    if answer.has_lost_output:
         return Finding(
             topic="calls",
             verdict="lost",
             text="The answer is empty although the model wrote something: the backend's own tool "
             "parser has swallowed a call that it could not read.",
             options=("--tools=prompt", "--tool-format=line"),
-            hint="Switch its tool parser off, or take the one made for the model. TOOL_CALL: lines "
-            "come through most parsers.",
+            hint="Switch its tool parser off, or use the one made for the model. TOOL_CALL: lines "
+            "pass through most parsers.",
         )
     return Finding(
         topic="calls",
         verdict="none",
-        text="The model answered without a call. --question asks it something else.",
+        text="The model answered without a call. Try another question with --question.",
     )

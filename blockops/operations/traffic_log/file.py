@@ -1,9 +1,9 @@
 """
-The file that the traffic log is written to.
+`LogFile`: the rotated file of the traffic log.
 
-What the standard library's rotating file does not do is added here: only its owner may read it,
-whatever the umask; it is opened anew when somebody moved or removed it; a line that was torn by a
-crash or a full disk does not tear the next one; and failures are raised instead of printed.
+It extends the standard library's `RotatingFileHandler`: only the owner can read the file, whatever
+the umask; it is reopened if it was moved or removed; a line truncated by a crash or a full disk
+does not damage the next one; and errors are raised instead of printed.
 """
 
 from __future__ import annotations
@@ -19,141 +19,143 @@ from pathlib import Path
 
 class LogFile(RotatingFileHandler):
     """
-    Lines of text in a file that rotates; nothing is opened before the first line.
+    A rotated file of lines, which is opened when the first line is written.
 
-    :param path: the file; its folder is made where it is missing
-    :param rotate_at: bytes at which it becomes `path`.1, `path`.1 becomes `path`.2, and so on
-    :param keep: how many of these there are
-    :ivar written: lines that were, since this was made
+    :param path: the file; its directory is created if it does not exist
+    :param rotate_at: size in bytes at which it becomes `path`.1, `path`.1 becomes `path`.2, and so
+        on
+    :param keep: number of these rotated files
+    :ivar lines_written: number of complete lines written by this object
     """
 
     def __init__(self, path: Path, *, rotate_at: int, keep: int) -> None:
         super().__init__(path, maxBytes=rotate_at, backupCount=keep, encoding="utf-8", delay=True)
-        self._full = False
-        self.written = 0
+        self._is_full = False
+        self.lines_written = 0
 
-    def ready(self) -> None:
+    def ensure_open(self) -> None:
         """
-        Open the file unless it is open.
+        Open the file if it is not open, or was moved or removed.
 
-        :raises OSError: that is not possible
+        :raises OSError: the file cannot be opened
         """
-        if self.stream is not None and self._moved():
-            self._drop()
+        if self.stream is not None and self._was_moved():
+            self._close_stream()
         if self.stream is None:
             self.stream = self._open()
 
     def write(self, *lines: str) -> None:
         """
-        Write lines: those that go into the same file in one piece.
+        Write `lines`, and rotate the file as needed.
 
-        Each call of the system gives the interpreter's lock away and waits to have it back, which
-        costs the thread that serves requests as much as this one.
+        Lines for the same file take one system call: each call releases the interpreter's lock and
+        waits for it again, which costs the reactor's thread as much time as this one.
 
-        :raises OSError: one of them was not written, or not to its end; `written` tells which
+        :raises OSError: a line was not written completely; `lines_written` counts those before it
         """
-        self.ready()
-        rest = [line.encode() + b"\n" for line in lines]
+        self.ensure_open()
+        remaining = [line.encode() + b"\n" for line in lines]
         try:
-            while rest:
-                fitting = self._fitting(rest)
+            while remaining:
+                fitting = self._lines_that_fit(remaining)
                 if not fitting:
                     self.doRollover()
-                    self.ready()
-                    # What is longer than a file may be has one to itself.
-                    fitting = self._fitting(rest) or 1
-                self._put(rest[:fitting])
-                del rest[:fitting]
+                    self.ensure_open()
+                    # A line longer than `rotate_at` gets its own file.
+                    fitting = self._lines_that_fit(remaining) or 1
+                self._write_lines(remaining[:fitting])
+                del remaining[:fitting]
         except OSError:
-            # The rest of a line must not follow later: it counts as lost.
-            self._drop()
+            # The stream must not write the rest of a line later: that line counts as lost.
+            self._close_stream()
             raise
 
-    def _put(self, lines: list[bytes]) -> None:
-        # Not by `emit`: to make a record of each line, lock and format it costs twice its writing.
+    def _write_lines(self, lines: list[bytes]) -> None:
+        # `emit` would make a record of each line, lock and format it: twice the cost of writing.
         assert self.stream is not None
-        raw = self.stream.fileno()
-        piece = b"".join(lines)
-        while piece:
-            size = os.write(raw, piece)
-            self.written += piece.count(b"\n", 0, size)
-            piece = piece[size:]
+        descriptor = self.stream.fileno()
+        data = b"".join(lines)
+        while data:
+            size = os.write(descriptor, data)
+            self.lines_written += data.count(b"\n", 0, size)
+            data = data[size:]
 
-    def _fitting(self, lines: list[bytes]) -> int:
+    def _lines_that_fit(self, lines: list[bytes]) -> int:
         """
-        Return how many of `lines` go into the file; pipes and devices take all.
+        Return how many of `lines` fit into the file; all of them if it is a pipe or a device.
 
-        One look at the open file tells, where the standard library takes five for each line.
+        This takes one system call; the standard library makes five for each line.
 
-        What was full stays so until it is rotated: where that cannot be, shorter lines would find
-        room and longer ones not, and the log would be told to break and to work with each of them.
+        After a line that did not fit, no line fits until the file is rotated. Otherwise, while it
+        cannot be rotated, short lines would be written and long ones not, and the log would report
+        a failure and a recovery each time.
         """
-        if self._full:
+        if self._is_full:
             return 0
         assert self.stream is not None
-        here = os.fstat(self.stream.fileno())
-        if not stat.S_ISREG(here.st_mode) or self.maxBytes <= 0:
+        status = os.fstat(self.stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or self.maxBytes <= 0:
             return len(lines)
-        sizes = accumulate(map(len, lines), initial=here.st_size)
+        sizes = accumulate(map(len, lines), initial=status.st_size)
         fitting = sum(size < self.maxBytes for size in sizes) - 1
-        self._full = fitting <= 0
+        self._is_full = fitting <= 0
         return max(fitting, 0)
 
     def doRollover(self) -> None:
         """
-        Rotate.
+        Rotate the file.
 
-        :raises OSError: that is not possible; the next line tries again
+        :raises OSError: it cannot be rotated; the next line tries again
         """
         super().doRollover()
-        self._full = False
+        self._is_full = False
 
     def close(self) -> None:
-        """Close the file, whatever that says."""
-        self._drop()
+        """Close the file; errors are ignored."""
+        self._close_stream()
         super().close()
 
     def _open(self) -> TextIOWrapper:
         path = Path(self.baseFilename)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        torn = _torn(path)
-        stream = open(path, "a", encoding="utf-8", opener=_private)  # noqa: SIM115
-        if torn:
+        is_truncated = _ends_mid_line(path)
+        stream = open(path, "a", encoding="utf-8", opener=_open_private)  # noqa: SIM115
+        if is_truncated:
             try:
-                # Not into the stream's buffer: what cannot leave it keeps the stream from closing.
+                # Not through the stream's buffer: if it cannot be flushed, `close` fails.
                 os.write(stream.fileno(), b"\n")
             except OSError:
                 stream.close()
                 raise
         return stream
 
-    def _moved(self) -> bool:
+    def _was_moved(self) -> bool:
         assert self.stream is not None
-        here = os.fstat(self.stream.fileno())
+        opened = os.fstat(self.stream.fileno())
         try:
-            there = os.stat(self.baseFilename)  # noqa: PTH116
+            current = os.stat(self.baseFilename)  # noqa: PTH116
         except OSError:
             return True
-        return (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino)
+        return (opened.st_dev, opened.st_ino) != (current.st_dev, current.st_ino)
 
-    def _drop(self) -> None:
+    def _close_stream(self) -> None:
         stream, self.stream = self.stream, None
         if stream is not None:
             with suppress(OSError):
                 stream.close()
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     descriptor = os.open(path, flags, 0o600)
-    # The umask may have been wide when an older one made it. A device is nobody's own.
+    # An existing file may have wider permissions. Those of a device are left alone.
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         with suppress(PermissionError):
             os.fchmod(descriptor, 0o600)
     return descriptor
 
 
-def _torn(path: Path) -> bool:
-    """Say whether the file at `path` ends in the middle of a line."""
+def _ends_mid_line(path: Path) -> bool:
+    """Return True if the file at `path` ends within a line."""
     try:
         if not path.is_file() or path.stat().st_size == 0:
             return False

@@ -1,18 +1,16 @@
 """
-The traffic log: one JSON object a line for each request and each response.
+`TrafficLog`: one JSON object per line for each request and each response.
 
-The reactor hands records over and goes on; one thread of the log's own turns them into text and
-writes them. What it cannot write, or not in time, is lost, counted, and told of once: a full or
-slow disk costs lines, never traffic.
+The reactor's thread only queues records; the log's own thread turns them into text and writes them.
+Records that cannot be written, or not in time, are lost. The loss is counted, and logged once: a
+full or slow disk costs lines, never traffic.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,193 +20,38 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from blockops.operations.traffic_log.file import LogFile
-from blockops.operations.traffic_log.records import Record, line
-from blockops.settings.table import Settings
+from blockops.operations.traffic_log.records import Record
+from blockops.operations.traffic_log.writer import LogQueue, Writer
 
-#: What may wait for the disk; a record holds at most `log_body` bytes of a body.
-MAX_WAITING_BYTES = 16 << 20
-MAX_WAITING_RECORDS = 10_000
+#: Bounds of the queue for the disk. A record holds at most `log_body` bytes of a body.
+MAX_QUEUED_BYTES = 16 << 20
+MAX_QUEUED_RECORDS = 10_000
 
-#: What a record takes besides its body, roughly.
-_FRAME = 1024
+#: Approximate bytes of a record without its body.
+_RECORD_OVERHEAD = 1024
 
-#: Seconds that records gather before the log's thread is woken to write them: while it runs, the
-#: reactor's does not.
-GATHERING = 0.05
+#: Seconds between the first queued record and the flush: few large batches, since the reactor waits
+#: for the interpreter's lock while the log's thread works.
+FLUSH_INTERVAL = 0.05
 
-#: Bytes of records that are written in one piece, unless one alone has more: a millisecond's work.
-TOGETHER = 256 << 10
-
-#: Seconds that the end of the log may take when blockops stops.
-CLOSE_WITHIN = 5.0
-
-#: A record and when it was made, in seconds since 1970; None for the wish to look at the file.
-Stamped = tuple[float, Record | None]
+#: Seconds that writing the queued records may take when blockops stops.
+CLOSE_TIMEOUT = 5.0
 
 _log = Logger()
 
 
 class Reactor(Protocol):
-    """What the log needs of a reactor."""
+    """The methods of a reactor that the log calls."""
 
     def callFromThread(self, callable: Callable[..., Any], /, *args: Any) -> Any: ...  # noqa: A002
 
     def callLater(self, delay: float, callable: Callable[..., Any], /, *args: Any) -> Any: ...  # noqa: A002
 
 
-class Backlog:
-    """
-    Records on their way from one thread to another, with a bound.
-
-    :param max_bytes: what they may take together
-    :param max_records: how many they may be
-    """
-
-    def __init__(self, max_bytes: int, max_records: int) -> None:
-        self._max_bytes = max_bytes
-        self._max_records = max_records
-        self._records: deque[tuple[Stamped, int]] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition(threading.Lock())
-        # What waits has waited long enough.
-        self._due = False
-        self.closed = False
-
-    @property
-    def calm(self) -> bool:
-        """Say whether less than half of the room is taken."""
-        return self._bytes * 2 < self._max_bytes and len(self._records) * 2 < self._max_records
-
-    def put(self, record: Stamped, size: int) -> bool:
-        """Take `record` and return True, or return False where there is no room for it."""
-        with self._changed:
-            full = self._bytes + size > self._max_bytes or len(self._records) >= self._max_records
-            if full or self.closed:
-                return False
-            self._records.append((record, size))
-            self._bytes += size
-            # To wake a thread for each record would cost the reactor more than the record itself.
-            if not self.calm:
-                self._changed.notify()
-            return True
-
-    def release(self) -> None:
-        """Let what waits be taken; it is so without this where it takes half of the room."""
-        with self._changed:
-            self._due = bool(self._records)
-            self._changed.notify()
-
-    def take(self) -> list[Stamped]:
-        """Return the oldest records, once they are released; none of them once all is over."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self.closed or (self._records and (self._due or not self.calm))
-            )
-            taken: list[Stamped] = []
-            room = TOGETHER
-            while self._records and (not taken or self._records[0][1] <= room):
-                record, size = self._records.popleft()
-                self._bytes -= size
-                room -= size
-                taken.append(record)
-            self._due = bool(self._records)
-            return taken
-
-    def close(self) -> None:
-        """Take nothing more."""
-        with self._changed:
-            self.closed = True
-            self._changed.notify()
-
-    def abandon(self) -> int:
-        """Throw away what waits; return how many records that was."""
-        with self._changed:
-            count = len(self._records)
-            self._records.clear()
-            self._bytes = 0
-            return count
-
-
-class Writer:
-    """
-    Writes the records of a backlog; lives in a thread of its own.
-
-    :param tell: called with what is to be said, and the number of lines lost
-    :ivar secrets: what is hidden wherever it stands
-    :ivar lost: records that could not be written
-    """
-
-    def __init__(
-        self,
-        backlog: Backlog,
-        file: LogFile,
-        secrets: tuple[str, ...],
-        tell: Callable[[str, int], object],
-    ) -> None:
-        self._backlog = backlog
-        self._file = file
-        self.secrets = secrets
-        self._tell = tell
-        self._broken = False
-        self.lost = 0
-
-    def run(self) -> None:
-        """Write all there is and all that comes; return when the backlog is over."""
-        self._attempt(self._file.ready)
-        while taken := self._backlog.take():
-            lines: list[str] = []
-            for when, record in taken:
-                if record is None:
-                    self._write(lines)
-                    self._attempt(self._file.ready)
-                else:
-                    lines += self._lines(record, when)
-            self._write(lines)
-        self._file.close()
-
-    def _lines(self, record: Record, when: float) -> list[str]:
-        """Return `record` as a line; none if it cannot be one, which is a bug."""
-        try:
-            return [line(record, when, self.secrets)]
-        except Exception as error:  # noqa: BLE001 - nothing may end this thread
-            self.lost += 1
-            self._fail(error)
-            return []
-
-    def _write(self, lines: list[str]) -> None:
-        """
-        Write `lines`, and keep none of them.
-
-        One that cannot be written is lost; those behind it are tried all the same.
-        """
-        while lines:
-            before = self._file.written
-            whole = self._attempt(partial(self._file.write, *lines))
-            self.lost += not whole
-            del lines[: None if whole else self._file.written - before + 1]
-
-    def _attempt(self, step: Callable[[], None]) -> bool:
-        """Do `step` and say whether that went well; tell of the first failure and of its end."""
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001 - nothing may end this thread
-            self._fail(error)
-            return False
-        if self._broken:
-            self._broken = False
-            self._tell("The traffic log is written again", self.lost)
-        return True
-
-    def _fail(self, error: Exception) -> None:
-        if not self._broken:
-            self._broken = True
-            self._tell(f"The traffic log cannot be written: {error}", self.lost)
-
-
 class NoTrafficLog:
-    """The traffic log that is switched off: takes everything and keeps nothing."""
+    """A traffic log that is switched off: discards all records."""
 
-    lost = 0
+    lines_lost = 0
 
     def start(self) -> None:
         """Do nothing."""
@@ -220,22 +63,22 @@ class NoTrafficLog:
         """Do nothing."""
 
     def close(self) -> Deferred[None]:
-        """Return what has fired."""
+        """Return a Deferred that has fired."""
         return succeed(None)
 
 
 class TrafficLog:
     """
-    Writes requests and responses to a file that rotates.
+    Writes requests and responses to a rotated file.
 
-    Nothing here raises or waits; everything is called in the reactor's thread.
+    All methods are called in the reactor's thread; none of them raises or blocks.
 
-    :param path: the file; it and its folder are made where they are missing
-    :param keep_body: bytes of a body that are written
-    :param rotate_at: bytes at which the file is rotated
-    :param keep: rotated files that are kept
-    :param secrets: what is hidden wherever it stands
-    :param now: the time of day, in seconds since 1970
+    :param path: the file; it and its directory are created if they do not exist
+    :param max_body: bytes of a body that are written
+    :param rotate_at: size in bytes at which the file is rotated
+    :param keep: number of rotated files
+    :param secrets: texts that are masked in each record
+    :param now: returns the time in seconds since 1970
     """
 
     def __init__(
@@ -243,139 +86,124 @@ class TrafficLog:
         reactor: Reactor,
         path: Path,
         *,
-        keep_body: int = 65536,
+        max_body: int = 65536,
         rotate_at: int = 10 << 20,
         keep: int = 5,
         secrets: tuple[str, ...] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
         self._reactor = reactor
-        self._keep_body = keep_body
+        self._max_body = max_body
         self._now = now
         self._secrets = secrets
-        self._backlog = Backlog(MAX_WAITING_BYTES, MAX_WAITING_RECORDS)
+        self._queue = LogQueue(MAX_QUEUED_BYTES, MAX_QUEUED_RECORDS)
         self._writer = Writer(
-            self._backlog,
+            self._queue,
             LogFile(path, rotate_at=rotate_at, keep=keep),
             secrets,
-            tell=lambda *told: reactor.callFromThread(_tell, *told),
+            warn=lambda *arguments: reactor.callFromThread(_warn, *arguments),
         )
         self._thread: threading.Thread | None = None
-        self._closed: list[Deferred[None]] = []
-        self._crowded_out = 0
-        self._behind = False
-        # Until what waits is written; None while nothing waits.
-        self._gathering: IDelayedCall | None = None
+        self._close_waiters: list[Deferred[None]] = []
+        self._records_dropped = 0
+        self._is_lagging = False
+        # The pending flush of the queue, or None.
+        self._flush_call: IDelayedCall | None = None
+        # Ends `close` if the thread does not; None before `close` is called.
+        self._close_timeout: IDelayedCall | None = None
 
     @property
-    def lost(self) -> int:
-        """Return how many records were not written."""
-        return self._crowded_out + self._writer.lost
+    def lines_lost(self) -> int:
+        """The number of records that were not written."""
+        return self._records_dropped + self._writer.lines_lost
 
     def start(self) -> None:
         """
-        Open the file, so that a path that cannot be is told of before the first request.
+        Start the thread, which opens the file, so that a bad path is logged at once.
 
-        Without this the first record does it. A process that becomes a daemon must have done so
-        before: threads do not survive that.
+        If this is not called, the first `write` does it. A process that daemonizes must do so
+        first: threads do not survive a fork.
         """
-        if self._thread is None and not self._backlog.closed:
+        if self._thread is None and not self._queue.is_closed:
             self._thread = threading.Thread(target=self._run, name="traffic log", daemon=True)
             self._thread.start()
 
     def write(self, record: Record) -> None:
-        """Log a request that has come, or a response that has ended."""
+        """Queue the record of a request or a response; count it as lost if the queue is full."""
         self.start()
-        kept = msgspec.structs.replace(record, body=bytes(record.body[: self._keep_body]))
-        if self._backlog.put((self._now(), kept), len(kept.body) + _FRAME):
-            if self._gathering is None:
-                self._gathering = self._reactor.callLater(GATHERING, self._gathered)
-            if self._behind and self._backlog.calm:
-                self._behind = False
-                _tell("The traffic log keeps up again", self.lost)
+        truncated = msgspec.structs.replace(record, body=bytes(record.body[: self._max_body]))
+        if self._queue.put((self._now(), truncated), len(truncated.body) + _RECORD_OVERHEAD):
+            if self._flush_call is None:
+                self._flush_call = self._reactor.callLater(FLUSH_INTERVAL, self._flush)
+            if self._is_lagging and self._queue.has_room:
+                self._is_lagging = False
+                _warn("The traffic log keeps up again", self.lines_lost)
             return
-        self._crowded_out += 1
-        if not self._behind and not self._backlog.closed:
-            self._behind = True
-            _tell("The traffic log loses lines: the disk is too slow", self.lost)
+        self._records_dropped += 1
+        if not self._is_lagging and not self._queue.is_closed:
+            self._is_lagging = True
+            _warn("The traffic log loses lines: the disk is too slow", self.lines_lost)
 
-    def _gathered(self) -> None:
-        self._gathering = None
-        self._backlog.release()
+    def _flush(self) -> None:
+        self._flush_call = None
+        self._queue.flush()
 
     def reopen(self, secrets: tuple[str, ...]) -> None:
         """
-        Open the file anew if it was moved or removed, without waiting for the next line.
+        Reopen the file now if it was moved or removed, not only at the next line.
 
-        :param secrets: what is hidden from now on; so is what they replace, for answers that were
-            asked for with it may still name it
+        :param secrets: texts that are masked from now on; the previous ones stay masked too, since
+            responses to earlier requests may still contain them
         """
         if secrets != self._secrets:
-            known = {*secrets, *self._secrets}
-            # The longest first: one of them may be a part of another.
-            self._writer.secrets = tuple(sorted(known, key=len, reverse=True))
+            masked = {*secrets, *self._secrets}
+            # The longest first: a secret may be part of another.
+            self._writer.secrets = tuple(sorted(masked, key=len, reverse=True))
             self._secrets = secrets
         if self._thread is not None:
-            self._backlog.put((self._now(), None), 0)
-            self._backlog.release()
+            self._queue.put((self._now(), None), 0)
+            self._queue.flush()
 
     def close(self) -> Deferred[None]:
         """
-        Write what waits, within `CLOSE_WITHIN` seconds, and close the file.
+        Write the queued records and close the file; return a Deferred that fires afterwards.
 
-        Fires when that is done or given up; never fails. Records that come later are lost.
+        It fires after `CLOSE_TIMEOUT` seconds at the latest, and never fails. Later records are
+        lost.
         """
-        self._backlog.close()
-        gathering, self._gathering = self._gathering, None
-        if gathering is not None:
-            gathering.cancel()
+        self._queue.close()
+        flush_call, self._flush_call = self._flush_call, None
+        if flush_call is not None:
+            flush_call.cancel()
         if self._thread is None or not self._thread.is_alive():
             return succeed(None)
-        if not self._closed:
-            self._deadline = self._reactor.callLater(CLOSE_WITHIN, self._give_up)
+        if not self._close_waiters:
+            self._close_timeout = self._reactor.callLater(CLOSE_TIMEOUT, self._close_timed_out)
         closed: Deferred[None] = Deferred()
-        self._closed.append(closed)
+        self._close_waiters.append(closed)
         return closed
 
     def _run(self) -> None:
         self._writer.run()
-        self._reactor.callFromThread(self._ended)
+        self._reactor.callFromThread(self._thread_ended)
 
-    def _ended(self) -> None:
-        if self._closed:
-            self._deadline.cancel()
-            self._fire()
+    def _thread_ended(self) -> None:
+        if self._close_waiters:
+            assert self._close_timeout is not None
+            self._close_timeout.cancel()
+            self._fire_close_waiters()
 
-    def _give_up(self) -> None:
-        self._crowded_out += self._backlog.abandon()
-        _tell("The traffic log was not written to its end", self.lost)
-        self._fire()
+    def _close_timed_out(self) -> None:
+        self._records_dropped += self._queue.discard()
+        _warn("The traffic log is incomplete: the disk did not respond in time", self.lines_lost)
+        self._fire_close_waiters()
 
-    def _fire(self) -> None:
-        waiting, self._closed = self._closed, []
-        for closed in waiting:
+    def _fire_close_waiters(self) -> None:
+        waiters, self._close_waiters = self._close_waiters, []
+        for closed in waiters:
             closed.callback(None)
 
 
-def traffic_log(settings: Settings, reactor: Reactor) -> TrafficLog | NoTrafficLog:
-    """Return the log that `settings` ask for."""
-    if settings.log_file is None:
-        return NoTrafficLog()
-    return TrafficLog(
-        reactor,
-        settings.log_file,
-        keep_body=settings.log_body,
-        rotate_at=settings.log_size,
-        keep=settings.log_keep,
-        secrets=secrets_of(settings),
-    )
-
-
-def secrets_of(settings: Settings) -> tuple[str, ...]:
-    """Return what the log hides wherever it stands."""
-    return (settings.backend_key,) if settings.backend_key else ()
-
-
-def _tell(what: str, lost: int) -> None:
-    """Say in the daemon's own log how its traffic log is."""
-    _log.warn("{what}. Lines lost so far: {lost}", what=what, lost=lost)
+def _warn(text: str, lost: int) -> None:
+    # Not "message": Twisted's legacy logging reserves that key.
+    _log.warn("{text}. Lines lost so far: {lost}", text=text, lost=lost)

@@ -1,4 +1,4 @@
-"""What the traffic log says of a request and of a response, and how it is written."""
+"""The records of the traffic log, their fields, and their JSON."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 import msgspec
 
 from blockops.operations.traffic_log.redaction import (
-    may_hold_secrets,
-    shown_headers,
-    without_secrets,
+    loggable_headers,
+    may_contain_secrets,
+    redact,
 )
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A request, as it came.
+    A request, recorded when it arrives.
 
-    :param id: the same as in the record of its response
-    :param client: the address it came from
-    :param key: the name of the API key that it came with
-    :param path: where it went; its query is not written
-    :param session: whose it is
-    :param headers: all there were; only harmless ones are written
-    :param size: bytes of its body
-    :param messages: how many messages it holds
-    :param tools: how many tools it offers
-    :param body: the beginning of its body
+    :param id: connects it with the record of its response
+    :param client: the client's address
+    :param key: the name of the client's API key
+    :param path: the target; its query is not written
+    :param session: the session's id
+    :param messages: number of messages
+    :param tools: number of offered tools
+    :param headers: all headers; only those that never contain secrets are written
+    :param size: bytes of the body
+    :param body: the beginning of the body
     """
 
     id: str
@@ -49,22 +49,22 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A response, when it has ended; times are in milliseconds.
+    A response, recorded when it ends. Times are in milliseconds.
 
-    :param id: that of its request
-    :param status: the HTTP status that the client got; None when it left before
-    :param outcome: how it ended, in a word or two: done, client left, failed ...
-    :param queued_ms: how long the request waited for its place
-    :param first_byte_ms: from the request to the first byte of the backend's body
-    :param last_byte_ms: from the request to the end of the answer
+    :param id: that of the request's record
+    :param status: the HTTP status sent to the client, or None if the client disconnected first
+    :param outcome: how it ended: "done", "failed" or "client left"
+    :param queued_ms: from the request's arrival until it is sent to the backend
+    :param first_byte_ms: from the request's arrival to the first byte of the backend's body
+    :param last_byte_ms: from the request's arrival to the end of the response
     :param bytes_in: bytes of the backend's body
     :param bytes_out: bytes of the client's body
-    :param usage: the tokens, as the backend counted them
-    :param calls: the names of the calls that were made
-    :param formats: how many calls were written in which format
-    :param tally: what the parser counted
-    :param error: what went wrong
-    :param body: the beginning of what the backend wrote
+    :param usage: the token counts reported by the backend
+    :param calls: the names of the tool calls
+    :param formats: number of tool calls by dialect
+    :param tally: the counters of the translation
+    :param error: the error's message
+    :param body: the beginning of the backend's body
     """
 
     id: str
@@ -86,53 +86,42 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 Record = RequestRecord | ResponseRecord
 
-_TEXTS = ("body", "path", "error")
+#: The fields that may contain secrets, besides the headers.
+_TEXT_FIELDS = ("body", "path", "error")
 _EVENTS = {RequestRecord: "request", ResponseRecord: "response"}
 
 
-def line(record: Record, when: float, secrets: Sequence[str] = ()) -> str:
+def to_json_line(record: Record, when: float, secrets: Sequence[str] = ()) -> str:
     """
-    Return `record` as one line of JSON, without the newline and without secrets.
-
-    Most records have none: one look at all of it together tells.
+    Return `record` as one line of JSON, without the newline and with its secrets masked.
 
     :param when: seconds since 1970
-    :param secrets: what is hidden wherever it stands
+    :param secrets: texts that are masked wherever they occur
     """
-    written: dict[str, Any] = {"time": _time(when), "event": _EVENTS[type(record)]}
-    written |= msgspec.structs.asdict(record)
-    # Most bodies are UTF-8 that was cut somewhere; others are better garbled than missing.
-    written["body"] = record.body.decode("utf-8", "replace")
+    time = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
+    fields: dict[str, Any] = {
+        "time": time.replace("+00:00", "Z"),
+        "event": _EVENTS[type(record)],
+        **msgspec.structs.asdict(record),
+    }
+    # Most bodies are UTF-8, possibly truncated within a character; others are readable in part.
+    fields["body"] = record.body.decode("utf-8", "replace")
     if isinstance(record, RequestRecord):
-        written["path"] = record.path.partition("?")[0].partition("#")[0]
-        written["headers"] = shown_headers(record.headers)
-    if secrets or may_hold_secrets("\n".join(_searched(written))):
-        _hide_secrets(written, secrets)
-    return _json(written)
-
-
-def _searched(written: dict[str, Any]) -> list[str]:
-    """Return what of a record comes from outside as text."""
-    texts = [written[name] for name in _TEXTS if written.get(name)]
-    return [*texts, *written.get("headers", {}).values()]
-
-
-def _hide_secrets(written: dict[str, Any], secrets: Sequence[str]) -> None:
-    for name in _TEXTS:
-        if written.get(name):
-            written[name] = without_secrets(written[name], secrets)
-    for name, value in written.get("headers", {}).items():
-        written["headers"][name] = without_secrets(value, secrets)
-
-
-def _time(when: float) -> str:
-    text = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
-
-
-def _json(value: dict[str, Any]) -> str:
+        fields["path"] = record.path.partition("?")[0].partition("#")[0]
+        fields["headers"] = loggable_headers(record.headers)
+    _redact_fields(fields, secrets)
     try:
-        return msgspec.json.encode(value).decode()
+        return msgspec.json.encode(fields).decode()
     except (ValueError, TypeError):
-        # A name that the model made up may hold half a surrogate pair, and usage anything.
-        return json.dumps(value, default=str)
+        # A name from the model may contain half a surrogate pair, and `usage` any value.
+        return json.dumps(fields, default=str)
+
+
+def _redact_fields(fields: dict[str, Any], secrets: Sequence[str]) -> None:
+    texts = {name: fields[name] for name in _TEXT_FIELDS if fields.get(name)}
+    headers: dict[str, str] = fields.get("headers", {})
+    # Most records contain no secrets; one search through all texts together shows that.
+    if secrets or may_contain_secrets("\n".join([*texts.values(), *headers.values()])):
+        fields.update((name, redact(text, secrets)) for name, text in texts.items())
+        for name, value in headers.items():
+            headers[name] = redact(value, secrets)

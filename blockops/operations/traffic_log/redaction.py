@@ -1,8 +1,8 @@
 """
-Takes secrets out of what is kept for people to read.
+Masks secrets in the texts of the traffic log.
 
-Text is searched as text, not as JSON: bodies are cut off somewhere, come in other formats, and hold
-JSON inside of JSON strings, where every quote has backslashes before it.
+Bodies are searched as text, not as JSON: they may be truncated or in other formats, and may contain
+JSON inside JSON strings, where each quote is preceded by backslashes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-#: What stands in a secret's place.
-HIDDEN = "***"
+#: Replaces a secret.
+MASK = "***"
 
-#: Headers of requests that tell something and are never secret; all others are left out.
-SHOWN_HEADERS = frozenset(
+#: Request headers that are useful and never contain credentials. Others are not logged.
+LOGGABLE_HEADERS = frozenset(
     {
         "accept",
         "accept-encoding",
@@ -29,12 +29,12 @@ SHOWN_HEADERS = frozenset(
     }
 )
 
-#: Characters of a secret's beginning that tell nothing of it.
-_TOLD = 3
+#: Characters of a truncated secret that are not masked, since so few reveal nothing.
+MAX_VISIBLE_PREFIX = 3
 
-# Fields whose value is a secret, however the words in them are joined. Not among them: "token",
-# which in logprobs is a piece of the answer.
-_NAMES = "|".join(
+# Names of fields with a secret value, for any way of joining the words. "token" is not among them:
+# in logprobs it is a part of the answer.
+_SECRET_FIELDS = "|".join(
     word.replace(" ", "[-_ ]?")
     for word in (
         "(?:proxy )?authorization",
@@ -48,8 +48,9 @@ _NAMES = "|".join(
     )
 )
 
-# Without one of these in it, a text is not searched any further: most have none.
-_TRACES = (
+# A text without any of these substrings contains no secret field, so that `_FIELD` need not be
+# searched for.
+_FIELD_TRACES = (
     *("authorization", "secret", "private", "cookie", "passw", "passphrase", "credential"),
     *(f"api{joint}key" for joint in ("", "_", "-", " ")),
     *(
@@ -58,19 +59,20 @@ _TRACES = (
         for joint in ("", "_", "-", " ")
     ),
 )
-_BEGINNINGS = ("bearer", "basic", "sk-", "hf_", "ghp_", "xox")
+_TOKEN_PREFIXES = ("bearer", "basic", "sk-", "hf_", "ghp_", "xox")
 
-# Without one of these, it has none of those.
-_HINTS = (
+# A text without any of these contains none of the above: a faster first test.
+_COARSE_TRACES = (
     *("authorization", "secret", "private", "cookie", "pass", "credential", "api", "token"),
-    *_BEGINNINGS,
+    *_TOKEN_PREFIXES,
 )
 
 # A quote with its backslashes, the name, the same quote, a colon, and the value: a string up to the
-# same quote, a list, an object without others inside, or a plain word. What is cut off ends it too.
+# same quote, a list, an object without nested objects, or a plain word. The end of a truncated text
+# ends the value too.
 _FIELD = re.compile(
     rf"""
-    (?P<key> (?<!\\) (?P<quote> \\* ["'] ) (?:{_NAMES}) (?P=quote) \s* : \s* )
+    (?P<key> (?<!\\) (?P<quote> \\* ["'] ) (?:{_SECRET_FIELDS}) (?P=quote) \s* : \s* )
     (?P<value>
         (?P=quote) .*? (?: (?<!\\) (?P=quote) | \Z )
       | \[ [^\]]* (?: \] | \Z )
@@ -81,51 +83,51 @@ _FIELD = re.compile(
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 
-# Secrets that are known by their looks, wherever they stand.
-_LOOKS = re.compile(
+# Credentials with a recognisable form, anywhere in a text.
+_TOKEN_PATTERNS = re.compile(
     r"\b(?P<kind>Bearer\s+|Basic\s+|sk-|hf_|ghp_|xox[a-z]-)(?:[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9._~+/=-]+\Z)",
     re.IGNORECASE,
 )
 
 
-def may_hold_secrets(text: str) -> bool:
-    """Say whether `without_secrets` could find any in a part of `text` that it is not told."""
-    small = text.lower()
-    return any(map(small.__contains__, _HINTS)) and any(
-        map(small.__contains__, (*_TRACES, *_BEGINNINGS))
+def may_contain_secrets(text: str) -> bool:
+    """Return False if `redact(text)` would return `text` unchanged; it may if this is True."""
+    lowered = text.lower()
+    return any(map(lowered.__contains__, _COARSE_TRACES)) and any(
+        map(lowered.__contains__, (*_FIELD_TRACES, *_TOKEN_PREFIXES))
     )
 
 
-def without_secrets(text: str, known: Iterable[str] = ()) -> str:
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """
-    Return `text` with `***` for the values of secret fields and for what looks like a key.
+    Return `text` with its secrets masked: `secrets`, values of secret fields, texts like a key.
 
-    :param known: secrets that are hidden wherever they stand
+    :param secrets: texts that are masked wherever they occur
     """
-    for secret in known:
-        text = _without_beginning(text.replace(secret, HIDDEN), secret)
-    small = text.lower()
-    if any(trace in small for trace in _TRACES):
-        text = _FIELD.sub(_hide, text)
-    if any(beginning in small for beginning in _BEGINNINGS):
-        text = _LOOKS.sub(rf"\g<kind>{HIDDEN}", text)
+    for secret in secrets:
+        text = _redact_truncated_end(text.replace(secret, MASK), secret)
+    lowered = text.lower()
+    if any(trace in lowered for trace in _FIELD_TRACES):
+        text = _FIELD.sub(_mask_value, text)
+    if any(prefix in lowered for prefix in _TOKEN_PREFIXES):
+        text = _TOKEN_PATTERNS.sub(rf"\g<kind>{MASK}", text)
     return text
 
 
-def _without_beginning(text: str, secret: str) -> str:
-    """Return `text` without what it ends with of a `secret` that was cut off."""
-    for size in range(len(secret) - 1, _TOLD, -1):
+def _redact_truncated_end(text: str, secret: str) -> str:
+    """Mask the beginning of `secret` at the end of a truncated text."""
+    for size in range(len(secret) - 1, MAX_VISIBLE_PREFIX, -1):
         if text.endswith(secret[:size]):
-            return text[:-size] + HIDDEN
+            return text[:-size] + MASK
     return text
 
 
-def _hide(found: re.Match[str]) -> str:
-    quote = found["quote"]
-    return f"{found['key']}{quote}{HIDDEN}{quote}"
+def _mask_value(match: re.Match[str]) -> str:
+    quote = match["quote"]
+    return f"{match['key']}{quote}{MASK}{quote}"
 
 
-def shown_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return those of `headers` that may be kept, by names in small letters."""
+def loggable_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of `LOGGABLE_HEADERS`, with lowercase names."""
     lowered = {name.lower(): value for name, value in headers.items()}
-    return {name: value for name, value in lowered.items() if name in SHOWN_HEADERS}
+    return {name: value for name, value in lowered.items() if name in LOGGABLE_HEADERS}

@@ -1,16 +1,16 @@
 """
-The API keys that clients have to bring, read from a file.
+The API keys that clients need, read from a file.
 
-    # One key a line, behind the name of whoever has it.
+    # One key a line, after the name of its owner.
     alice: sk-3fK0...
     build-server sk-9aWq...
     sk-Zt21...
 
-Empty lines and lines that begin with `#` say nothing; a colon behind the name is welcome. A key
-alone is called after its line (`line-4`). One name may have several keys, such as the old one and
-the new one while they are exchanged. `openssl rand -hex 24` makes good ones.
+Empty lines and lines that begin with `#` are ignored; a colon after the name is optional. A key
+without a name is named after its line (`line-4`). One name may have several keys, such as the old
+and the new one during a rotation. `openssl rand -hex 24` makes a good key.
 
-Only digests are kept (SHA-256): keys are long and random, so nobody guesses them from these.
+Only SHA-256 digests are kept. The keys are long and random, so they cannot be guessed from these.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from __future__ import annotations
 import hmac
 import re
 import stat
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 from twisted.logger import Logger
 
-#: Bytes of a file that may be one with keys; each request is compared with all of them.
+#: Upper bounds for the characters of the file, and for its keys: each request is compared with all.
 MAX_FILE = 256 * 1024
 MAX_KEYS = 1000
 
@@ -33,51 +32,56 @@ _KEY = re.compile(r"[!-~]{1,1024}", re.ASCII)
 
 
 class KeyFileError(ValueError):
-    """A file holds no usable keys; the message is one line, without what stands in the file."""
+    """The file has no usable keys. The message is one line, and quotes nothing from the file."""
 
 
 class ApiKeys:
     """
-    Named keys.
+    API keys with the names of their owners.
 
-    :param known: the name of each and its SHA-256 digest
+    :param digests: the name and the SHA-256 digest of each key
     """
 
-    def __init__(self, known: tuple[tuple[str, bytes], ...]) -> None:
-        self._known = known
+    def __init__(self, digests: tuple[tuple[str, bytes], ...]) -> None:
+        self._digests = digests
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._digests)
 
-    def name_of(self, key: bytes) -> str:
+    def owner_of(self, key: bytes) -> str:
         """
-        Return the name of `key`; empty if there is no such key.
+        Return the name of the owner of `key`, or "" if the key is unknown.
 
-        How long that takes tells neither which one it is nor how much of one it has.
+        The time does not depend on which key it is, or on how much of a key is right.
         """
         digest = sha256(key).digest()
-        found = ""
-        for name, known in self._known:
+        owner = ""
+        for name, known in self._digests:
             if hmac.compare_digest(digest, known):
-                found = name
-        return found
+                owner = name
+        return owner
 
     @classmethod
     def parse(cls, text: str) -> ApiKeys:
         """
-        Return the keys in `text`.
+        Return the keys in `text`, the content of a file.
 
-        :raises KeyFileError: there is none, or a line is none
+        :raises KeyFileError: there are no keys, too many, or an invalid line
         """
         names: dict[bytes, str] = {}
-        for number, (name, key) in _lines(text):
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            name, key = _parse_line(number, line.split())
             digest = sha256(key.encode()).digest()
             if names.setdefault(digest, name) != name:
-                raise KeyFileError(f"line {number}: this key has another name in a line before")
+                raise KeyFileError(
+                    f"line {number}: this key already has another name; remove one of the two lines"
+                )
         if not names:
-            raise KeyFileError("there is no key in it: write one, or leave the setting away")
+            raise KeyFileError("there is no key in it: add one, or remove --api-keys-file")
         if len(names) > MAX_KEYS:
-            raise KeyFileError(f"more than {MAX_KEYS} keys")
+            raise KeyFileError(f"there are more than {MAX_KEYS} keys in it")
         return cls(tuple((name, digest) for digest, name in names.items()))
 
     @classmethod
@@ -85,7 +89,7 @@ class ApiKeys:
         """
         Return the keys in the file at `path`.
 
-        :raises KeyFileError: it cannot be read, or `parse` does not accept it
+        :raises KeyFileError: the file cannot be read, or as for `parse`
         """
         try:
             with path.open(encoding="utf-8-sig") as stream:
@@ -93,44 +97,43 @@ class ApiKeys:
         except OSError as error:
             raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
         except ValueError:
-            raise KeyFileError(f"{path} holds no text") from None
+            raise KeyFileError(f"{path} is not a UTF-8 text file") from None
         if len(text) > MAX_FILE:
-            raise KeyFileError(f"{path} is too long for a file with keys")
+            raise KeyFileError(
+                f"{path} is too long for a file with keys: it has more than {MAX_FILE} characters"
+            )
         try:
             return cls.parse(text)
         except KeyFileError as error:
             raise KeyFileError(f"{path}, {error}") from None
 
 
-def _lines(text: str) -> Iterator[tuple[int, tuple[str, str]]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            yield number, _line(number, line.split())
-
-
-def _line(number: int, words: list[str]) -> tuple[str, str]:
+def _parse_line(number: int, words: list[str]) -> tuple[str, str]:
     """
     Return the name and the key in a line.
 
-    :raises KeyFileError: there are not both, or one of them cannot be
+    :raises KeyFileError: the line has another form, or other characters
     """
     name, key = (f"line-{number}", words[0]) if len(words) == 1 else (words[0], words[-1])
     name = name.removesuffix(":")
     if len(words) > 2:  # noqa: PLR2004 - a name and a key
         raise KeyFileError(f"line {number}: write a name and a key, or a key alone")
     if len(words) == 1 and ":" in key:
-        raise KeyFileError(f"line {number}: put a space behind the name, or a name before the key")
+        raise KeyFileError(f"line {number}: put a space after the colon, or a name before the key")
     if not _NAME.fullmatch(name) or not _KEY.fullmatch(key):
-        raise KeyFileError(f"line {number}: names and keys are of visible ASCII characters")
+        raise KeyFileError(
+            f"line {number}: names and keys are visible ASCII characters, at most 64 in a name and"
+            " 1024 in a key"
+        )
     return name, key
 
 
-class KeyRing:
+class ApiKeyStore:
     """
-    The API keys that count at present.
+    The API keys that are valid at present.
 
-    :param path: the file that holds them
-    :raises KeyFileError: it does not
+    :param path: the file with the keys
+    :raises KeyFileError: the file has no usable keys
     """
 
     _log = Logger()
@@ -140,33 +143,33 @@ class KeyRing:
         self._keys = ApiKeys.read(path)
         if path.stat().st_mode & stat.S_IROTH:
             self._log.warn(
-                "Everybody on this machine can read the API keys in {path}: chmod 600 mends that",
+                "All users of this machine can read the API keys in {path}: run chmod 600 on it",
                 path=path,
             )
 
-    def name_of(self, key: bytes) -> str:
-        """Return the name of `key`; empty if there is no such key."""
-        return self._keys.name_of(key)
+    def owner_of(self, key: bytes) -> str:
+        """Return the name of the owner of `key`, or "" if the key is unknown."""
+        return self._keys.owner_of(key)
 
     def reload(self) -> None:
-        """Read the file again; where it has become a bad one, the keys stay as they are."""
+        """Read the file again. If it has no usable keys, log that and keep the present keys."""
         try:
-            self._keys = _read_again(self._path)
+            self._keys = _reread(self._path)
         except KeyFileError as error:
-            self._log.error("The API keys stay as they were: {error}", error=error)
+            self._log.error("The API keys are unchanged: {error}", error=error)
         else:
             self._log.info(
                 "Read {count} API keys from {path}", count=len(self._keys), path=self._path
             )
 
 
-def _read_again(path: Path) -> ApiKeys:
+def _reread(path: Path) -> ApiKeys:
     """
     Return the keys that are now in the file at `path`.
 
-    :raises KeyFileError: there are none, or it has become a pipe: nothing would be served until
-        somebody writes into it
+    :raises KeyFileError: as for `ApiKeys.read`, or the file is a pipe
     """
     if path.is_fifo():
-        raise KeyFileError(f"{path} is a pipe, which can be read once")
+        # Reading would block the reactor until another process writes into the pipe.
+        raise KeyFileError(f"{path} is a pipe, which can be read only once: restart blockops")
     return ApiKeys.read(path)

@@ -1,10 +1,10 @@
 """
-Who may ask: decided when the headers of a request are here, before anything of its body.
+Access control: the decision on each request once its headers are complete, before its body is read.
 
-With API keys, a request has to bring one, as `Authorization: Bearer KEY` or as `x-api-key: KEY`
-(Anthropic's clients) or `api-key: KEY` (Azure's). `/health` alone is open, and then says no more
-than that blockops is alive: load balancers ask it, and have no keys. A page that has a key may ask,
-wherever it comes from; what keeps other pages away where there are no keys is in `origins`.
+With API keys, a request needs one: as `Authorization: Bearer KEY`, as `x-api-key: KEY` (Anthropic's
+clients) or as `api-key: KEY` (Azure's). Only `/health` needs none, because load balancers have no
+keys; without one its response contains no details. A web page with a key is allowed wherever it
+comes from. Without API keys, `cors` and `host_check` reject requests of pages that are not allowed.
 """
 
 # twisted.web.http has no annotations yet:
@@ -17,102 +17,108 @@ from collections.abc import Iterator
 from twisted.web.http_headers import Headers
 
 from blockops.errors import ApiError
-from blockops.proxy.in_flight import refusal
-from blockops.server.access.api_keys import KeyRing
-from blockops.server.access.cors import Origins, preflight
-from blockops.server.listener import is_local
-from blockops.server.request import IncomingRequest, Instead, origin_form
+from blockops.net.addresses import is_local
+from blockops.server.access.api_keys import ApiKeyStore
+from blockops.server.access.cors import OriginPolicy, PreflightResponse
+from blockops.server.access.host_check import HostCheck
+from blockops.server.request import ClientRequest, origin_form
 
-#: Where no key is asked for.
-OPEN = b"/health"
+#: The path that needs no key.
+PUBLIC_PATH = b"/health"
 
-#: Bytes of a key that is looked at; that of a file is at most 1024 long.
-_LONGEST = 4096
+#: Bytes of a key that is compared; those in the file have at most 1024.
+MAX_KEY_LENGTH = 4096
 
 
 class Unauthorized(ApiError):
-    """A request came without a key, or with a wrong one."""
+    """401: the request has no API key, or an unknown one."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [(b"WWW-Authenticate", b"Bearer")]
 
 
-class Access:
+class AccessPolicy:
     """
-    Decides on requests.
+    Allows or rejects requests by their headers.
 
-    :param keys: what clients have to bring; None if they need no key
-    :param origins: which web pages may ask; where there are keys, which may read the answers
+    :param keys: the API keys that clients need; None if they need none
+    :param origins: the web pages that may send requests; with keys, those that may read responses
+    :param hosts: the host names that requests may have if there are no keys
     """
 
-    def __init__(self, keys: KeyRing | None, origins: Origins) -> None:
+    def __init__(self, keys: ApiKeyStore | None, origins: OriginPolicy, hosts: HostCheck) -> None:
         self._keys = keys
         self._origins = origins
+        self._hosts = hosts
 
-    def screen(self, request: IncomingRequest) -> Instead | None:
+    def check(self, request: ClientRequest) -> ApiError | PreflightResponse | None:
         """
-        Return what answers `request` instead of its route; None lets it through.
+        Return the response to send in place of the route's, or None if the request is allowed.
 
-        Notes in `request.caller` whose key it has.
+        Adds the CORS headers of the response, and sets `request.api_key_owner`.
         """
-        self._origins.mark(request)
-        if self._origins.is_preflight(request):
-            return preflight
-        refused = self._refused(request)
-        return None if refused is None else refusal(refused)
+        self._origins.add_cors_headers(request.requestHeaders, request.responseHeaders)
+        preflight = self._origins.preflight_response(request.method, request.requestHeaders)
+        return preflight or self._check(request)
 
-    def screen_status(self, request: IncomingRequest) -> Instead | None:
+    def check_admin(self, request: ClientRequest) -> ApiError | PreflightResponse | None:
         """
-        Return what answers `request` instead of its route on the port that tells of blockops.
+        Do the same as `check` for a request to `--admin-listen`.
 
-        Programs of this machine need no key there: one that scrapes has nowhere to keep it.
+        Programs on this machine need no key there: a metrics scraper may have no place for one.
         """
-        if not self.trusts_status(request):
-            return self.screen(request)
-        refused = self._origins.refused(request)
-        return None if refused is None else refusal(refused)
+        if self.may_read_status(request):
+            return self._check_page(request)
+        return self.check(request)
 
-    def trusts(self, request: IncomingRequest) -> bool:
-        """Say whether whoever sent `request` may know how blockops is in detail."""
-        return self._keys is None or bool(request.caller)
+    def is_authenticated(self, request: ClientRequest) -> bool:
+        """Return True if the request has a known API key, or if clients need none."""
+        return self._keys is None or bool(request.api_key_owner)
 
-    def trusts_status(self, request: IncomingRequest) -> bool:
-        """Say the same of a request on the port that tells of blockops."""
-        return self.trusts(request) or is_local(request.getHost())
+    def may_read_status(self, request: ClientRequest) -> bool:
+        """Return True if a request to `--admin-listen` may read the detailed status."""
+        return self.is_authenticated(request) or is_local(request.getHost())
 
-    def _refused(self, request: IncomingRequest) -> ApiError | None:
+    def _check(self, request: ClientRequest) -> ApiError | None:
         if len(request.requestHeaders.getRawHeaders(b"Host", [])) > 1:
-            return ApiError(400, "A request has one Host (RFC 9112, section 3.2).")
+            return ApiError(
+                400, "The request has more than one Host header. Send one (RFC 9112, section 3.2)."
+            )
         if self._keys is None:
-            return self._origins.refused(request)
-        given = list(_given(request.requestHeaders))
-        for key in given:
-            request.caller = request.caller or self._keys.name_of(key)
-        if request.caller or path_of(request) == OPEN:
+            return self._check_page(request)
+        keys = list(_presented_keys(request.requestHeaders))
+        for key in keys:
+            request.api_key_owner = request.api_key_owner or self._keys.owner_of(key)
+        if request.api_key_owner or request_path(request) == PUBLIC_PATH:
             return None
-        what = "This API key is not known" if given else "This needs an API key"
+        problem = "This API key is unknown" if keys else "This request needs an API key"
         return Unauthorized(
             401,
-            f"{what}. Send one that blockops knows, as Authorization: Bearer KEY; who runs "
-            "blockops has them in its --api-keys-file.",
+            f"{problem}. Send a valid one as Authorization: Bearer KEY. The operator of blockops"
+            " has the keys in --api-keys-file.",
             code="invalid_api_key",
         )
 
+    def _check_page(self, request: ClientRequest) -> ApiError | None:
+        headers = request.requestHeaders
+        unknown_host = self._hosts.check(headers, request.getHost())
+        return unknown_host or self._origins.check(headers)
 
-def path_of(request: IncomingRequest) -> bytes:
+
+def request_path(request: ClientRequest) -> bytes:
     """Return the path of a request that is not rendered yet."""
     return origin_form(request.uri).partition(b"?")[0]
 
 
-def _given(headers: Headers) -> Iterator[bytes]:
-    """Yield the keys that a client says it has; what it says twice it does not say."""
-    scheme, _, credentials = _only(headers, b"Authorization").partition(b" ")
-    candidates = [_only(headers, b"X-Api-Key"), _only(headers, b"Api-Key")]
+def _presented_keys(headers: Headers) -> Iterator[bytes]:
+    """Yield the keys of a request. A header that occurs twice is ignored."""
+    scheme, _, credentials = _single_value(headers, b"Authorization").partition(b" ")
+    candidates = [_single_value(headers, b"X-Api-Key"), _single_value(headers, b"Api-Key")]
     if scheme.lower() == b"bearer":
         candidates.insert(0, credentials.strip())
-    yield from (key for key in candidates if 0 < len(key) <= _LONGEST)
+    yield from (key for key in candidates if 0 < len(key) <= MAX_KEY_LENGTH)
 
 
-def _only(headers: Headers, name: bytes) -> bytes:
+def _single_value(headers: Headers, name: bytes) -> bytes:
     values = headers.getRawHeaders(name, [])
     return values[0].strip() if len(values) == 1 else b""

@@ -1,8 +1,8 @@
 """
-Those who come without a key that is known: counted, and hardly written down.
+The limit for the traffic log's records of rejected requests without a known API key.
 
-Whoever reaches the port may knock as often as he likes. If each knock were written down, he could
-fill the traffic log and have what others did rotated away.
+Clients without a key could have the records of others rotated out. So one rejection a minute is
+logged, and all are counted.
 """
 
 from __future__ import annotations
@@ -10,31 +10,34 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-#: Seconds for which one of them stands for all.
-SAMPLED_EVERY = 60.0
+from blockops.server.limits import LOG_INTERVAL
 
 
-class Strangers:
-    """Counts refused requests of those whom nobody knows, and tells of them once a minute."""
+class RejectionLog:
+    """Counts rejected requests without a known API key, and logs their number once a minute."""
 
     _log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._sampled: float | None = None
-        self._unsaid = 0
+        self._logged_at: float | None = None
+        self._unlogged = 0
 
-    def sample(self, client: str | None) -> bool:
-        """Count one more, from `client`; say whether it is the one to be written down."""
-        self._unsaid += 1
+    def should_log(self, client: str | None) -> bool:
+        """
+        Count a rejection, and return True if the traffic log should have a record of it.
+
+        :param client: the address of the client; None for a Unix socket
+        """
+        self._unlogged += 1
         now = self._clock.seconds()
-        if self._sampled is not None and now - self._sampled < SAMPLED_EVERY:
+        if self._logged_at is not None and now - self._logged_at < LOG_INTERVAL:
             return False
         self._log.warn(
-            "Requests without a known API key were refused: {count} since this was last said, the"
-            " last one from {client}. The traffic log has only that one of them",
-            count=self._unsaid,
+            "Rejected {count} requests without a known API key since the last such message. The"
+            " last one, from {client}, is the only one in the traffic log",
+            count=self._unlogged,
             client=client or "a Unix socket",
         )
-        self._sampled, self._unsaid = now, 0
+        self._logged_at, self._unlogged = now, 0
         return True

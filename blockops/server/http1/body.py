@@ -1,4 +1,4 @@
-"""Where the body of a client's request ends: behind so many bytes, or behind its last chunk."""
+"""The framing of a request body: a fixed length, or chunks (RFC 9112, sections 6 and 7)."""
 
 from __future__ import annotations
 
@@ -9,139 +9,164 @@ from typing import Protocol
 from blockops.errors import ApiError
 from blockops.server.limits import MAX_HEAD
 
-Take = Callable[[bytes], object]
+#: Receives the data of a body, without framing.
+OnData = Callable[[bytes], object]
 
-#: Bytes of the line before a chunk, with its extensions, which mean nothing to anybody.
+#: Bytes of the line before a chunk: its size and its extensions, which are ignored.
 MAX_SIZE_LINE = 256
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e]*)?")
-#: As a header is, and none of them longer than all headers of a request together.
+#: The same form as a header.
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
 class Body(Protocol):
-    """Takes a body out of what comes from the client."""
+    """Separates a body from the bytes that follow it."""
 
     def receive(self, data: bytes) -> bytes | None:
         """
-        Take the next bytes, and return those behind the body; None while it is not at its end.
+        Return the bytes after the end of the body, or None if the body is not complete yet.
 
-        :raises ApiError: 400, it is none
+        :raises ApiError: 400 if the framing is invalid
         """
 
 
-class Sized:
+class FixedLengthBody:
     """
-    A body of which the length was said.
+    A body whose length was declared.
 
     :param length: in bytes, at least one
-    :param take: is given each piece of it
+    :param on_data: receives each piece of the body
     """
 
-    __slots__ = ("_left", "_take")
+    __slots__ = ("_on_data", "_remaining")
 
-    def __init__(self, length: int, take: Take) -> None:
-        self._left = length
-        self._take = take
+    def __init__(self, length: int, on_data: OnData) -> None:
+        self._remaining = length
+        self._on_data = on_data
 
     def receive(self, data: bytes) -> bytes | None:
         size = len(data)
-        if size < self._left:
-            self._left -= size
-            self._take(data)
+        if size < self._remaining:
+            self._remaining -= size
+            self._on_data(data)
             return None
-        end, self._left = self._left, 0
-        self._take(data[:end])
+        end, self._remaining = self._remaining, 0
+        self._on_data(data[:end])
         return data[end:]
 
 
-class Chunked:
+class ChunkedBody:
     """
-    A body in chunks (RFC 9112, section 7.1). Its trailers are read, and dropped.
+    A body in chunks (RFC 9112, section 7.1). Its trailers are checked and discarded.
 
-    :param take: is given what of it came together, without its framing
+    States, in order; each is a method that returns False if it needs more data:
+
+    ================== ============================== =========================================
+    state              reads                          next state
+    ================== ============================== =========================================
+    `_read_size`       the line before a chunk        `_read_data`; `_read_trailer` for size 0
+    `_read_data`       the data of the chunk          `_read_chunk_end`
+    `_read_chunk_end`  CRLF after the data            `_read_size`
+    `_read_trailer`    one trailer or an empty line   `_read_trailer`; None after an empty line
+    ================== ============================== =========================================
+
+    :param on_data: receives the data of each `receive` in one piece
     """
 
-    __slots__ = ("_at", "_left", "_pieces", "_state", "_take", "_trailers", "_unread")
+    __slots__ = (
+        "_buffer",
+        "_on_data",
+        "_pieces",
+        "_position",
+        "_remaining",
+        "_state",
+        "_trailer_size",
+    )
 
-    def __init__(self, take: Take) -> None:
-        self._take = take
+    def __init__(self, on_data: OnData) -> None:
+        self._on_data = on_data
         self._pieces: list[bytes] = []
-        # Of what has come, what is before `_at` is done with.
-        self._unread = b""
-        self._at = 0
-        # Bytes of the chunk that have not come yet.
-        self._left = 0
-        # Bytes of trailers that have.
-        self._trailers = 0
-        self._state: Callable[[], bool] | None = self._size
+        # The bytes before `_position` are processed.
+        self._buffer = b""
+        self._position = 0
+        # Bytes of the current chunk that have not arrived yet.
+        self._remaining = 0
+        # Bytes of the trailers so far.
+        self._trailer_size = 0
+        self._state: Callable[[], bool] | None = self._read_size
 
     def receive(self, data: bytes) -> bytes | None:
-        self._unread, self._at = self._unread[self._at :] + data, 0
-        while self._state is not None and self._state():
-            """Go on while there is something to go on with."""
+        self._buffer, self._position = self._buffer[self._position :] + data, 0
+        while self._state is not None:
+            if not self._state():
+                break
         if self._pieces:
             pieces, self._pieces = self._pieces, []
-            self._take(b"".join(pieces))
-        return None if self._state else self._unread[self._at :]
+            self._on_data(b"".join(pieces))
+        return None if self._state else self._buffer[self._position :]
 
-    # What may come next: each takes it, and returns False if it is not all here.
-
-    def _size(self) -> bool:
-        line = self._line(MAX_SIZE_LINE)
+    def _read_size(self) -> bool:
+        line = self._read_line(MAX_SIZE_LINE)
         if line is None:
             return False
         size = _SIZE.fullmatch(line)
         if size is None:
-            raise _no_chunk()
-        self._left = int(size[1], 16)
-        self._state = self._data if self._left else self._trailer
+            raise _bad_chunk()
+        self._remaining = int(size[1], 16)
+        self._state = self._read_data if self._remaining else self._read_trailer
         return True
 
-    def _data(self) -> bool:
-        piece = self._unread[self._at : self._at + self._left]
+    def _read_data(self) -> bool:
+        piece = self._buffer[self._position : self._position + self._remaining]
         self._pieces.append(piece)
-        self._at += len(piece)
-        self._left -= len(piece)
-        if not self._left:
-            self._state = self._gap
-        return not self._left
+        self._position += len(piece)
+        self._remaining -= len(piece)
+        if not self._remaining:
+            self._state = self._read_chunk_end
+        return not self._remaining
 
-    def _gap(self) -> bool:
-        end = self._unread[self._at : self._at + 2]
+    def _read_chunk_end(self) -> bool:
+        end = self._buffer[self._position : self._position + 2]
         if not b"\r\n".startswith(end):
-            raise _no_chunk()
+            raise _bad_chunk()
         if len(end) < len(b"\r\n"):
             return False
-        self._at += 2
-        self._state = self._size
+        self._position += 2
+        self._state = self._read_size
         return True
 
-    def _trailer(self) -> bool:
-        line = self._line(MAX_HEAD - self._trailers)
+    def _read_trailer(self) -> bool:
+        # All trailers together may be as long as a head.
+        line = self._read_line(MAX_HEAD - self._trailer_size)
         if line is None:
             return False
-        self._trailers += len(line)
+        self._trailer_size += len(line)
         if not line:
             self._state = None
         elif not _TRAILER.fullmatch(line):
-            raise _no_chunk()
+            raise _bad_chunk()
         return True
 
-    def _line(self, limit: int) -> bytes | None:
+    def _read_line(self, limit: int) -> bytes | None:
         """
-        Return the next line; None while it is not whole.
+        Return the next line without its end, or None if it is not complete yet.
 
-        :param limit: bytes that it may have
+        :param limit: the length of the line in bytes, at most
+        :raises ApiError: 400 if it is longer
         """
-        end = self._unread.find(b"\r\n", self._at, self._at + limit + 2)
+        end = self._buffer.find(b"\r\n", self._position, self._position + limit + 2)
         if end < 0:
-            if len(self._unread) - self._at > limit + 1:
-                raise _no_chunk()
+            if len(self._buffer) - self._position > limit + 1:
+                raise _bad_chunk()
             return None
-        line = self._unread[self._at : end]
-        self._at = end + 2
+        line = self._buffer[self._position : end]
+        self._position = end + 2
         return line
 
 
-def _no_chunk() -> ApiError:
-    return ApiError(400, "The request's body is not in the chunks that its headers promise.")
+def _bad_chunk() -> ApiError:
+    return ApiError(
+        400,
+        "The request body is not valid chunked data, as its Transfer-Encoding declares it. Send it"
+        " in chunks, or with a Content-Length instead.",
+    )

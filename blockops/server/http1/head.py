@@ -1,12 +1,12 @@
 """
-The head of a client's request: request line and headers, read whole, and strictly.
+The head of a client's request: request line and headers, parsed strictly and only when complete.
 
-What a server in front of another one reads differently from it is a hole in the wall, so whatever
-is not plain RFC 9112 is refused: no bare LF, no folded headers, no space before a colon, no control
-characters, one Content-Length of digits or one `Transfer-Encoding: chunked`, and never both.
+Two servers that read the same bytes differently enable request smuggling, so everything that is not
+plain RFC 9112 is rejected: bare LF, folded headers, a space before a colon, control characters. A
+body has one Content-Length of digits or one `Transfer-Encoding: chunked`, and never both.
 
-One regular expression over the whole head takes as long as llhttp with its callbacks, and leaves
-no doubt about where a message ends: llhttp cannot be stopped there.
+One regular expression over the whole head takes as long as llhttp with its callbacks. llhttp cannot
+be stopped at the end of a message, so it is not always clear which bytes belong to the next one.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import NamedTuple
 from twisted.web.http_headers import Headers
 
 from blockops.errors import ApiError
-from blockops.server.limits import MAX_DIGITS, MAX_HEAD, MAX_LINE, MAX_NAME, too_large
+from blockops.server.limits import MAX_HEAD, MAX_LENGTH_DIGITS, MAX_LINE, MAX_NAME, body_too_large
 
-_LETTER = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_TOKEN = _LETTER + b"+"
+_TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_TOKEN = _TCHAR + b"+"
 _REQUEST_LINE = re.compile(rb"(%s) ([!-~]+) (HTTP/1\.[01])" % _TOKEN)
-#: At the start of a line only: to try a line that is none from each of its bytes takes seconds.
+#: Anchored to the start of a line: a search from each byte of an invalid line takes seconds.
 _HEADER = re.compile(
-    rb"^(%s{1,%d}):([\t\x20-\x7e\x80-\xff]*)\r\n" % (_LETTER, MAX_NAME), re.MULTILINE
+    rb"^(%s{1,%d}):([\t\x20-\x7e\x80-\xff]*)\r\n" % (_TCHAR, MAX_NAME), re.MULTILINE
 )
-#: What a request line begins with while it is not whole, or an empty line before it.
-_BEGINNING = re.compile(rb"%s|\r?\Z" % _TOKEN)
-#: A header's colon and the end of its line.
-_AROUND = len(b":\r\n")
+#: The start of a request line that is not complete, or of an empty line before it.
+_PARTIAL_REQUEST_LINE = re.compile(rb"%s|\r?\Z" % _TOKEN)
+#: Bytes of a header besides its name and its value.
+_HEADER_OVERHEAD = len(b":\r\n")
 _END = b"\r\n\r\n"
 
 
-class Head(NamedTuple):
+class RequestHead(NamedTuple):
     """
-    A request line, and what headers followed it.
+    A request line and its headers.
 
     :ivar method: a token, such as `b"GET"`
     :ivar target: visible ASCII
@@ -48,50 +48,54 @@ class Head(NamedTuple):
     headers: Headers
 
 
-def end_of_head(data: bytes, searched: int = 0) -> int:
+def find_head_end(data: bytes, start: int = 0) -> int:
     """
-    Return where the head ends that `data` begins with; 0 while it is not whole.
+    Return the length of the head at the start of `data`, or 0 if it is not complete.
 
-    :param searched: bytes of `data` for which this was 0 before
-    :raises ApiError: 400, 414 or 431, whatever follows
+    :param start: the length of a prefix of `data` for which the result was 0
+    :raises ApiError: 400, 414 or 431 if `data` cannot become a valid head
     """
-    at = data.find(_END, max(searched - len(_END) + 1, 0))
-    if at < 0:
-        _check_beginning(data)
+    index = data.find(_END, max(start - len(_END) + 1, 0))
+    if index < 0:
+        _check_partial_head(data)
         return 0
-    end = at + len(_END)
+    end = index + len(_END)
     if end > MAX_LINE:
         _check_size(data[:end])
     return end
 
 
-def read_head(data: bytes) -> Head:
+def parse_head(data: bytes) -> RequestHead:
     """
-    Return what a whole head says.
+    Parse a complete head.
 
-    :param data: up to where `end_of_head` says that it ends
-    :raises ApiError: 400, it is none
+    :param data: as long as `find_head_end` returns
+    :raises ApiError: 400 if it is not valid
     """
-    line, _, rest = _from_its_line(data).partition(b"\r\n")
-    said = _REQUEST_LINE.fullmatch(line)
-    if said is None:
-        raise _not_http("its first line is no request line")
+    line, _, rest = _skip_empty_line(data).partition(b"\r\n")
+    request_line = _REQUEST_LINE.fullmatch(line)
+    if request_line is None:
+        raise _bad_request("its first line is not a request line")
     headers = _HEADER.findall(rest)
-    # What is skipped in the search for headers is none.
-    if sum([len(name) + len(value) + _AROUND for name, value in headers]) != len(rest) - 2:
-        raise _not_http(f"one of its headers is none, or has a name of more than {MAX_NAME} bytes")
-    read = Headers()
+    # `findall` skips what does not match, so compare the lengths.
+    if sum([len(name) + len(value) + _HEADER_OVERHEAD for name, value in headers]) != len(rest) - 2:
+        raise _bad_request(
+            f"one of its headers is not valid, or has a name of more than {MAX_NAME} bytes"
+        )
+    parsed = Headers()
     for name, value in headers:
-        read.addRawHeader(name, value.strip(b" \t"))
-    return Head(said[1], said[2], said[3], read)
+        parsed.addRawHeader(name, value.strip(b" \t"))
+    return RequestHead(request_line[1], request_line[2], request_line[3], parsed)
 
 
-def body_length(head: Head, limit: int) -> int | None:
+def body_length(head: RequestHead, limit: int) -> int | None:
     """
-    Return the bytes of the body behind `head`; None if it comes in chunks.
+    Return the length of the body in bytes, or None if it is chunked.
 
-    :param limit: those that are taken
-    :raises ApiError: 400, nobody can say; 413, it is no number that anybody could send
+    A length above `limit` is returned too: the caller knows whether the body is wanted.
+
+    :param limit: the largest body that is accepted, for the error message
+    :raises ApiError: 400 if the length is ambiguous; 413 if it has too many digits
     """
     codings = head.headers.getRawHeaders(b"Transfer-Encoding", ())
     lengths = head.headers.getRawHeaders(b"Content-Length", ())
@@ -99,62 +103,86 @@ def body_length(head: Head, limit: int) -> int | None:
         return 0
     if codings:
         if lengths or len(codings) > 1 or codings[0].lower() != b"chunked":
-            raise _not_http("its Transfer-Encoding is not chunked alone")
+            raise _bad_request(
+                "its Transfer-Encoding is not just 'chunked', or it also has a Content-Length"
+            )
         if head.version == b"HTTP/1.0":
-            raise _not_http("HTTP/1.0 has no Transfer-Encoding")
+            raise _bad_request("HTTP/1.0 has no Transfer-Encoding")
         return None
     if len(lengths) > 1 or not lengths[0].isdigit():
-        raise _not_http("its Content-Length is no number")
-    if len(lengths[0]) > MAX_DIGITS:
-        raise too_large(limit)
+        raise _bad_request("its Content-Length is not a number")
+    if len(lengths[0]) > MAX_LENGTH_DIGITS:
+        raise body_too_large(limit)
     return int(lengths[0])
 
 
-def request_line(data: bytes) -> tuple[bytes, bytes]:
-    """Return method and target of the request that `data` begins with; empty ones if it is none."""
-    said = _REQUEST_LINE.match(_from_its_line(data))
-    return (said[1], said[2]) if said else (b"", b"")
+def wants_keep_alive(head: RequestHead) -> bool:
+    """Return True if the client may send another request on the connection."""
+    values = head.headers.getRawHeaders(b"Connection", ())
+    tokens = b",".join(values).lower().replace(b",", b" ").split()
+    return head.version == b"HTTP/1.1" and b"close" not in tokens
 
 
-def _from_its_line(data: bytes) -> bytes:
-    # One empty line before a request is to be ignored (RFC 9112, section 2.2).
+def expects_continue(headers: Headers) -> bool:
+    """Return True if the client waits for a `100 Continue` before it sends the body."""
+    values = headers.getRawHeaders(b"Expect", ())
+    return bool(values) and values[0].lower() == b"100-continue"
+
+
+def find_request_line(data: bytes) -> tuple[bytes, bytes]:
+    """Return method and target of the request at the start of `data`, or two empty strings."""
+    match = _REQUEST_LINE.match(_skip_empty_line(data))
+    return (match[1], match[2]) if match else (b"", b"")
+
+
+def _skip_empty_line(data: bytes) -> bytes:
+    # A server should ignore one empty line before a request (RFC 9112, section 2.2).
     return data.removeprefix(b"\r\n")
 
 
-def _check_beginning(data: bytes) -> None:
+def _check_partial_head(data: bytes) -> None:
     """
-    Look at a head of which the end is missing.
+    Check the start of a head that is not complete.
 
-    :raises ApiError: it does not begin as one, or is already too long
+    :raises ApiError: 400, 414 or 431 if it cannot become a valid head
     """
-    line, found, _ = _from_its_line(data).partition(b"\r\n")
-    whole_line = _REQUEST_LINE.fullmatch if found else _BEGINNING.match
-    if not whole_line(line):
-        # Somebody speaks another protocol, such as TLS: nothing like an end will ever come.
+    line, line_end, _ = _skip_empty_line(data).partition(b"\r\n")
+    matches = _REQUEST_LINE.fullmatch if line_end else _PARTIAL_REQUEST_LINE.match
+    if not matches(line):
+        # Another protocol, such as TLS, may never send the end of a head, so do not wait for it.
         _check_size(data)
-        raise _not_http("its first line is no request line")
-    last = data.rfind(b"\r\n") + 2
-    if len(data) > MAX_HEAD or len(data) - last > MAX_LINE:
+        raise _bad_request("its first line is not a request line")
+    last_line = data.rfind(b"\r\n") + 2
+    if len(data) > MAX_HEAD or len(data) - last_line > MAX_LINE:
         _check_size(data)
 
 
 def _check_size(data: bytes) -> None:
-    lines = _from_its_line(data).split(b"\r\n")
+    """
+    Check the length of the lines of `data`, and of all of them together.
+
+    :raises ApiError: 414 or 431
+    """
+    lines = _skip_empty_line(data).split(b"\r\n")
     if not data.endswith(b"\r\n"):
-        # The first half of its end.
+        # The last line may end with the CR of its line end.
         lines[-1] = lines[-1].removesuffix(b"\r")
     if len(lines[0]) > MAX_LINE:
-        what = f"The request line is longer than {MAX_LINE} bytes."
-        raise ApiError(414, what, code="request_too_large")
+        message = f"The request line is longer than {MAX_LINE} bytes. Send a shorter URL."
+        raise ApiError(414, message, code="request_too_large")
     if max(map(len, lines)) > MAX_LINE:
         raise _too_long("A header of the request is", MAX_LINE)
     if len(data) > MAX_HEAD:
-        raise _too_long("The headers of the request are together", MAX_HEAD)
+        raise _too_long("All headers of the request together are", MAX_HEAD)
 
 
-def _too_long(what: str, limit: int) -> ApiError:
-    return ApiError(431, f"{what} longer than {limit} bytes.", code="request_too_large")
+def _too_long(subject: str, limit: int) -> ApiError:
+    return ApiError(
+        431,
+        f"{subject} longer than {limit} bytes. Send fewer or shorter headers, such as cookies.",
+        code="request_too_large",
+    )
 
 
-def _not_http(why: str) -> ApiError:
-    return ApiError(400, f"This is not a valid HTTP/1.1 request: {why}.")
+def _bad_request(reason: str) -> ApiError:
+    return ApiError(400, f"This is not a valid HTTP/1.1 request: {reason}.")

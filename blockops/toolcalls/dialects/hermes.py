@@ -1,20 +1,36 @@
 """
-Format 1: JSON objects in `<tool_call>` tags, as Hermes, Qwen-Agent, Qwen 2.5 and Qwen 3 write them.
+JSON objects in `<tool_call>` tags, as Hermes, Qwen-Agent, Qwen 2.5 and Qwen 3 write them.
 
     call    = "<tool_call>" space ( objects | "[" objects "]" ) space "</tool_call>"
     objects = object { space [","] space object }
 
-An object is read by `CallObject`; each is a call of its own, all of them share the tag.
+`JsonCall` reads an object. Each object is a call; all of them share the tag.
 
-- What follows the tag behind white space decides: a brace or a bracket, else it is no call.
-- An object's last brace is given out when something behind it shows that the model went on, or when
-  the model has ended by itself: a call that was cut off never looks whole.
-- `</tool_call>` in front of the last brackets ends the call, and completes it; in a comment too.
-- At other broken JSON in the arguments the text passes raw up to `</tool_call>`. Where the
-  arguments were complete, the call ends there, and what follows up to `</tool_call>` is text; so
-  are brackets and other marks too many between an object and `</tool_call>`. The tag is swallowed
-  still.
-- Without `</tool_call>`, whatever follows the object is text.
+- After the tag and white space, the text must continue with a brace or a bracket: anything else is
+  not a call.
+- An object's last brace is sent when the text after it shows that the model continued, or when the
+  model has stopped by itself: a call that was cut off never looks complete.
+- `</tool_call>` completes a call that lacks only its last brackets, also in a comment.
+- At any other error in the arguments, they pass unchanged up to `</tool_call>`. At an error after
+  complete arguments the call ends, and what follows up to `</tool_call>` is ordinary text. Extra
+  brackets and other marks between an object and `</tool_call>` are ordinary text, too. The tag
+  itself is dropped.
+- Without `</tool_call>`, everything after the object is ordinary text.
+
+The states of `HermesCallReader` that differ from those of `JsonCallReader`:
+
+    state               reads                           next state or result
+    before_object       white space, one "["            in_object; not a call
+    after_object        white space                     the call has ended; `AfterJsonCall` is next
+    at_error            what may be `</tool_call>`      the call has ended; as in `JsonCallReader`
+
+The states of `AfterJsonCall`; after an error it begins with before_closing_tag:
+
+    between_objects     white space and commas          in_next at "{"; ended at the list's "]";
+                                                          before_closing_tag
+    in_next             the next object, with a         as the other reader decides
+                          `HermesCallReader`
+    before_closing_tag  extra text, `</tool_call>`      ended; not a call if the text differs
 """
 
 from __future__ import annotations
@@ -22,157 +38,165 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from blockops.toolcalls.dialects.prompts import HermesWording
-from blockops.toolcalls.events import Delta
-from blockops.toolcalls.grammar.json_reader import ObjectReader, Verdict
-from blockops.toolcalls.grammar.json_stream import MAX_GAP, SPACE
+from blockops.toolcalls.deltas import Delta
+from blockops.toolcalls.dialect import Opener
+from blockops.toolcalls.dialects.prompts import HermesPrompt
+from blockops.toolcalls.grammar.json_reader import JsonCallReader
+from blockops.toolcalls.grammar.json_states import SPACE
+from blockops.toolcalls.grammar.json_stream import MAX_HELD_SPACE
+from blockops.toolcalls.grammar.tool_call_tag import (
+    CLOSING_TAG,
+    OPENING_TAG,
+    is_partial_closing_tag,
+)
 from blockops.toolcalls.reader import (
+    CallEnded,
     CallReader,
-    Ended,
-    LeftOpen,
-    Opener,
-    Opening,
-    Refused,
+    FeedResult,
+    FinishResult,
+    NotACall,
+    OpeningContext,
 )
 from blockops.toolcalls.verbatim import Verbatim
 
-TAG = "<tool_call>"
-END = "</tool_call>"
+_SPACE_AND_COMMAS = re.compile(r"[ \t\r\n,]*")
+_EXTRA_MARKS = re.compile(r"[\]})>,;.\"'` \t\r\n]{1,64}")
+"""Marks that models add after an object: a bracket, quote or backtick too many, a full stop."""
 
-MIN_BEGUN = len("</x")
-"""Characters of a closing tag, cut off by the end, that are no text any more."""
-
-_BETWEEN = re.compile(r"[ \t\r\n,]*")
-_SPARE_MARKS = re.compile(r"[\]})>,;.\"'` \t\r\n]{1,64}")
-_SPARE_TEXT = re.compile(r"[^<]{1,1024}")
+_EXTRA_TEXT = re.compile(r"[^<]{1,1024}")
+"""The rest of an object that is broken after its arguments."""
 
 
-class TaggedJson:
-    """The format: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
+class HermesDialect:
+    """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
 
     name = "json"
-    openers = (Opener(TAG),)
-    wording = HermesWording()
+    openers = (Opener(OPENING_TAG),)
+    tool_prompt = HermesPrompt()
 
-    def reader(self, opening: Opening) -> CallReader:
-        """Return a reader for the text behind the tag."""
-        return TaggedJsonReader(opening)
+    def reader(self, context: OpeningContext) -> CallReader:
+        """Return a reader for the text after the tag."""
+        return HermesCallReader(context)
 
 
-class TaggedJsonReader(ObjectReader):
+class HermesCallReader(JsonCallReader):
     """
     Reads one call in a tag.
 
-    :param in_list: whether the object stands in a list, whose bracket was read
+    :param is_in_list: True if the opening bracket of a list was read before
     """
 
-    end_of_raw = END
-    end_of_comment = END
+    raw_terminator = CLOSING_TAG
+    closing_tag = CLOSING_TAG
 
-    def __init__(self, opening: Opening, *, in_list: bool = False) -> None:
-        super().__init__(opening)
-        self._in_list = in_list
+    def __init__(self, context: OpeningContext, *, is_in_list: bool = False) -> None:
+        super().__init__(context)
+        self._is_in_list = is_in_list
 
-    def _first(self, text: str, out: list[Delta]) -> Verdict:
+    def _before_object(self, text: str, out: list[Delta]) -> FeedResult:
         pos = SPACE.match(text).end()  # type: ignore[union-attr]
         if pos == len(text):
             return None
         if text[pos] == "{":
-            return self._object_at(text, pos, out)
-        if text[pos] != "[" or self._in_list:
-            return Refused()
-        self._in_list = True
-        return self._first(text[pos + 1 :], out)
+            return self._start_object(text, pos, out)
+        if text[pos] != "[" or self._is_in_list:
+            return NotACall()
+        self._is_in_list = True
+        return self._before_object(text[pos + 1 :], out)
 
-    def _whole_at(self, text: str, out: list[Delta]) -> Verdict:
-        """Behind the object: the first character that is no white space proves its end."""
-        self._state = self._whole_at
+    def _after_object(self, text: str, out: list[Delta]) -> FeedResult:
+        """End the call at the first character that is not white space: the model continued."""
+        self._state = self._after_object
         pos = SPACE.match(text).end()  # type: ignore[union-attr]
-        self._seen += text[:pos]
-        if pos == len(text) and len(self._seen) <= MAX_GAP:
+        self._pending += text[:pos]
+        if pos == len(text) and len(self._pending) <= MAX_HELD_SPACE:
             return None
-        self._object.end(out)
-        self._ended("")
-        return Ended(self._seen + text[pos:], AfterObject(self._opening, in_list=self._in_list))
+        self._call.finish(out)
+        next_reader = AfterJsonCall(self._context, is_in_list=self._is_in_list)
+        return self._end_call(self._pending + text[pos:], next_reader)
 
-    def _broken_at(self, text: str, out: list[Delta]) -> Verdict:
-        """The closing tag may stand where only brackets are missing."""
-        self._seen += text
-        if 0 < len(self._seen) < len(END) and END.startswith(self._seen):
-            self._state = self._broken_at
+    def _at_error(self, text: str, out: list[Delta]) -> FeedResult:
+        """Return the result for a broken object; complete it if only brackets are missing."""
+        self._pending += text
+        if 0 < len(self._pending) < len(CLOSING_TAG) and CLOSING_TAG.startswith(self._pending):
+            self._state = self._at_error
             return None
-        if self._seen.startswith(END) and self._object.complete(out):
-            return self._ended(self._seen[len(END) :])
-        return super()._broken_at(self._seen, out)
+        if self._pending.startswith(CLOSING_TAG) and self._call.complete(out):
+            return self._end_call(self._pending[len(CLOSING_TAG) :])
+        return super()._at_error(self._pending, out)
 
-    def _behind_broken(self, rest: str) -> Ended:
-        return Ended(rest, AfterObject(self._opening, spare=_SPARE_TEXT))
+    def _end_at_error(self, rest: str) -> CallEnded:
+        return CallEnded(rest, AfterJsonCall(self._context, is_after_error=True))
 
-    def _end_raw(self, raw: str, rest: str, out: list[Delta]) -> Ended:
-        return super()._end_raw(raw, rest[len(END) :], out)
+    def _finish_raw(self, raw: str, rest: str, out: list[Delta]) -> CallEnded:
+        return super()._finish_raw(raw, rest[len(CLOSING_TAG) :], out)
 
 
-class AfterObject:
+class AfterJsonCall:
     """
-    Reads what follows an object in its tag: another one, the end of the list, the closing tag.
+    Reads the text after an object in its tag: another one, the end of the list, the closing tag.
 
-    :param spare: what may stand in front of the closing tag, and is text
+    :param is_in_list: True if the object is in a list
+    :param is_after_error: True if the object broke after its arguments: no other object may follow
     """
 
     def __init__(
-        self, opening: Opening, *, in_list: bool = False, spare: re.Pattern[str] = _SPARE_MARKS
+        self,
+        context: OpeningContext,
+        *,
+        is_in_list: bool = False,
+        is_after_error: bool = False,
     ) -> None:
-        self._opening = opening
-        self._in_list = in_list
-        self._spare = spare
-        self._next = TaggedJsonReader(opening, in_list=True)
-        self._state: Callable[[str, list[Delta]], Verdict] = (
-            self._between if spare is _SPARE_MARKS else self._in_front_of_end
+        self._context = context
+        self._is_in_list = is_in_list
+        self._extra = _EXTRA_TEXT if is_after_error else _EXTRA_MARKS
+        # Set together with the state in_next.
+        self._next: HermesCallReader
+        self._state: Callable[[str, list[Delta]], FeedResult] = (
+            self._before_closing_tag if is_after_error else self._between_objects
         )
-        # White space and commas in front of what may be the closing tag.
+        # White space and commas after the object, and the text from there on.
         self._gap = ""
-        self._seen = ""
+        self._pending = ""
 
     @property
     def verbatim(self) -> Verbatim | None:
-        """See `Fluent`."""
+        """See `SupportsVerbatim`."""
         return self._next.verbatim if self._state == self._in_next else None
 
-    def feed(self, text: str, out: list[Delta]) -> Verdict:
-        """Read on; see `CallReader`."""
+    def feed(self, text: str, out: list[Delta]) -> FeedResult:
+        """Read the next piece of the text; see `CallReader.feed`."""
         return self._state(text, out)
 
-    def finish(self, *, whole: bool, out: list[Delta]) -> Refused | Ended | LeftOpen:
-        """Decide at the end of the text; see `CallReader`."""
+    def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
+        """Return the result at the end of the text; see `CallReader.finish`."""
         if self._state == self._in_next:
-            return self._next.finish(whole=whole, out=out)
-        if len(self._seen) >= MIN_BEGUN and END.startswith(self._seen):
-            return Ended("")
-        return Refused()
+            return self._next.finish(is_complete=is_complete, out=out)
+        return CallEnded("") if is_partial_closing_tag(self._pending) else NotACall()
 
-    def _between(self, text: str, out: list[Delta]) -> Verdict:
-        pos = _BETWEEN.match(text).end()  # type: ignore[union-attr]
+    def _between_objects(self, text: str, out: list[Delta]) -> FeedResult:
+        pos = _SPACE_AND_COMMAS.match(text).end()  # type: ignore[union-attr]
         self._gap += text[:pos]
         if pos == len(text):
             return None
         if text[pos] == "{":
-            self._next = TaggedJsonReader(self._opening, in_list=self._in_list)
+            self._next = HermesCallReader(self._context, is_in_list=self._is_in_list)
             self._state = self._in_next
             return self._next.feed(text[pos:], out)
-        if text[pos] == "]" and self._in_list:
-            return Ended(text[pos + 1 :], AfterObject(self._opening))
-        self._state = self._in_front_of_end
-        return self._in_front_of_end(text[pos:], out)
+        if text[pos] == "]" and self._is_in_list:
+            return CallEnded(text[pos + 1 :], AfterJsonCall(self._context))
+        self._state = self._before_closing_tag
+        return self._before_closing_tag(text[pos:], out)
 
-    def _in_next(self, text: str, out: list[Delta]) -> Verdict:
+    def _in_next(self, text: str, out: list[Delta]) -> FeedResult:
         return self._next.feed(text, out)
 
-    def _in_front_of_end(self, text: str, out: list[Delta]) -> Verdict:
-        self._seen += text
-        spare = self._spare.match(self._seen)
-        end = spare.end() if spare else 0
-        if self._seen.startswith(END, end):
-            marks = self._seen[:end].rstrip()
-            rest = self._seen[end + len(END) :]
-            return Ended(rest, spare=self._gap + marks if marks else "")
-        return None if END.startswith(self._seen[end:]) else Refused()
+    def _before_closing_tag(self, text: str, out: list[Delta]) -> FeedResult:
+        self._pending += text
+        match = self._extra.match(self._pending)
+        end = match.end() if match else 0
+        if self._pending.startswith(CLOSING_TAG, end):
+            extra = self._pending[:end].rstrip()
+            rest = self._pending[end + len(CLOSING_TAG) :]
+            return CallEnded(rest, text=self._gap + extra if extra else "")
+        return None if CLOSING_TAG.startswith(self._pending[end:]) else NotACall()

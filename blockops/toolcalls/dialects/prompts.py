@@ -1,14 +1,15 @@
 """
-How a model is told of its tools, in the words of each format's own chat template.
+Describes tools to a model in its system prompt, in the words of its dialect's chat template.
 
-A backend whose template knows no tools gets them in the system prompt, and the calls and results of
-the history as the text that they are to the model. What a model was trained to read is best: so the
-first and the third format say what the templates of their models say, to the byte.
+A backend whose template has no tools gets their description in the system prompt, and the calls and
+results of the history as the text that its template would make of them. A model reads best the text
+that it was trained on, so `HermesPrompt` and `QwenXmlPrompt` are those of their models' templates,
+byte for byte.
 
-Read in: the templates that Qwen 2.5, Qwen 3 and Qwen3-Coder were published with, as
-`tests/toolcalls/dialects/test_prompts.py` names them. Templates write JSON as Python's `json.dumps`
-does, spaces and all, and other characters than ASCII as they are; and values that are neither text
-nor JSON as Python's `str` does.
+The source: the templates that Qwen 2.5, Qwen 3 and Qwen3-Coder were published with;
+`tests/toolcalls/dialects/templates.py` names the files. Templates write objects and arrays as
+Python's `json.dumps` does, with its spaces, but leave characters outside ASCII as they are. In tags
+they write other values as Python's `str` does: `True`, `None`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from blockops.toolcalls.grammar.parameter_types import of_parameters
+from blockops.toolcalls.grammar.parameter_types import normalize_schema
 
-_HERMES_BEFORE = """\
+_HERMES_PREFIX = """\
 # Tools
 
 You may call one or more functions to assist with the user query.
@@ -28,7 +29,7 @@ You may call one or more functions to assist with the user query.
 You are provided with function signatures within <tools></tools> XML tags:
 <tools>"""
 
-_HERMES_BEHIND = """
+_HERMES_SUFFIX = """
 </tools>
 
 For each function call, return a json object with function name and arguments within \
@@ -37,14 +38,14 @@ For each function call, return a json object with function name and arguments wi
 {"name": <function-name>, "arguments": <args-json-object>}
 </tool_call>"""
 
-_CODER_BEFORE = """\
+_QWEN_XML_PREFIX = """\
 # Tools
 
 You have access to the following functions:
 
 <tools>"""
 
-_CODER_BEHIND = """
+_QWEN_XML_SUFFIX = """
 </tools>
 
 If you choose to call a function ONLY reply in the following format with NO suffix:
@@ -73,197 +74,206 @@ function call, but NOT after
 knowledge and do not tell the user about function calls
 </IMPORTANT>"""
 
-_LINE_BEFORE = """\
+_TOOL_CALL_LINE_PREFIX = """\
 # Tools
 
 You can call tools. Each of these lines describes one of them, as JSON:
 """
 
-_LINE_BEHIND = """
+_TOOL_CALL_LINE_SUFFIX = """
 
-To call a tool, begin a line with TOOL_CALL: and write one JSON object behind it, with the tool's \
+To call a tool, begin a line with TOOL_CALL: and write one JSON object after it, with the tool's \
 name and its arguments:
 TOOL_CALL: {"name": "name_of_the_tool", "arguments": {"name_of_an_argument": "value"}}
 
-Write one such line for each call and nothing behind the last one. What a tool answers comes in \
-the next message, behind TOOL_RESULT:"""
+Write one such line for each call and nothing after the last one. The result of a tool comes in \
+the next message, after TOOL_RESULT:"""
 
-# What a function's description has besides its schema, and a schema besides its properties, is
-# listed by its own name.
-_OF_FUNCTION = frozenset({"type", "name", "description", "parameters"})
-_OF_PARAMETERS = frozenset({"type", "properties"})
-_OF_PARAMETER = frozenset({"name", "type", "description"})
+# Qwen3-Coder's template lists all other fields under their own names.
+_FUNCTION_FIELDS = frozenset({"type", "name", "description", "parameters"})
+_PARAMETERS_FIELDS = frozenset({"type", "properties"})
+_PARAMETER_FIELDS = frozenset({"name", "type", "description"})
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class ResultFrame:
     """
-    What stands around the results of calls, which a template gives to the model as a user's text.
+    The text around the results of calls, which a template puts into a user message.
 
-    :param before: in front of each result
-    :param behind: behind each result
-    :param between: between one result with its frame and the next one
+    :param before: precedes each result
+    :param after: follows each result
+    :param between: separates two framed results
     """
 
     before: str
-    behind: str
+    after: str
     between: str = ""
 
 
-class Wording(Protocol):
-    """How one format is spoken; a format has it as its `wording`, if it has any."""
+class ToolPrompt(Protocol):
+    """
+    The text with which a dialect shows tools, calls and results to a model.
+
+    It is the attribute `tool_prompt` of a dialect; not every dialect has one.
+    """
 
     @property
-    def frame(self) -> Frame:
-        """What stands around results."""
+    def result_frame(self) -> ResultFrame:
+        """The text around results."""
         ...
 
-    def offer(self, tools: Sequence[Any]) -> str:
+    def tools_text(self, tools: Sequence[Any]) -> str:
         """
-        Return what stands in the system prompt.
+        Return the text for the system prompt.
 
-        :param tools: as the client has sent them, at least one
+        :param tools: the request's tools as the client sent them; at least one
         """
         ...
 
-    def call(self, name: str, arguments: dict[str, Any] | str) -> str:
+    def call_text(self, name: str, arguments: dict[str, Any] | str) -> str:
         """
         Return the text of a call.
 
-        :param arguments: as text where they are no JSON object
+        :param arguments: the text of the arguments if they are not a JSON object
         """
         ...
 
-    def answer(self, text: str, calls: Sequence[str]) -> str:
-        """Return the text of an answer that said `text` and made `calls`, at least one."""
+    def assistant_text(self, text: str, calls: Sequence[str]) -> str:
+        """
+        Return the text of an answer.
+
+        :param text: the answer's own text; may be empty
+        :param calls: the texts of its calls, at least one, as `call_text` returns them
+        """
         ...
 
 
-class HermesWording:
-    """JSON in `<tool_call>`: the words of Qwen 2.5 and Qwen 3, which are those of Hermes."""
+class HermesPrompt:
+    """JSON in `<tool_call>`: the prompt of Qwen 2.5 and Qwen 3, which is that of Hermes."""
 
-    frame = Frame("<tool_response>\n", "\n</tool_response>", "\n")
+    result_frame = ResultFrame("<tool_response>\n", "\n</tool_response>", "\n")
 
-    def offer(self, tools: Sequence[Any]) -> str:
-        """Return one line of JSON for each tool, and how to call them."""
-        return "".join([_HERMES_BEFORE, *(f"\n{to_json(tool)}" for tool in tools), _HERMES_BEHIND])
+    def tools_text(self, tools: Sequence[Any]) -> str:
+        """Return one line of JSON for each tool, and the instructions for calls."""
+        return "".join([_HERMES_PREFIX, *(f"\n{to_json(tool)}" for tool in tools), _HERMES_SUFFIX])
 
-    def call(self, name: str, arguments: dict[str, Any] | str) -> str:
+    def call_text(self, name: str, arguments: dict[str, Any] | str) -> str:
         """Return the call in its tags."""
         return (
-            f'<tool_call>\n{{"name": "{name}", "arguments": {_as_json(arguments)}}}\n</tool_call>'
+            f'<tool_call>\n{{"name": "{name}", "arguments": {_arguments_json(arguments)}}}\n'
+            "</tool_call>"
         )
 
-    def answer(self, text: str, calls: Sequence[str]) -> str:
-        """Return text and calls on lines of their own."""
+    def assistant_text(self, text: str, calls: Sequence[str]) -> str:
+        """Return the text and the calls, each on its own line."""
         return "\n".join([text, *calls] if text else calls)
 
 
-class CoderWording:
-    """Tags for functions and parameters: the words of Qwen3-Coder."""
+class QwenXmlPrompt:
+    """Tags for functions and parameters: the prompt of Qwen3-Coder."""
 
-    frame = Frame("<tool_response>\n", "\n</tool_response>\n")
+    result_frame = ResultFrame("<tool_response>\n", "\n</tool_response>\n")
 
-    def offer(self, tools: Sequence[Any]) -> str:
-        """Return each function as a list in tags, and how to call them."""
-        listed = [_listed(tool) for tool in tools if isinstance(tool, dict)]
-        return "".join([_CODER_BEFORE, *listed, _CODER_BEHIND])
+    def tools_text(self, tools: Sequence[Any]) -> str:
+        """Return each function as a list of tags, and the instructions for calls."""
+        functions = [_function_tags(tool) for tool in tools if isinstance(tool, dict)]
+        return "".join([_QWEN_XML_PREFIX, *functions, _QWEN_XML_SUFFIX])
 
-    def call(self, name: str, arguments: dict[str, Any] | str) -> str:
-        """Return the call in its tags; what is no object stands where the parameters would."""
+    def call_text(self, name: str, arguments: dict[str, Any] | str) -> str:
+        """Return the call in its tags; arguments that are a string replace the parameters."""
         if isinstance(arguments, str):
             inner = f"{arguments}\n" if arguments else ""
         else:
             inner = "".join(
-                f"<parameter={key}>\n{_as_text(value)}\n</parameter>\n"
+                f"<parameter={key}>\n{_value_text(value)}\n</parameter>\n"
                 for key, value in arguments.items()
             )
         return f"<tool_call>\n<function={name}>\n{inner}</function>\n</tool_call>"
 
-    def answer(self, text: str, calls: Sequence[str]) -> str:
-        """Return the text, an empty line, and the calls."""
-        said = text.strip()
-        return "\n".join([f"{said}\n", *calls] if said else calls)
+    def assistant_text(self, text: str, calls: Sequence[str]) -> str:
+        """Return the stripped text, an empty line, and the calls."""
+        stripped = text.strip()
+        return "\n".join([f"{stripped}\n", *calls] if stripped else calls)
 
 
-class LineWording:
-    """`TOOL_CALL:` lines, which have no template: words of our own, in the spirit of the others."""
+class ToolCallLinePrompt:
+    """`TOOL_CALL:` lines: blockops' own prompt, modelled on the others; no template has them."""
 
-    frame = Frame("TOOL_RESULT:\n", "", "\n")
+    result_frame = ResultFrame("TOOL_RESULT:\n", "", "\n")
 
-    def offer(self, tools: Sequence[Any]) -> str:
-        """Return one line of JSON for each function, and how to call them."""
-        lines = "".join(f"\n{to_json(_function(tool))}" for tool in tools)
-        return f"{_LINE_BEFORE}{lines}{_LINE_BEHIND}"
+    def tools_text(self, tools: Sequence[Any]) -> str:
+        """Return one line of JSON for each function, and the instructions for calls."""
+        lines = "".join(f"\n{to_json(_function_of(tool))}" for tool in tools)
+        return f"{_TOOL_CALL_LINE_PREFIX}{lines}{_TOOL_CALL_LINE_SUFFIX}"
 
-    def call(self, name: str, arguments: dict[str, Any] | str) -> str:
+    def call_text(self, name: str, arguments: dict[str, Any] | str) -> str:
         """Return the call's line."""
-        return f'TOOL_CALL: {{"name": {to_json(name)}, "arguments": {_as_json(arguments)}}}'
+        return f'TOOL_CALL: {{"name": {to_json(name)}, "arguments": {_arguments_json(arguments)}}}'
 
-    def answer(self, text: str, calls: Sequence[str]) -> str:
-        """Return text and calls on lines of their own."""
+    def assistant_text(self, text: str, calls: Sequence[str]) -> str:
+        """Return the text and the calls, each on its own line."""
         return "\n".join([text, *calls] if text else calls)
 
 
 def to_json(value: Any) -> str:
-    """Return JSON as templates write it."""
+    """Return `value` as JSON, spelled as templates spell it."""
     return json.dumps(value, ensure_ascii=False)
 
 
-def _as_json(arguments: dict[str, Any] | str) -> str:
-    """Return arguments as JSON; those that are none as they are, and none at all as `{}`."""
+def _arguments_json(arguments: dict[str, Any] | str) -> str:
+    """Return arguments as JSON: a string unchanged, an empty one as `{}`."""
     return (arguments or "{}") if isinstance(arguments, str) else to_json(arguments)
 
 
-def _as_text(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return to_json(value) if isinstance(value, dict | list) else str(value)
 
 
-def _function(tool: Any) -> Any:
+def _function_of(tool: Any) -> Any:
     return tool.get("function", tool) if isinstance(tool, dict) else tool
 
 
-def _listed(tool: dict[str, Any]) -> str:
-    """Return a function as Qwen3-Coder's template lists it."""
-    function = _function(tool)
+def _function_tags(tool: dict[str, Any]) -> str:
+    """Return a function as Qwen3-Coder's template lists it; "" if it is not an object."""
+    function = _function_of(tool)
     if not isinstance(function, dict):
         return ""
     parameters = function.get("parameters")
     if isinstance(parameters, list):
-        parameters = of_parameters(parameters)
+        parameters = normalize_schema(parameters)
     properties = parameters.get("properties") if isinstance(parameters, dict) else None
-    listed = properties.items() if isinstance(properties, dict) else ()
+    items = properties.items() if isinstance(properties, dict) else ()
     return "".join(
         [
             f"\n<function>\n<name>{function.get('name', '')}</name>",
-            _described(function),
+            _description_tag(function),
             "\n<parameters>",
-            *(_parameter(name, schema) for name, schema in listed),
-            _others(parameters, _OF_PARAMETERS),
+            *(_parameter_tags(name, schema) for name, schema in items),
+            _other_tags(parameters, _PARAMETERS_FIELDS),
             "\n</parameters>",
-            _others(function, _OF_FUNCTION),
+            _other_tags(function, _FUNCTION_FIELDS),
             "\n</function>",
         ]
     )
 
 
-def _parameter(name: str, schema: Any) -> str:
+def _parameter_tags(name: str, schema: Any) -> str:
     fields = schema if isinstance(schema, dict) else {}
-    kind = f"\n<type>{fields['type']}</type>" if "type" in fields else ""
+    type_tag = f"\n<type>{fields['type']}</type>" if "type" in fields else ""
     return (
-        f"\n<parameter>\n<name>{name}</name>{kind}{_described(fields)}"
-        f"{_others(fields, _OF_PARAMETER)}\n</parameter>"
+        f"\n<parameter>\n<name>{name}</name>{type_tag}{_description_tag(fields)}"
+        f"{_other_tags(fields, _PARAMETER_FIELDS)}\n</parameter>"
     )
 
 
-def _described(fields: dict[str, Any]) -> str:
+def _description_tag(fields: dict[str, Any]) -> str:
     if "description" not in fields:
         return ""
     return f"\n<description>{str(fields['description']).strip()}</description>"
 
 
-def _others(fields: Any, known: frozenset[str]) -> str:
+def _other_tags(fields: Any, known: frozenset[str]) -> str:
     if not isinstance(fields, dict):
         return ""
     others = ((key, value) for key, value in fields.items() if key not in known)
-    return "".join(f"\n<{key}>{_as_text(value)}</{key}>" for key, value in others)
+    return "".join(f"\n<{key}>{_value_text(value)}</{key}>" for key, value in others)

@@ -1,45 +1,46 @@
 """
-Format 2: a JSON object behind `TOOL_CALL:` at the start of a line.
+A JSON object after `TOOL_CALL:` at the start of a line, as blockops' own prompt asks for.
 
     call = "TOOL_CALL:" space object
 
-The object is read by `CallObject`, may run over several lines, and the call ends with its last
-brace. Where its arguments are broken, the text passes raw up to the end of the line; where they
-were complete, the call ends there, and the rest is text.
+`JsonCall` reads the object, which may span several lines. The call ends with the object's last
+brace. Broken arguments pass unchanged up to the end of the line. If the object breaks after
+complete arguments, the call ends there, and the rest is ordinary text.
 """
 
 from __future__ import annotations
 
-from blockops.toolcalls.dialects.prompts import LineWording
-from blockops.toolcalls.events import Delta
-from blockops.toolcalls.grammar.json_reader import ObjectReader, Verdict
-from blockops.toolcalls.grammar.json_stream import SPACE
-from blockops.toolcalls.reader import CallReader, Opener, Opening, Refused
+from blockops.toolcalls.deltas import Delta
+from blockops.toolcalls.dialect import Opener
+from blockops.toolcalls.dialects.prompts import ToolCallLinePrompt
+from blockops.toolcalls.grammar.json_reader import JsonCallReader
+from blockops.toolcalls.grammar.json_states import SPACE
+from blockops.toolcalls.reader import CallReader, FeedResult, NotACall, OpeningContext
 
 
-class LineJson:
-    """The format: `TOOL_CALL: {"name": ..., "arguments": {...}}`."""
+class ToolCallLineDialect:
+    """`TOOL_CALL: {"name": ..., "arguments": {...}}`."""
 
     name = "line"
     openers = (Opener("TOOL_CALL:", line_start=True),)
-    wording = LineWording()
+    tool_prompt = ToolCallLinePrompt()
 
-    def reader(self, opening: Opening) -> CallReader:
-        """Return a reader for the text behind the colon."""
-        return LineJsonReader(opening)
+    def reader(self, context: OpeningContext) -> CallReader:
+        """Return a reader for the text after the colon."""
+        return ToolCallLineReader(context)
 
 
-class LineJsonReader(ObjectReader):
-    """Reads the one object behind the opener."""
+class ToolCallLineReader(JsonCallReader):
+    """Reads the one object after the opener."""
 
-    end_of_raw = "\n"
+    raw_terminator = "\n"
 
-    def _first(self, text: str, out: list[Delta]) -> Verdict:
+    def _before_object(self, text: str, out: list[Delta]) -> FeedResult:
         pos = SPACE.match(text).end()  # type: ignore[union-attr]
         if pos == len(text):
             return None
-        return self._object_at(text, pos, out) if text[pos] == "{" else Refused()
+        return self._start_object(text, pos, out) if text[pos] == "{" else NotACall()
 
-    def _whole_at(self, text: str, out: list[Delta]) -> Verdict:
-        self._object.end(out)
-        return self._ended(text)
+    def _after_object(self, text: str, out: list[Delta]) -> FeedResult:
+        self._call.finish(out)
+        return self._end_call(text)

@@ -1,11 +1,18 @@
 r"""
-Follows a JSON object that the model wrote into a JSON string, and unwraps it as it streams.
+Reads a JSON object that the model wrote into a JSON string, and unescapes it as it streams.
 
-`"{\"city\": \"Oslo\"}"` is read as `{"city": "Oslo"}`: the string's escapes are undone, and what
-they give is followed as JSON. A string of nothing but white space holds nothing, which is allowed;
-a string that holds anything else than an object is broken at the character that shows it.
+`"{\"city\": \"Oslo\"}"` is read as `{"city": "Oslo"}`: the string's escapes are undone, and their
+text is read as JSON by a `StreamingJson`. A string that contains only white space counts as empty.
+A string that contains anything but an object is broken.
 
-What breaks the object inside passes unwrapped to the end of the string.
+Text that breaks the inner object passes, unescaped, up to the end of the string.
+
+    state          reads                        next state
+    opening_quote  the quote                    in_string
+    in_string      up to a quote or backslash   in_escape; complete at the quote, or broken if the
+                                                inner object is still open, or if the text is not
+                                                an object
+    in_escape      one escape                   in_string
 """
 
 from __future__ import annotations
@@ -14,76 +21,78 @@ import json
 import re
 from collections.abc import Callable
 
-from blockops.toolcalls.grammar.json_stream import JsonValue, Standing
+from blockops.toolcalls.grammar.json_states import Status
+from blockops.toolcalls.grammar.json_stream import StreamingJson
 
 _PLAIN = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
 _ESCAPE = re.compile(r"\\(?:([\"\\/bfnrt'])|u[0-9a-fA-F]{4})")
-_ESCAPE_BEGUN = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
-_MEANING = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_PARTIAL_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
+_MAX_ESCAPE = len(r"\uXXXX")
+_CONTROL_CHARACTERS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_WHITE_SPACE = " \t\r\n"
 
 
-class WrappedObject:
+class JsonInString:
     """
-    A JSON object inside a JSON string, from the string's opening quote to its closing one.
+    Reads a JSON object in a JSON string, from the opening quote to the closing one.
 
-    :ivar standing: whether the string is still open
-    :ivar held: nothing: what breaks the object inside is written as it is
-    :ivar began: whether the object's opening brace was seen
+    :ivar status: the progress of the string
+    :ivar pending: empty: text that breaks the inner object is written unchanged
+    :ivar has_started: the object's opening brace was read
     """
 
     __slots__ = (
-        "_begun",
-        "_high",
+        "_high_surrogate",
         "_inner",
         "_out",
+        "_partial_escape",
         "_quote",
         "_state",
-        "began",
-        "held",
-        "standing",
+        "has_started",
+        "pending",
+        "status",
     )
 
     def __init__(self) -> None:
-        self.standing = Standing.OPEN
-        self.began = False
-        self._inner = JsonValue()
-        self._state: Callable[[str, int], int] = self._before
+        self.status = Status.OPEN
+        self.has_started = False
+        self.pending = ""
+        self._inner = StreamingJson()
+        self._state: Callable[[str, int], int] = self._opening_quote
         self._quote = '"'
-        self.held = ""
-        # The beginning of an escape.
-        self._begun = ""
-        # The escape of a high surrogate, whose other half may come next.
-        self._high = ""
+        self._partial_escape = ""
+        # The escape of a high surrogate: the next escape may be its low surrogate.
+        self._high_surrogate = ""
         self._out: list[str] = []
 
     @property
-    def flaws(self) -> int:
-        """How many things passed that JSON does not allow."""
-        return self._inner.flaws + self._broken()
+    def error_count(self) -> int:
+        """The number of constructs that passed although JSON does not allow them."""
+        return self._inner.error_count + self._is_inner_broken()
 
     @property
-    def closing(self) -> str:
+    def closing_bracket(self) -> str:
         """The brace that ended the object, which is not written."""
-        return self._inner.closing if self._inner.standing is Standing.WHOLE else ""
+        return self._inner.closing_bracket if self._inner.status is Status.COMPLETE else ""
 
     @property
     def verbatim(self) -> None:
-        """Nothing: all of it is unwrapped."""
+        """None: all text has to be unescaped."""
 
     def feed(self, text: str, start: int, out: list[str]) -> int:
-        """Read on; see `Follower`."""
+        """Read the next piece of the text; see `ValueReader.feed`."""
         self._out = out
         pos = start
         size = len(text)
-        while pos < size and self.standing is Standing.OPEN:
+        while pos < size and self.status is Status.OPEN:
             pos = self._state(text, pos)
         return pos
 
-    def missing(self) -> str | None:
-        """Return what has to be appended to make the object whole: the string itself is not."""
-        return "" if self.standing is Standing.WHOLE else None
+    def completion(self) -> str | None:
+        """Return "" if the string has ended, else None: it lacks at least its quote."""
+        return "" if self.status is Status.COMPLETE else None
 
-    def _before(self, text: str, pos: int) -> int:
+    def _opening_quote(self, text: str, pos: int) -> int:
         self._quote = text[pos]
         self._state = self._in_string
         return pos + 1
@@ -91,88 +100,89 @@ class WrappedObject:
     def _in_string(self, text: str, pos: int) -> int:
         end = _PLAIN[self._quote].match(text, pos).end()  # type: ignore[union-attr]
         if end > pos:
-            self._unwrap(text[pos:end])
-        if end == len(text) or self.standing is Standing.BROKEN:
+            self._feed_inner(text[pos:end])
+        if end == len(text) or self.status is Status.BROKEN:
             return end
         if text[end] == self._quote:
-            return self._end(end)
+            return self._close_string(end)
         self._state = self._in_escape
         return end
 
     def _in_escape(self, text: str, pos: int) -> int:
-        begun = len(self._begun)
-        escape = self._begun + text[pos : pos + 6 - begun]
-        whole = _ESCAPE.match(escape)
-        if not whole and _ESCAPE_BEGUN.fullmatch(escape):
-            self._begun = escape
+        partial_length = len(self._partial_escape)
+        escape = self._partial_escape + text[pos : pos + _MAX_ESCAPE - partial_length]
+        match = _ESCAPE.match(escape)
+        if not match and _PARTIAL_ESCAPE.fullmatch(escape):
+            self._partial_escape = escape
             return len(text)
-        self._begun = ""
+        self._partial_escape = ""
         self._state = self._in_string
-        if not whole:
-            # No escape: the backslash stands for itself, and what was held behind it too.
-            self._unwrap(escape[: max(begun, 1)])
-            return pos + max(begun, 1) - begun
-        if plain := whole[1]:
-            self._unwrap(_MEANING.get(plain, plain))
+        if not match:
+            # An unknown escape passes unchanged, with the characters that were held back.
+            self._feed_inner(escape[: max(partial_length, 1)])
+            return pos + max(partial_length, 1) - partial_length
+        if char := match[1]:
+            self._feed_inner(_CONTROL_CHARACTERS.get(char, char))
         else:
-            self._unwrap_code(whole[0])
-        return pos + whole.end() - begun
+            self._unescape_code_unit(match[0])
+        return pos + match.end() - partial_length
 
-    def _end(self, pos: int) -> int:
-        self.standing = Standing.WHOLE
-        self._unwrap("")
-        if self.began and self._inner.standing is Standing.OPEN:
-            # The quote came too early: it belongs to what is broken.
-            self.standing = Standing.BROKEN
+    def _close_string(self, pos: int) -> int:
+        self.status = Status.COMPLETE
+        self._feed_inner("")
+        if self.has_started and self._inner.status is Status.OPEN:
+            # The model did not escape the quote: the string is broken at it.
+            self.status = Status.BROKEN
             return pos
         return pos + 1
 
-    def _unwrap_code(self, escape: str) -> None:
-        """Unwrap an escape by number; the two halves of a surrogate pair become one character."""
-        half = escape[2:4].lower()
-        if self._high and "dc" <= half <= "df":
-            pair = json.loads(f'"{self._high}{escape}"')
-            self._high = ""
-            self._unwrap(pair)
-        elif "d8" <= half <= "db":
-            self._unwrap("")
-            self._high = escape
-        elif "dc" <= half <= "df":
-            # Half a character cannot be sent: it stays an escape, which strings may hold.
-            self._unwrap(escape)
+    def _unescape_code_unit(self, escape: str) -> None:
+        r"""Unescape a UTF-16 code unit, `\uXXXX`; a surrogate pair becomes one character."""
+        high_byte = escape[2:4].lower()
+        if self._high_surrogate and "dc" <= high_byte <= "df":
+            pair = json.loads(f'"{self._high_surrogate}{escape}"')
+            self._high_surrogate = ""
+            self._feed_inner(pair)
+        elif "d8" <= high_byte <= "db":
+            self._feed_inner("")
+            self._high_surrogate = escape
+        elif "dc" <= high_byte <= "df":
+            # A lone surrogate cannot be encoded as UTF-8: it stays an escape.
+            self._feed_inner(escape)
         else:
-            self._unwrap(json.loads(f'"{escape}"'))
+            self._feed_inner(json.loads(f'"{escape}"'))
 
-    def _unwrap(self, piece: str) -> None:
-        """Follow a piece of what the string holds."""
-        if self._high:
-            piece = self._high + piece
-            self._high = ""
-        if not self.began:
-            piece = piece.lstrip(" \t\r\n")
+    def _feed_inner(self, piece: str) -> None:
+        """Read a piece of the string's unescaped text."""
+        if self._high_surrogate:
+            piece = self._high_surrogate + piece
+            self._high_surrogate = ""
+        if not self.has_started:
+            piece = piece.lstrip(_WHITE_SPACE)
             if not piece:
                 return
             if piece[0] != "{":
-                self.standing = Standing.BROKEN
+                self.status = Status.BROKEN
                 return
-            self.began = True
+            self.has_started = True
         end = 0
-        if self._inner.standing is Standing.OPEN:
+        if self._inner.status is Status.OPEN:
             end = self._inner.feed(piece, 0, self._out)
-            if self._broken():
-                self._out.append(self._inner.held)
+            if self._is_inner_broken():
+                self._out.append(self._inner.pending)
         if end < len(piece):
-            self._behind(piece[end:])
+            self._pass_rest(piece[end:])
 
-    def _broken(self) -> bool:
-        return self._inner.standing is Standing.BROKEN
+    def _is_inner_broken(self) -> bool:
+        return self._inner.status is Status.BROKEN
 
-    def _behind(self, piece: str) -> None:
-        """Pass what stands behind the object or where it broke; not the white space behind it."""
-        if self._inner.standing is Standing.WHOLE:
-            piece = piece.lstrip(" \t\r\n")
+    def _pass_rest(self, piece: str) -> None:
+        """Write the text after the object or its error, without the white space after it."""
+        if self._inner.status is Status.COMPLETE:
+            piece = piece.lstrip(_WHITE_SPACE)
             if not piece:
                 return
-            self._out.append(self._inner.closing)
-            self._inner.standing = Standing.BROKEN
+            # Text after the object: it counts as an error, and its bracket was not the last one.
+            self._out.append(self._inner.closing_bracket)
+            self._inner.status = Status.BROKEN
         self._out.append(piece)

@@ -1,141 +1,157 @@
-"""What the formats share whose calls are JSON objects: one object, and what may go wrong in it."""
+"""
+The base class of the readers of dialects whose calls are JSON objects.
+
+It reads one object with `JsonCall`, and decides about the call if the object breaks.
+
+    state          reads                              next state or result
+    before_object  the text before the object         in_object; not a call
+    in_object      the object                         after_object; at_error
+    after_object   the text after a complete object   the call has ended
+    at_error       the text that breaks the object    in_raw; not a call; the call has ended
+    in_raw         text up to `raw_terminator`        the call has ended
+
+Subclasses define before_object and after_object. At an error three cases differ. Before the call
+has started, the text is not a call. After complete arguments, the call ends there, and what follows
+them is ordinary text. Within the arguments, they pass unchanged from there on (in_raw).
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from blockops.toolcalls.events import CallArguments, CallEnded, Delta
-from blockops.toolcalls.grammar.json_call import CallObject
-from blockops.toolcalls.grammar.json_stream import Standing
-from blockops.toolcalls.partial_match import begun_at_the_end
-from blockops.toolcalls.reader import Ended, LeftOpen, Opening, Refused
+from blockops.toolcalls.deltas import CallArguments, CallFinished, Delta
+from blockops.toolcalls.grammar.json_call import JsonCall
+from blockops.toolcalls.grammar.json_states import Status
+from blockops.toolcalls.partial_match import partial_suffix_start
+from blockops.toolcalls.reader import (
+    CallEnded,
+    CallReader,
+    CallTruncated,
+    FeedResult,
+    FinishResult,
+    NotACall,
+    OpeningContext,
+)
 from blockops.toolcalls.verbatim import Verbatim
 
-MAX_LOOSE = 1_024
-"""Characters behind complete arguments that are kept, to be shown if they are no JSON."""
+MAX_TRAILING = 1_024
+"""Characters after complete arguments that are buffered, to become text if they are not JSON."""
 
-_MAX_KEPT = MAX_LOOSE + 16
-"""One more, and what a comment may have swallowed of a closing tag."""
-
-Verdict = Refused | Ended | None
+_MAX_BUFFERED = MAX_TRAILING + 16
+"""One character more, to see that there are too many, and the start of `closing_tag`."""
 
 
-class ObjectReader(ABC):
+class JsonCallReader(ABC):
     """
-    Reads one JSON object and, where its arguments break, raw text up to `end_of_raw`.
+    Reads one JSON object and, if its arguments break, raw text up to `raw_terminator`.
 
-    A subclass says what stands in front of the object, what happens behind a whole one, where
-    arguments end that broke, and what no comment may swallow.
+    :cvar raw_terminator: the text that ends broken arguments
+    :cvar closing_tag: the tag that ends a call, also in a comment; "" if the dialect has none
     """
 
-    end_of_raw = ""
-    end_of_comment = ""
+    raw_terminator = ""
+    closing_tag = ""
 
-    def __init__(self, opening: Opening) -> None:
-        self._opening = opening
-        self._object = CallObject(opening, self.end_of_comment)
-        self._state: Callable[[str, list[Delta]], Verdict] = self._first
-        # What was read and is not decided on.
-        self._seen = ""
-        # What was read behind the last member of an object whose arguments are complete.
-        self._loose = ""
+    def __init__(self, context: OpeningContext) -> None:
+        self._context = context
+        self._call = JsonCall(context, self.closing_tag)
+        self._state: Callable[[str, list[Delta]], FeedResult] = self._before_object
+        # Text that was read but belongs to nothing yet.
+        self._pending = ""
+        # The text after the last complete member, once the arguments are complete.
+        self._trailing = ""
 
     @property
     def verbatim(self) -> Verbatim | None:
-        """See `Fluent`."""
-        return self._object.verbatim if self._state == self._in_object else None
+        """See `SupportsVerbatim`."""
+        return self._call.verbatim if self._state == self._in_object else None
 
-    def feed(self, text: str, out: list[Delta]) -> Verdict:
-        """Read on; see `CallReader`."""
+    def feed(self, text: str, out: list[Delta]) -> FeedResult:
+        """Read the next piece of the text; see `CallReader.feed`."""
         return self._state(text, out)
 
-    def finish(self, *, whole: bool, out: list[Delta]) -> Refused | Ended | LeftOpen:
-        """Decide at the end of the text; see `CallReader`."""
-        if whole and self._state == self._in_raw:
-            return self._end_raw(self._seen, "", out)
-        if whole and self._object.complete(out):
-            return self._ended("")
-        if not self._object.began:
-            return Refused()
-        in_arguments = self._state == self._in_object and not self._object.has_arguments
-        if in_arguments and (raw := self._object.raw()):
-            # The beginning of a word or an escape: it came, so it is shown.
-            out.append(CallArguments(raw))
-        return LeftOpen()
+    def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
+        """Return the result at the end of the text; see `CallReader.finish`."""
+        if is_complete and self._state == self._in_raw:
+            return self._finish_raw(self._pending, "", out)
+        if is_complete and self._call.complete(out):
+            return self._end_call("")
+        if not self._call.has_started:
+            return NotACall()
+        is_in_arguments = self._state == self._in_object and not self._call.has_all_arguments
+        if is_in_arguments and (pending := self._call.pending_text()):
+            # The beginning of a word or an escape: the client gets all that the model wrote.
+            out.append(CallArguments(pending))
+        return CallTruncated()
 
     @abstractmethod
-    def _first(self, text: str, out: list[Delta]) -> Verdict:
-        """Read on in front of the object."""
+    def _before_object(self, text: str, out: list[Delta]) -> FeedResult:
+        """Read the text before the object, then call `_start_object`."""
         ...
 
     @abstractmethod
-    def _whole_at(self, text: str, out: list[Delta]) -> Verdict:
-        """Decide what happens behind a whole object."""
+    def _after_object(self, text: str, out: list[Delta]) -> FeedResult:
+        """Read the text after a complete object, and finish the call."""
         ...
 
-    def _broken_at(self, text: str, out: list[Delta]) -> Verdict:
-        """Decide on what the object cannot hold."""
-        call = self._object
-        if not call.began:
-            return Refused()
-        self._opening.tally["malformed"] += 1
-        if call.has_arguments:
-            call.end(out)
-            loose = self._loose if len(self._loose) <= MAX_LOOSE else ""
-            return self._behind_broken(loose + text)
+    def _at_error(self, text: str, out: list[Delta]) -> FeedResult:
+        """Return the result for an object that is broken at the start of `text`."""
+        call = self._call
+        if not call.has_started:
+            return NotACall()
+        self._context.counters["malformed"] += 1
+        if call.has_all_arguments:
+            call.finish(out)
+            trailing = self._trailing if len(self._trailing) <= MAX_TRAILING else ""
+            return self._end_at_error(trailing + text)
         self._state = self._in_raw
-        self._seen = ""
-        return self._in_raw(call.raw() + text, out)
+        self._pending = ""
+        return self._in_raw(call.pending_text() + text, out)
 
-    def _behind_broken(self, rest: str) -> Ended:
-        return Ended(rest)
+    def _end_at_error(self, rest: str) -> CallEnded:
+        """Return the result for an object that broke after complete arguments."""
+        return CallEnded(rest)
 
-    def _ended(self, rest: str) -> Ended:
-        if self._object.flaws:
-            self._opening.tally["malformed"] += 1
-        return Ended(rest)
+    def _end_call(self, rest: str, next_reader: CallReader | None = None) -> CallEnded:
+        if self._call.error_count:
+            self._context.counters["malformed"] += 1
+        return CallEnded(rest, next_reader)
 
-    def _object_at(self, text: str, pos: int, out: list[Delta]) -> Verdict:
+    def _start_object(self, text: str, pos: int, out: list[Delta]) -> FeedResult:
         self._state = self._in_object
-        return self._read(text, pos, out)
+        return self._in_object(text[pos:], out)
 
-    def _in_object(self, text: str, out: list[Delta]) -> Verdict:
-        return self._read(text, 0, out)
-
-    def _read(self, text: str, start: int, out: list[Delta]) -> Verdict:
-        call = self._object
-        pos = call.feed(text, start, out)
-        if call.standing is Standing.WHOLE:
-            return self._whole_at(text[pos:], out)
-        if call.has_arguments:
-            self._keep(text[:pos])
-        if call.standing is Standing.OPEN:
+    def _in_object(self, text: str, out: list[Delta]) -> FeedResult:
+        call = self._call
+        pos = call.feed(text, 0, out)
+        if call.status is Status.COMPLETE:
+            return self._after_object(text[pos:], out)
+        if call.has_all_arguments:
+            start = call.last_member_end
+            if start >= 0:
+                self._trailing = text[start:pos][:_MAX_BUFFERED]
+            else:
+                self._trailing += text[: min(pos, _MAX_BUFFERED - len(self._trailing))]
+        if call.status is Status.OPEN:
             return None
-        self._loose = self._loose.removesuffix(call.stopped)
-        return self._broken_at(call.stopped + text[pos:], out)
+        # The closing tag that broke the object may have begun in a comment, in an earlier piece.
+        self._trailing = self._trailing.removesuffix(call.partial_closing_tag)
+        return self._at_error(call.partial_closing_tag + text[pos:], out)
 
-    def _keep(self, text: str) -> None:
-        settled = self._object.settled
-        if settled >= 0:
-            self._loose = text[settled:][:_MAX_KEPT]
-        else:
-            self._loose += text[: _MAX_KEPT - len(self._loose)]
-
-    def _in_raw(self, text: str, out: list[Delta]) -> Verdict:
-        """Pass broken arguments as they are, up to where they end."""
-        text = self._seen + text
-        end = text.find(self.end_of_raw)
+    def _in_raw(self, text: str, out: list[Delta]) -> FeedResult:
+        text = self._pending + text
+        end = text.find(self.raw_terminator)
         if end >= 0:
-            return self._end_raw(text[:end], text[end:], out)
-        held = begun_at_the_end(text, self.end_of_raw)
-        self._seen = text[held:]
-        if held:
-            out.append(CallArguments(text[:held]))
+            return self._finish_raw(text[:end], text[end:], out)
+        end = partial_suffix_start(text, self.raw_terminator)
+        self._pending = text[end:]
+        if end:
+            out.append(CallArguments(text[:end]))
         return None
 
-    def _end_raw(self, raw: str, rest: str, out: list[Delta]) -> Ended:
+    def _finish_raw(self, raw: str, rest: str, out: list[Delta]) -> CallEnded:
         if raw:
             out.append(CallArguments(raw))
-        out.append(CallEnded())
-        return Ended(rest)
+        out.append(CallFinished())
+        return CallEnded(rest)

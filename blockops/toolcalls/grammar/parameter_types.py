@@ -1,17 +1,17 @@
 """
-A parameter's text to a JSON value, by the JSON schema that the request declares for it.
+Converts a parameter's text to a JSON value, by the JSON schema that the request declares for it.
 
-What a schema allows is gathered from `type` (a name or a list), `enum`, `const`, `nullable`, the
-members of `anyOf`, `oneOf` and `allOf`, and `$ref` to somewhere in the same schema; `properties`
-and `items` without a type mean an object and an array. A schema that says nothing allows a string.
+The types that a schema allows come from `type` (a name or a list), `enum`, `const`, `nullable`, the
+members of `anyOf`, `oneOf` and `allOf`, and `$ref` to a part of the same schema. `properties` and
+`items` without a type imply an object and an array. A schema that names no type allows a string.
 
-The text is read as JSON (with what `JsonValue` mends), then as a Python literal. What comes of it
-is taken if the schema allows it and it is no string; otherwise the text itself is the value, a
-string. Numbers keep their spelling, but a whole number in an integer's place loses its empty
-fraction.
+The text is interpreted as JSON (with the repairs of `StreamingJson`), then as a Python literal. An
+interpretation is used if it is no string and the schema allows it; otherwise the value is the text
+itself, as a string. Numbers keep their spelling, except that a parameter of type integer loses an
+empty fraction: `140.0` becomes `140`.
 
-A value may be long, and a string may stream: as soon as nothing that the schema allows can begin
-like the text that came, it is certain to be a string.
+A value may be long, and a string can stream: as soon as no type that the schema allows can begin
+with the text so far, the value is certain to be a string.
 """
 
 from __future__ import annotations
@@ -28,27 +28,29 @@ from functools import cached_property
 from json.encoder import encode_basestring
 from typing import Any
 
-from blockops.toolcalls.grammar.json_stream import JsonValue, Standing
+from blockops.toolcalls.grammar.json_states import Status
+from blockops.toolcalls.grammar.json_stream import StreamingJson
 
 MAX_LITERAL = 1_024
-"""Characters that are read as a Python literal: Python's parser takes a millisecond for them."""
+"""Characters of a Python literal: Python's parser takes about a millisecond for that many."""
 
 MAX_EXPONENT_DIGITS = 2
-"""Digits of an exponent with which a number is still written out as an integer."""
+"""Digits of an exponent. A number with more is not written out as an integer."""
 
-_LOOK = 64
-"""Characters at the beginning of a value that tell what it may be."""
+_HEAD_LENGTH = 64
+"""Characters at the beginning of a value that are compared with the types it may have."""
 
-_OF_LISTED = ("name", "required")
-_UNIONS = ("anyOf", "oneOf", "allOf")
+_NOT_IN_SCHEMA = ("name", "required")
+_COMBINATORS = ("anyOf", "oneOf", "allOf")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
 _EXPONENT = re.compile(r"[eE][+-]?([0-9]+)")
 _PYTHON_SCALAR = re.compile(r"[-+]?[0-9.][\w.+-]*|True|False|None")
-_NUMBER_BEGUN = re.compile(r"[-+]?(?:[0-9.][\w.+-]*)?\s*")
-_WORDS = {"boolean": ("true", "false", "True", "False"), "null": ("null", "None")}
-_OPENED = {"{": "object", "[": "array", "(": "array"}
-_NAMES: dict[type, str] = {
+_PARTIAL_NUMBER = re.compile(r"[-+]?(?:[0-9.][\w.+-]*)?\s*")
+_LITERALS = {"boolean": ("true", "false", "True", "False"), "null": ("null", "None")}
+_TYPE_BY_BRACKET = {"{": "object", "[": "array", "(": "array"}
+_BRACKET_BY_CLASS: dict[type, str] = {list: "[", tuple: "(", dict: "{"}
+_TYPE_BY_CLASS: dict[type, str] = {
     bool: "boolean",
     int: "number",
     float: "number",
@@ -56,15 +58,14 @@ _NAMES: dict[type, str] = {
     dict: "object",
     type(None): "null",
 }
-_BRACKETS: dict[type, str] = {list: "[", tuple: "(", dict: "{"}
-_BY_FIRST = {
+_TYPE_BY_FIRST_CHARACTER = {
     "{": "object",
     "[": "array",
     "t": "boolean",
     "f": "boolean",
     "n": "null",
 }
-_IMPLIED = {
+_IMPLIED_TYPES = {
     "properties": "object",
     "additionalProperties": "object",
     "items": "array",
@@ -72,22 +73,27 @@ _IMPLIED = {
 }
 
 
-def of_parameters(declared: Any) -> Any:
+def normalize_schema(declared: Any) -> Any:
     """
-    Return the schema of a function's parameters.
+    Return the JSON schema of a function's `parameters`; `{}` if there are none.
 
-    Qwen-Agent declares them in a list, each with its name: such a list becomes an object's schema.
+    Qwen-Agent declares them as a list of schemas with a `name` and a boolean `required` each: such
+    a list becomes the schema of an object. Anything else is returned unchanged.
     """
     if not declared or not isinstance(declared, list):
         return declared or {}
-    listed = [one for one in declared if isinstance(one, dict) and isinstance(one.get("name"), str)]
+    entries = [
+        entry
+        for entry in declared
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    ]
     return {
         "type": "object",
         "properties": {
-            one["name"]: {key: value for key, value in one.items() if key not in _OF_LISTED}
-            for one in listed
+            entry["name"]: {key: value for key, value in entry.items() if key not in _NOT_IN_SCHEMA}
+            for entry in entries
         },
-        "required": [one["name"] for one in listed if one.get("required") is True],
+        "required": [entry["name"] for entry in entries if entry.get("required") is True],
     }
 
 
@@ -95,262 +101,272 @@ class Parameters:
     """
     The parameters of one function.
 
-    :param schema: the function's `parameters`, of any shape: what makes no sense is ignored
+    :param schema: the function's `parameters`, of any shape: invalid parts are ignored
     """
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
 
     @cached_property
-    def declared(self) -> Mapping[str, Any]:
-        """The schemas of the parameters, by name."""
+    def properties(self) -> Mapping[str, Any]:
+        """The declared parameters: name to schema."""
         return {
-            name: each
-            for part in _parts(self._schema, self._schema)
+            name: schema
+            for part in _subschemas(self._schema, self._schema)
             if isinstance(properties := part.get("properties"), dict)
-            for name, each in properties.items()
+            for name, schema in properties.items()
         }
 
-    def kind(self, name: str) -> Kind:
-        """Return what the parameter `name` may be: a string, where it is not declared."""
-        allowed: set[str] = set()
-        values: list[Any] = []
-        for part in _parts(self.declared.get(name), self._schema):
-            allowed.update(_types(part))
-            values.extend(_constants(part))
-        return Kind(frozenset(allowed), tuple(values))
+    def type_of(self, name: str) -> ParameterType:
+        """Return the type of the parameter `name`: a string if it is not declared."""
+        types: set[str] = set()
+        constants: list[Any] = []
+        for part in _subschemas(self.properties.get(name), self._schema):
+            types.update(_type_names(part))
+            constants.extend(_constants(part))
+        return ParameterType(frozenset(types), tuple(constants))
 
 
 @dataclass(frozen=True)
-class Kind:
+class ParameterType:
     """
-    What a parameter may be.
+    The JSON values that a parameter may have.
 
-    :param types: the names of JSON schema's types
-    :param values: constants, apart from strings
+    :param types: JSON schema's names of types
+    :param constants: the values of `enum` and `const`, without strings
     """
 
     types: frozenset[str] = frozenset()
-    values: tuple[Any, ...] = ()
+    constants: tuple[Any, ...] = ()
 
     @property
     def is_string(self) -> bool:
-        """Whether it can only be a string, which needs no reading."""
-        return not self.values and self.types <= {"string"}
+        """Return True if the value can only be a string: it needs no interpretation."""
+        return not self.constants and self.types <= {"string"}
 
-    def may_begin(self, head: str) -> bool:
-        """Whether a value that begins with `head` may be anything but a string."""
-        allowed = {*self.types, *(_NAMES[type(value)] for value in self.values)}
-        if head[0] in _OPENED:
-            return _OPENED[head[0]] in allowed
-        if allowed & {"integer", "number"} and _NUMBER_BEGUN.fullmatch(head):
+    def may_start_with(self, head: str) -> bool:
+        """Return True if a value other than a string may start with `head` (not empty)."""
+        allowed = {*self.types, *(_TYPE_BY_CLASS[type(value)] for value in self.constants)}
+        if head[0] in _TYPE_BY_BRACKET:
+            return _TYPE_BY_BRACKET[head[0]] in allowed
+        if allowed & {"integer", "number"} and _PARTIAL_NUMBER.fullmatch(head):
             return True
         word = head.rstrip()
-        return any(each.startswith(word) for name in allowed for each in _WORDS.get(name, ()))
+        return any(
+            literal.startswith(word) for name in allowed for literal in _LITERALS.get(name, ())
+        )
 
-    def written(self, text: str) -> str:
-        """Return the JSON of the value that `text` means."""
-        value = Value(self)
-        value.add(text)
-        return value.written()
+    def to_json(self, text: str) -> str:
+        """Return the JSON of the value that `text` stands for."""
+        value = StreamingValue(self)
+        value.feed(text)
+        return value.to_json()
 
-    def fitting(self, candidate: str) -> str | None:
-        """Return a JSON text that is no string as it may be written here, None if it may not."""
-        name = _type_of(candidate)
+    def coerce(self, candidate: str) -> str | None:
+        """
+        Return `candidate` as JSON of this type, or None if the type does not allow it.
+
+        :param candidate: JSON of anything but a string
+        """
+        name = _json_type(candidate)
         if name in self.types or (name == "number" and "integer" in self.types):
             if name == "number" and "number" not in self.types:
-                return _integer(candidate)
+                return _as_integer(candidate)
             return candidate
         if name == "integer" and "number" in self.types:
             return candidate
-        if self.values and _is_among(candidate, self.values):
+        if self.constants and _is_constant(candidate, self.constants):
             return candidate
         return None
 
 
-class Value:
+class StreamingValue:
     """
-    A value that comes in pieces, and is not certain to be a string.
+    A value that arrives in pieces and may be something other than a string.
 
-    Brackets are followed while they come, so that the end of a long value costs little.
+    JSON is read while it arrives, so that the end of a long value costs little.
 
-    :param kind: what it may be
-    :ivar length: of the text so far
+    :ivar length: characters of the text so far
     """
 
-    def __init__(self, kind: Kind) -> None:
-        self._kind = kind
+    def __init__(self, parameter_type: ParameterType) -> None:
+        self._type = parameter_type
         self._pieces: list[str] = []
-        self._json = JsonValue()
-        self._written: list[str] = []
-        # Whether more than white space stands behind the JSON.
-        self._more = False
+        self._reader = StreamingJson()
+        self._json: list[str] = []
+        # True if anything but white space follows the JSON.
+        self._has_trailing_text = False
         self._head = ""
-        self._looking = True
-        # From the first character that is no white space to the last one.
-        self._solid = 0
-        self._blanks = 0
+        self._is_head_undecided = True
+        # The length of the text without the white space around it, and of the white space after it.
+        self._stripped_length = 0
+        self._trailing_space = 0
         self.length = 0
 
-    def add(self, piece: str) -> None:
-        """Take the next piece of the text."""
+    def feed(self, piece: str) -> None:
+        """Add the next piece of the text."""
         self._pieces.append(piece)
         self.length += len(piece)
-        if self._solid <= MAX_LITERAL:
+        if self._stripped_length <= MAX_LITERAL:
             self._measure(piece)
         end = 0
-        if self._json.standing is Standing.OPEN:
-            end = self._json.feed(piece, 0, self._written)
+        if self._reader.status is Status.OPEN:
+            end = self._reader.feed(piece, 0, self._json)
         if end < len(piece) and piece[end:].strip():
-            self._more = True
+            self._has_trailing_text = True
 
     def _measure(self, piece: str) -> None:
-        if len(self._head) < _LOOK:
-            self._head = (self._head + piece).lstrip()[:_LOOK]
-        if not self._solid:
+        if len(self._head) < _HEAD_LENGTH:
+            self._head = (self._head + piece).lstrip()[:_HEAD_LENGTH]
+        if not self._stripped_length:
             piece = piece.lstrip()
-        solid = len(piece.rstrip())
-        if solid:
-            self._solid += self._blanks + solid
-            self._blanks = 0
-        self._blanks += len(piece) - solid
+        stripped_length = len(piece.rstrip())
+        if stripped_length:
+            self._stripped_length += self._trailing_space + stripped_length
+            self._trailing_space = 0
+        self._trailing_space += len(piece) - stripped_length
 
     @property
     def is_string(self) -> bool:
-        """Whether it is certain to be a string, whatever may follow."""
-        if self._looking:
+        """Return True if the value is certain to be a string, whatever text follows."""
+        if self._is_head_undecided:
             if not self._head:
                 return False
-            if not self._kind.may_begin(self._head):
+            if not self._type.may_start_with(self._head):
                 return True
-            self._looking = len(self._head) < _LOOK
-        return self._solid > MAX_LITERAL and self._head[0] in _OPENED and self._is_broken()
-
-    def _is_broken(self) -> bool:
-        """Whether the text is no JSON in brackets."""
-        brackets = self._json
-        return brackets.standing is Standing.BROKEN or brackets.flaws > 0 or self._more
+            self._is_head_undecided = len(self._head) < _HEAD_LENGTH
+        return (
+            self._stripped_length > MAX_LITERAL
+            and self._head[0] in _TYPE_BY_BRACKET
+            and (
+                self._reader.status is Status.BROKEN
+                or self._reader.error_count > 0
+                or self._has_trailing_text
+            )
+        )
 
     def text(self) -> str:
-        """Return the text as it came."""
+        """Return the text unchanged."""
         return "".join(self._pieces)
 
-    def written(self) -> str:
-        """Return the JSON of what the text means."""
+    def to_json(self) -> str:
+        """Return the JSON of the value that the text stands for."""
         text = self.text()
-        for reading in self._readings(text.strip()):
-            if (fitting := self._kind.fitting(reading)) is not None:
-                return fitting
+        for interpretation in self._interpretations(text.strip()):
+            if (value := self._type.coerce(interpretation)) is not None:
+                return value
         return encode_basestring(text)
 
-    def _readings(self, text: str) -> Iterator[str]:
-        """Yield what `text` may mean, as JSON."""
-        brackets = self._json
-        if brackets.closing and not brackets.flaws and not self._more:
-            yield "".join((*self._written, brackets.closing))
+    def _interpretations(self, text: str) -> Iterator[str]:
+        """Yield the JSON of each value other than a string that `text` may stand for."""
+        reader = self._reader
+        if reader.closing_bracket and not reader.error_count and not self._has_trailing_text:
+            yield "".join((*self._json, reader.closing_bracket))
         elif _SCALAR.fullmatch(text):
             yield text
-        elif literal := _literal(text):
+        elif literal := _python_literal_to_json(text):
             yield literal
 
 
-def _parts(schema: Any, root: Any) -> Iterator[dict[str, Any]]:
-    """Go through a schema, and all that it refers to and is made of."""
-    waiting = deque([schema])
-    seen: set[int] = set()
-    while waiting:
-        part = waiting.popleft()
-        if not isinstance(part, dict) or id(part) in seen:
+def _subschemas(schema: Any, root: Any) -> Iterator[dict[str, Any]]:
+    """Yield a schema and all schemas that it refers to or combines, each once."""
+    queue = deque([schema])
+    visited: set[int] = set()
+    while queue:
+        part = queue.popleft()
+        if not isinstance(part, dict) or id(part) in visited:
             continue
-        seen.add(id(part))
+        visited.add(id(part))
         yield part
-        waiting.append(_referred(part.get("$ref"), root))
-        for union in _UNIONS:
-            members = part.get(union)
+        queue.append(_resolve_reference(part.get("$ref"), root))
+        for combinator in _COMBINATORS:
+            members = part.get(combinator)
             if isinstance(members, list):
-                waiting.extend(members)
+                queue.extend(members)
 
 
-def _referred(reference: Any, root: Any) -> Any:
-    """Return what a reference into the same schema stands for, None if nothing."""
+def _resolve_reference(reference: Any, root: Any) -> Any:
+    """Return the part of `root` that a JSON pointer (RFC 6901) names, or None."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
-    place = root
+    target = root
     for step in reference[1:].split("/")[1:]:
-        if not isinstance(place, dict):
+        if not isinstance(target, dict):
             return None
-        place = place.get(step.replace("~1", "/").replace("~0", "~"))
-    return place
+        target = target.get(step.replace("~1", "/").replace("~0", "~"))
+    return target
 
 
-def _types(part: dict[str, Any]) -> Iterator[str]:
-    named = part.get("type")
-    names = named if isinstance(named, list) else [named]
+def _type_names(part: dict[str, Any]) -> Iterator[str]:
+    declared = part.get("type")
+    names = declared if isinstance(declared, list) else [declared]
     yield from (name for name in names if isinstance(name, str))
-    if named is None:
-        yield from (name for key, name in _IMPLIED.items() if key in part)
+    if declared is None:
+        yield from (name for key, name in _IMPLIED_TYPES.items() if key in part)
     if part.get("nullable") is True:
         yield "null"
 
 
 def _constants(part: dict[str, Any]) -> Iterator[Any]:
-    listed = part.get("enum")
-    values = [*listed] if isinstance(listed, list) else []
+    enum = part.get("enum")
+    values = [*enum] if isinstance(enum, list) else []
     if "const" in part:
         values.append(part["const"])
     return (value for value in values if not isinstance(value, str))
 
 
-def _literal(text: str) -> str:
-    """Return a Python literal as JSON, and "" for what is none."""
+def _python_literal_to_json(text: str) -> str:
+    """Return the JSON of a Python literal, or "" if `text` is no literal or has no JSON."""
     if not 0 < len(text) <= MAX_LITERAL:
         return ""
-    if text[0] not in _OPENED and not _PYTHON_SCALAR.fullmatch(text):
+    if text[0] not in _TYPE_BY_BRACKET and not _PYTHON_SCALAR.fullmatch(text):
         return ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = ast.literal_eval(text)
-        # In "(1)" and "[1], 2" a reader of Python sees more than the model meant.
-        if _BRACKETS.get(type(value)) != (text[0] if text[0] in "[({" else None):
+        # Python reads "(1)" as a number and "[1], 2" as a tuple: the model meant neither.
+        if _BRACKET_BY_CLASS.get(type(value)) != (text[0] if text[0] in "[({" else None):
             return ""
-        return _dumped(value)
+        return _dump(value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ""
 
 
-def _dumped(value: Any) -> str:
-    """Return a value as JSON that can be sent: half a character only as an escape."""
-    written = json.dumps(value, ensure_ascii=False, allow_nan=False)
+def _dump(value: Any) -> str:
+    """Return `value` as JSON that can be encoded: a lone surrogate only as an escape."""
+    dumped = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
-        written.encode()
+        dumped.encode()
     except UnicodeEncodeError:
         return json.dumps(value)
-    return written
+    return dumped
 
 
-def _type_of(candidate: str) -> str:
-    """Return the name of a JSON text's type."""
+def _json_type(candidate: str) -> str:
+    """Return JSON schema's name for the type of a JSON text that is no string."""
     if _INTEGER.fullmatch(candidate):
         return "integer"
-    return _BY_FIRST.get(candidate[0], "number")
+    return _TYPE_BY_FIRST_CHARACTER.get(candidate[0], "number")
 
 
-def _integer(candidate: str) -> str | None:
-    """Return a number as an integer is written, None if it is not whole."""
+def _as_integer(candidate: str) -> str | None:
+    """Return the JSON number `candidate` spelled as an integer, or None if it is not whole."""
     exponent = _EXPONENT.search(candidate)
     if exponent and len(exponent[1]) > MAX_EXPONENT_DIGITS:
         return None
     value = Decimal(candidate)
-    whole = value.to_integral_value()
-    return f"{whole:f}" if whole == value else None
+    rounded = value.to_integral_value()
+    return f"{rounded:f}" if rounded == value else None
 
 
-def _is_among(candidate: str, values: tuple[Any, ...]) -> bool:
-    """Whether a JSON text means one of `values`; 1.0 is 1, true is not."""
+def _is_constant(candidate: str, constants: tuple[Any, ...]) -> bool:
+    """Return True if a JSON text equals one of `constants`; 1.0 equals 1, true does not."""
     try:
-        meant = json.loads(candidate)
+        value = json.loads(candidate)
     except ValueError:
         return False
-    name = _NAMES[type(meant)]
-    return any(meant == value and name == _NAMES.get(type(value)) for value in values)
+    name = _TYPE_BY_CLASS[type(value)]
+    return any(
+        value == constant and name == _TYPE_BY_CLASS.get(type(constant)) for constant in constants
+    )

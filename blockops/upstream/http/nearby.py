@@ -1,59 +1,56 @@
 """
-Connects to a server on the same machine without a turn of the reactor.
+Connects to a server on this machine without a turn of the reactor.
 
-There a connection exists when `connect` returns, unless the server's queue is full: what it needs
-of the network is a call of the kernel's own. Twisted asks epoll first, as it must for all others:
-two turns of the loop, nine system calls and two timers, which are a tenth of a small request.
+On the loopback interface a connection exists when `connect` returns, unless the server's queue is
+full. Twisted waits for epoll first, as it must for other addresses: two turns of the loop, nine
+system calls and two timers, which are a tenth of the cost of a small request.
 """
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, SOCK_STREAM, AddressFamily, socket
 from typing import Any
 
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.posixbase import PosixReactorBase
 
+from blockops.net.addresses import parse_ip
 
-def family_if_near(reactor: object, host: str) -> AddressFamily | None:
+
+def loopback_family(reactor: object, host: str) -> AddressFamily | None:
     """
-    Return what `connected` takes; None if it is not worth trying.
+    Return the address family of `host` for `connect_now`, or None if that cannot be used.
 
-    :param reactor: one whose connections are sockets, or another one
+    It can be used for a loopback address, and if the reactor's connections are sockets.
     """
-    if not isinstance(reactor, PosixReactorBase):
+    address = parse_ip(host)
+    if address is None or not address.is_loopback or not isinstance(reactor, PosixReactorBase):
         return None
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return None
-    family = {4: AF_INET, 6: AF_INET6}[address.version]
-    return family if address.is_loopback else None
+    return {4: AF_INET, 6: AF_INET6}[address.version]
 
 
-def connected(
+def connect_now(
     reactor: Any, family: AddressFamily, host: str, port: int, factory: IProtocolFactory
 ) -> bool:
     """
-    Connect a protocol of `factory` to a server; False if that takes longer, or cannot be.
+    Connect a protocol of `factory` to a server; return False if that is not possible at once.
 
-    Then nothing was built and nothing is under way: the usual way tells what is the matter.
+    Then no protocol was built, and a regular connection attempt will report the reason.
 
-    :param host: an address of this machine
+    :param host: a loopback address
     """
     try:
-        near = socket(family, SOCK_STREAM)
+        connecting = socket(family, SOCK_STREAM)
     except OSError:
         return False
-    with near:
-        near.settimeout(0)
-        # Its result says nothing: what it has begun is over when it returns.
-        near.connect_ex((host, port))
+    with connecting:
+        connecting.settimeout(0)
+        # The result is not conclusive; `getpeername` below shows whether the connection exists.
+        connecting.connect_ex((host, port))
         try:
-            near.getpeername()
-            # The reactor takes a descriptor of its own: this one is closed behind it.
-            reactor.adoptStreamConnection(near.fileno(), family, factory)
+            connecting.getpeername()
+            # The reactor duplicates the descriptor; this one is closed at the end of the block.
+            reactor.adoptStreamConnection(connecting.fileno(), family, factory)
         except OSError:
             return False
     return True

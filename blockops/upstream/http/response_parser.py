@@ -1,14 +1,26 @@
 """
-One response of a backend, read from its bytes: what HTTP/1 says of it, and nothing of sockets.
+`ResponseParser`: parses one HTTP/1 response from its bytes, without a socket.
 
-llhttp does the reading. Beyond what it checks, here are the bounds, and the framing of a connection
-that carries one response: interim responses (100, 103) are passed over, what stands behind the
-end is nobody's, and a body without a length ends where the connection does.
+llhttp does the parsing. This module adds bounds, and the framing of a connection that carries a
+single response: interim responses (100, 103) are skipped, data after the end is ignored, and a body
+without a length ends with the connection.
 
-Servers send each event of a stream as one chunk, and each chunk arrives as one read. Where llhttp
-stands between two chunks, such a read is told by its first line and its last two bytes, and llhttp
-goes on standing there: it does not have to see it. For a process that slept until then, that
-is a tenth of a chunk's whole cost. The same goes for a body that has no framing at all.
+| state    | event                                    | next state                          |
+| -------- | ---------------------------------------- | ----------------------------------- |
+| headers  | headers of an interim response complete  | headers                             |
+|          | headers complete                         | body (`headers_complete`)           |
+|          | headers complete: HEAD, 204, 304         | complete                            |
+|          | 101, invalid or too many headers         | error                               |
+| body     | end of the length, or last chunk         | complete                            |
+|          | too much framing without content         | error                               |
+|          | invalid chunk                            | error; content before it is kept    |
+| complete | data                                     | complete; the data is ignored       |
+| error    | data                                     | error; the data is ignored          |
+
+The fast path: servers send each event of a stream as one chunk, and each chunk arrives as one read.
+If llhttp is between two chunks, such a read is recognised by its first line and its last two bytes,
+and llhttp need not see it, since it would be between two chunks again. For a process that was idle
+before, that saves a tenth of the whole cost of a chunk. A body without framing takes the same path.
 """
 
 from __future__ import annotations
@@ -18,76 +30,76 @@ from http import HTTPStatus
 
 import httptools
 
-#: Bytes of the status line and the headers, interim responses included: a proxy's cookies and
-#: policies take a few thousand.
+#: Bound of the status line and the headers in bytes, interim responses included. The cookies and
+#: policies of a proxy take a few thousand bytes.
 MAX_HEAD = 64 * 1024
-#: Headers of one response: ten times what a chatty one has.
+#: Bound of the number of headers: ten times as many as servers send.
 MAX_HEADERS = 500
-#: Bytes in a row of a body that are none of its content: sizes of chunks, their extensions,
-#: trailers.
+#: Bound of consecutive bytes of a body without content: chunk sizes, chunk extensions, trailers.
 MAX_FRAMING = 16 * 1024
 
 _INTERIM = range(HTTPStatus.CONTINUE, HTTPStatus.OK)
-_BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+_STATUSES_WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 
 class BadResponse(Exception):
-    """What came is no HTTP response, or is out of bounds."""
+    """The data is not a valid HTTP response, or exceeds a bound."""
 
 
 class Framing(Enum):
-    """What ends a response's body."""
+    """How the end of a body is marked (RFC 9112, section 6.3)."""
 
     LENGTH = auto()
-    CHUNKS = auto()
-    #: The connection's end: whether the body is whole, only its content can tell.
+    CHUNKED = auto()
+    #: By the end of the connection: only the content can show whether the body is complete.
     CLOSE = auto()
 
 
-class _Straight(Enum):
-    """What llhttp need not see."""
+class _FastPath(Enum):
+    """The reads that llhttp need not see."""
 
-    NOTHING = auto()
-    #: A read that is exactly one chunk: it stands in front of one.
+    NONE = auto()
+    #: A read that is exactly one chunk: llhttp is between two chunks.
     CHUNKS = auto()
-    #: Whatever comes: all of it is content.
+    #: All reads: everything is content.
     ALL = auto()
 
 
-_NOTHING, _CHUNKS = _Straight.NOTHING, _Straight.CHUNKS
+# Globals, which are cheaper to load than attributes: `receive_data` runs for each chunk.
+_NONE, _CHUNKS = _FastPath.NONE, _FastPath.CHUNKS
 
 
-class ResponseReader:
+class ResponseParser:
     """
-    Reads one response, wherever the network happened to cut its bytes.
+    Parses one response; the result does not depend on how its bytes are split into reads.
 
-    :param method: of the request
-    :ivar headed: status and headers are known
-    :ivar ended: the body has come to its announced end
-    :ivar fault: why nothing more can be read; None while it can
-    :ivar version: of HTTP, such as `(b"HTTP", 1, 1)`
-    :ivar code: its status
-    :ivar phrase: what the backend says its status means
-    :ivar headers: names and values, as they came
-    :ivar framing: what ends its body
-    :ivar length: bytes that its body is going to have; None if unsaid
+    :param method: the request's method: a response to HEAD has no body
+    :ivar headers_complete: the status and the headers are known
+    :ivar complete: the body has reached its announced end
+    :ivar error: the reason why nothing more can be parsed, or None
+    :ivar version: such as `(b"HTTP", 1, 1)`
+    :ivar code: the status
+    :ivar phrase: the reason phrase
+    :ivar headers: names and values, unchanged
+    :ivar framing: valid when the headers are complete
+    :ivar length: the announced bytes of the body, or None if there is no Content-Length
     """
 
     __slots__ = (
-        "_barren",
-        "_behind",
+        "_complete_pieces",
+        "_fast_path",
         "_feed",
+        "_framing_bytes",
         "_head_size",
         "_method",
         "_parser",
         "_pieces",
-        "_straight",
         "code",
-        "ended",
-        "fault",
+        "complete",
+        "error",
         "framing",
-        "headed",
         "headers",
+        "headers_complete",
         "length",
         "on_body",
         "phrase",
@@ -95,9 +107,9 @@ class ResponseReader:
     )
 
     def __init__(self, method: bytes) -> None:
-        self.headed = False
-        self.ended = False
-        self.fault: BadResponse | None = None
+        self.headers_complete = False
+        self.complete = False
+        self.error: BadResponse | None = None
         self.version = (b"HTTP", 1, 1)
         self.code = 0
         self.phrase = b""
@@ -106,14 +118,14 @@ class ResponseReader:
         self.length: int | None = None
         self._method = method
         self._pieces: list[bytes] = []
-        self._behind = 0  # of the pieces, how many had come when the body ended
-        self._barren = 0  # bytes in a row without content
-        self._straight = _NOTHING
+        self._complete_pieces = 0  # the number of pieces when the body was complete
+        self._framing_bytes = 0  # consecutive bytes without content
+        self._fast_path = _NONE
         self._head_size = 0
-        # llhttp calls this once a piece: no frame of Python's own stands between.
+        # llhttp calls this for each piece of content, without a Python frame in between.
         self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
-        # Harmless where one connection carries one response, and servers do so.
+        # Servers send such responses, and with one response per connection they are harmless.
         self._parser.set_dangerous_leniencies(
             lenient_optional_cr_before_lf=True,
             lenient_spaces_after_chunk_size=True,
@@ -121,139 +133,137 @@ class ResponseReader:
         )
         self._feed = self._parser.feed_data
 
-    def take_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers, and keep them no longer: a stream may stand for hours."""
-        taken, self.headers = self.headers, []
-        return taken
+    def pop_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers and release them: a stream may stay open for hours."""
+        headers, self.headers = self.headers, []
+        return headers
 
     def receive_data(self, data: bytes) -> bytes:
-        """Return what `data` holds of the body; look at `fault` and `ended` then."""
-        straight = self._straight
-        if straight is not _NOTHING:
-            if straight is not _CHUNKS:
+        """Return the content of the body in `data`; then check `error` and `complete`."""
+        fast_path = self._fast_path
+        if fast_path is not _NONE:
+            if fast_path is not _CHUNKS:
                 return data
-            # Nothing else than a chunk begins and ends so.
+            # Only a chunk begins and ends like this.
             begin = data.find(b"\r\n") + 2
             size = len(data) - begin - 2
             if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
                 return data[begin:-2]
-            self._straight = _NOTHING
-        return self._read(data)
+            self._fast_path = _NONE
+        return self._parse(data)
 
-    def _read(self, data: bytes) -> bytes:
-        """Let llhttp read `data`."""
-        if self.ended or self.fault is not None:
+    def _parse(self, data: bytes) -> bytes:
+        """Parse `data` with llhttp, and return its content."""
+        if self.complete or self.error is not None:
             return b""
         try:
             self._feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if not self.ended:
-                self.fault = _read_as(error)
+            if not self.complete:
+                self.error = _to_bad_response(error)
         pieces = self._pieces
-        if len(pieces) == 1 and not self.ended:
-            self._barren = 0
+        if len(pieces) == 1 and not self.complete:
+            self._framing_bytes = 0
             content = pieces.pop()
         else:
-            content = self._rest(len(data))
-        if self.headed and not self.ended and self.fault is None:
-            self._straight = self._what_follows(data, content)
+            content = self._join_pieces(len(data))
+        if self.headers_complete and not self.complete and self.error is None:
+            self._fast_path = self._next_fast_path(data, content)
         return content
 
-    def _what_follows(self, data: bytes, content: bytes) -> _Straight:
+    def _next_fast_path(self, data: bytes, content: bytes) -> _FastPath:
         """
-        Return what may go straight behind `data`, of which llhttp has made `content`.
+        Return the fast path for the reads after `data`, whose content is `content`.
 
-        llhttp stands in front of a chunk if `data` was one, and if it stood there before: else,
-        within a chunk, what it has made would begin as `data` does.
+        llhttp is between two chunks if `data` was one chunk and llhttp was between two chunks
+        before it. Otherwise it was within a chunk, and the content begins like `data`.
         """
         if self.framing is Framing.CLOSE:
-            return _Straight.ALL
-        if self.framing is not Framing.CHUNKS or data[:1] == content[:1]:
-            return _NOTHING
-        return _CHUNKS if data == b"%x\r\n%s\r\n" % (len(content), content) else _NOTHING
+            return _FastPath.ALL
+        if self.framing is not Framing.CHUNKED or data[:1] == content[:1]:
+            return _NONE
+        return _CHUNKS if data == b"%x\r\n%s\r\n" % (len(content), content) else _NONE
 
-    def _rest(self, size: int) -> bytes:
-        """Return the content of a read of `size` bytes that was not just one piece."""
-        if self.ended:
-            del self._pieces[self._behind :]
+    def _join_pieces(self, size: int) -> bytes:
+        """Remove all pieces and return them joined; `size` is that of the read that had them."""
+        if self.complete:
+            del self._pieces[self._complete_pieces :]
         elif self._pieces:
-            self._barren = 0
+            self._framing_bytes = 0
         else:
-            self._barren += size
-            most = MAX_FRAMING if self.headed else MAX_HEAD
-            if self._barren > most and self.fault is None:
-                what = "nothing of its body" if self.headed else "no end of its headers"
-                self.fault = BadResponse(f"there was {what} in {most} bytes")
+            self._framing_bytes += size
+            limit = MAX_FRAMING if self.headers_complete else MAX_HEAD
+            if self._framing_bytes > limit and self.error is None:
+                missing = "content of the body" if self.headers_complete else "end of the headers"
+                self.error = BadResponse(f"no {missing} in {limit} bytes")
         content = b"".join(self._pieces)
         self._pieces.clear()
         return content
 
-    # What llhttp calls.
+    # Callbacks of llhttp.
 
     def on_status(self, phrase: bytes) -> None:
-        """Take what the status line says behind the code, or a part of it."""
-        if not self.headed:
+        """Append to the reason phrase, which may arrive in parts."""
+        if not self.headers_complete:
             self.phrase += phrase
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; a trailer says nothing that anybody asks for."""
-        if self.headed:
+        """Add a header; trailers are ignored."""
+        if self.headers_complete:
             return
         self.headers.append((name, value.rstrip()))
         self._head_size += len(name) + len(value)
         if len(self.headers) > MAX_HEADERS or self._head_size > MAX_HEAD:
-            raise BadResponse(
-                f"it has more than {MAX_HEADERS} headers, or {MAX_HEAD} bytes of them"
-            )
+            raise BadResponse(f"more than {MAX_HEADERS} headers, or {MAX_HEAD} bytes of headers")
 
     def on_headers_complete(self) -> None:
-        """Take note of the status, and of what ends the body."""
-        if self.ended:
+        """Set the status and the framing, or skip an interim response."""
+        if self.complete:
             return
         code = self._parser.get_status_code()
         if code in _INTERIM:
             if code == HTTPStatus.SWITCHING_PROTOCOLS:
-                raise BadResponse("it speaks another protocol from here on")
+                raise BadResponse("it switches to another protocol")
             self.phrase = b""
             self.headers.clear()
             return
         major, _, minor = self._parser.get_http_version().partition(".")
         self.version = (b"HTTP", int(major), int(minor))
         self.code = code
-        self._frame()
-        self.headed = True
-        if self._method == b"HEAD" or code in _BODILESS:
-            self._end()
+        self._set_framing()
+        self.headers_complete = True
+        if self._method == b"HEAD" or code in _STATUSES_WITHOUT_BODY:
+            self._body_complete()
 
     def on_message_complete(self) -> None:
-        """Take note of the body's end."""
-        if self.headed and not self.ended:
-            self._end()
+        if self.headers_complete and not self.complete:
+            self._body_complete()
 
-    def _end(self) -> None:
-        self.ended = True
-        self._behind = len(self._pieces)
+    def _body_complete(self) -> None:
+        self.complete = True
+        self._complete_pieces = len(self._pieces)
 
-    def _frame(self) -> None:
-        codings = [value.lower() for name, value in self.headers if _is(name, b"transfer-encoding")]
-        lengths = [value for name, value in self.headers if _is(name, b"content-length")]
+    def _set_framing(self) -> None:
+        codings = [value.lower() for value in self._values(b"transfer-encoding")]
+        lengths = self._values(b"content-length")
         if codings:
             if codings != [b"chunked"] or lengths:
-                raise BadResponse("its Transfer-Encoding cannot be read, or contradicts its length")
-            self.framing = Framing.CHUNKS
+                raise BadResponse(
+                    "its Transfer-Encoding is not supported, or contradicts its Content-Length"
+                )
+            self.framing = Framing.CHUNKED
         elif lengths:
             self.framing = Framing.LENGTH
             self.length = int(lengths[0])
 
+    def _values(self, header: bytes) -> list[bytes]:
+        return [value for name, value in self.headers if name.lower() == header]
 
-def _is(name: bytes, wanted: bytes) -> bool:
-    return name.lower() == wanted
 
-
-def _read_as(error: Exception) -> BadResponse:
-    """Return what is said of an error of llhttp, or of ours within its calls."""
+def _to_bad_response(error: Exception) -> BadResponse:
+    """Return the error for an exception of llhttp, or the one that a callback raised."""
     if isinstance(error.__context__, BadResponse):
         return error.__context__
     if isinstance(error, httptools.HttpParserUpgrade):
-        return BadResponse("it speaks another protocol from here on")
+        return BadResponse("it switches to another protocol")
     return BadResponse(str(error) or type(error).__name__)

@@ -1,4 +1,4 @@
-"""Requests are read as far as needed, refused clearly, and sent on as they came."""
+"""Requests are parsed, rejected with a clear error, and forwarded unchanged."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.chat.request import ChatRequest, CompletionRequest
+from blockops.api.chat.request import ChatRequest
+from blockops.api.completions import CompletionRequest
 from blockops.errors import ApiError
-from blockops.toolcalls.options import Rules
-from blockops.toolcalls.tools import Offer
+from blockops.toolcalls.options import TranslationOptions
+from blockops.toolcalls.tools import OfferedTools
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}}}
@@ -27,24 +28,26 @@ def parse(**fields: Any) -> ChatRequest:
 
 class ReadTests(SynchronousTestCase):
     def test_defaults(self) -> None:
-        asked = parse()
+        request = parse()
         self.assertEqual(
-            (asked.stream, asked.include_usage, asked.n, asked.model), (False, False, 1, None)
+            (request.stream, request.include_usage, request.n, request.model),
+            (False, False, 1, None),
         )
 
     def test_fields(self) -> None:
-        asked = parse(stream=True, stream_options={"include_usage": True}, n=3, model="m")
+        request = parse(stream=True, stream_options={"include_usage": True}, n=3, model="m")
         self.assertEqual(
-            (asked.stream, asked.include_usage, asked.n, asked.model), (True, True, 3, "m")
+            (request.stream, request.include_usage, request.n, request.model), (True, True, 3, "m")
         )
 
     def test_null_is_missing(self) -> None:
-        asked = parse(stream=None, stream_options=None, n=None, model=None, tools=None)
+        request = parse(stream=None, stream_options=None, n=None, model=None, tools=None)
         self.assertEqual(
-            (asked.stream, asked.include_usage, asked.n, asked.model), (False, False, 1, None)
+            (request.stream, request.include_usage, request.n, request.model),
+            (False, False, 1, None),
         )
 
-    def test_body_is_what_came(self) -> None:
+    def test_body_is_unchanged(self) -> None:
         for body in (
             b' {"messages" : [ {} ], "x": 1.50, "x": 1e5}\n',
             b'{"messages":[{"content":"\\ud83d"}]}',
@@ -54,13 +57,13 @@ class ReadTests(SynchronousTestCase):
         ):
             self.assertEqual(ChatRequest.parse(body).body(), body)
 
-    def test_fields_that_it_does_not_have_are_put_behind_the_others(self) -> None:
-        came = b' {"messages":[{"role":"user","content":"}"}], "x": 1e400 }\n'
+    def test_missing_fields_are_appended(self) -> None:
+        received = b' {"messages":[{"role":"user","content":"}"}], "x": 1e400 }\n'
         usage = {"stream_options": {"include_usage": True}}
-        body = ChatRequest.parse(came).body(usage)
-        self.assertEqual(body, came[:-2] + b',"stream_options":{"include_usage":true}}\n')
+        body = ChatRequest.parse(received).body(usage)
+        self.assertEqual(body, received[:-2] + b',"stream_options":{"include_usage":true}}\n')
 
-    def test_fields_that_it_may_have_are_not_put_there_twice(self) -> None:
+    def test_fields_are_not_duplicated(self) -> None:
         usage = {"stream_options": {"include_usage": True}}
         for more in (
             b'"stream_options":null',
@@ -68,57 +71,57 @@ class ReadTests(SynchronousTestCase):
             b'"stream_options":{},"stream_options":{"x":1}',
             b'"tools":[],"stream_options":{}',
         ):
-            came = b'{%b,"messages":[{"role":"user"}]}' % more
-            body = ChatRequest.parse(came).body(usage, ["tools"])
+            received = b'{%b,"messages":[{"role":"user"}]}' % more
+            body = ChatRequest.parse(received).body(usage, ["tools"])
             self.assertEqual(body.count(b"options"), 1, more)
             self.assertEqual(json.loads(body), {"messages": [{"role": "user"}], **usage}, more)
-        # Of a field that is not read nobody knows whether it is there.
+        # `seed` is not decoded, so that it may be present: the body is parsed again.
         body = ChatRequest.parse(b'{"messages":[{}],"seed":1}').body({"seed": 2})
         self.assertEqual(json.loads(body), {"messages": [{}], "seed": 2})
         self.assertEqual(body.count(b"seed"), 1)
 
-    def test_lenient_body_is_read_too(self) -> None:
+    def test_lenient_body(self) -> None:
         body = b'{"messages":[{"content":"\\ud83d"}],"stream":true,"n":2,"tools":[%s]}'
-        asked = ChatRequest.parse(body % json.dumps(TOOL).encode())
-        self.assertEqual((asked.stream, asked.n), (True, 2))
-        self.assertEqual(asked.offer(Rules()).schemas, {"search": SCHEMA})
+        request = ChatRequest.parse(body % json.dumps(TOOL).encode())
+        self.assertEqual((request.stream, request.n), (True, 2))
+        self.assertEqual(request.offered_tools(TranslationOptions()).schemas, {"search": SCHEMA})
 
     def test_completion(self) -> None:
         body = b'{"stream":true,"n":2,"model":"m","stream_options":{"include_usage":true}}'
-        asked = CompletionRequest.parse(body)
+        request = CompletionRequest.parse(body)
         self.assertEqual(
-            (asked.stream, asked.include_usage, asked.n, asked.model), (True, True, 2, "m")
+            (request.stream, request.include_usage, request.n, request.model), (True, True, 2, "m")
         )
-        self.assertEqual(asked.body(), body)
+        self.assertEqual(request.body(), body)
 
 
-class RefusalTests(SynchronousTestCase):
-    """Each bad request is a 400 that names the field and says what to send."""
+class RejectionTests(SynchronousTestCase):
+    """Each bad request gets a 400 that names the field and its valid values."""
 
-    def refuse(self, body: bytes, kind: type[Any] = ChatRequest) -> ApiError:
-        error: ApiError = self.assertRaises(ApiError, kind.parse, body)
+    def reject(self, body: bytes, request_class: type[Any] = ChatRequest) -> ApiError:
+        error: ApiError = self.assertRaises(ApiError, request_class.parse, body)
         self.assertEqual((error.status, error.type), (400, "invalid_request_error"))
         return error
 
-    def test_no_json(self) -> None:
+    def test_not_json(self) -> None:
         for body in (b"", b"{", b"nope", b"\xff", b'{"a":"\n"}', b"[" * 100_000, b"\x00"):
-            for kind in (ChatRequest, CompletionRequest):
-                self.assertIn("not valid JSON", self.refuse(body, kind).message)
+            for request_class in (ChatRequest, CompletionRequest):
+                self.assertIn("not valid JSON", self.reject(body, request_class).message)
 
-    def test_no_object(self) -> None:
-        kinds = {
+    def test_not_an_object(self) -> None:
+        types = {
             b"[]": "a list",
             b'"x"': "a string",
             b"1": "a number",
             b"null": "null",
             b"true": "a b",
         }
-        for body, word in kinds.items():
-            message = self.refuse(body).message
+        for body, word in types.items():
+            message = self.reject(body).message
             self.assertIn(word, message)
             self.assertIn("JSON object", message)
 
-    def test_half_a_surrogate_pair_in_a_name(self) -> None:
+    def test_unpaired_surrogate_in_a_field_name(self) -> None:
         for more in (b"", b',"stream":false'):
             body = b'{"messages":[{"role":"user","content":"a"}],"\\ud800":1,"x":NaN%s}' % more
             changed = ChatRequest.parse(body).body({"stream": True})
@@ -137,7 +140,7 @@ class RefusalTests(SynchronousTestCase):
         }
         for body, (word, code, param) in cases.items():
             for lenient in (body, body.replace(b"{", b'{"x":"\\ud83d",', 1).replace(b",}", b"}")):
-                error = self.refuse(lenient)
+                error = self.reject(lenient)
                 self.assertIn(word, error.message)
                 self.assertEqual((error.code, error.param), (code, param))
 
@@ -157,7 +160,7 @@ class RefusalTests(SynchronousTestCase):
             ("stream_options", [], "an object"),
         ]
         for name, value, word in cases:
-            error = self.refuse(json.dumps({"messages": MESSAGES, name: value}).encode())
+            error = self.reject(json.dumps({"messages": MESSAGES, name: value}).encode())
             self.assertIn(f"`{name}`", error.message)
             self.assertIn(word, error.message)
             self.assertEqual(error.param, name)
@@ -165,11 +168,11 @@ class RefusalTests(SynchronousTestCase):
     @given(st.binary(max_size=20), st.sampled_from(["messages", "model", "tools", "x"]))
     def test_any_string(self, data: bytes, name: str) -> None:
         try:
-            asked = ChatRequest.parse(b'{"messages":[{}],"%s":"%s"}' % (name.encode(), data))
+            request = ChatRequest.parse(b'{"messages":[{}],"%s":"%s"}' % (name.encode(), data))
         except ApiError as error:
             self.assertEqual(error.status, 400)
         else:
-            asked.offer(Rules())
+            request.offered_tools(TranslationOptions())
 
     @given(st.binary(max_size=40) | st.text('{}[]":,mesag1 ', max_size=40).map(str.encode))
     def test_garbage(self, body: bytes) -> None:
@@ -179,74 +182,84 @@ class RefusalTests(SynchronousTestCase):
             self.assertEqual(error.status, 400)
 
 
-class NumberTests(SynchronousTestCase):
-    def test_lists_are_counted_and_not_read(self) -> None:
-        self.assertEqual(parse(tools=[TOOL, {}, 1]).number_of("tools"), 3)
-        nothing: list[dict[str, Any]] = [{}, {"tools": None}, {"tools": []}]
-        for fields in nothing:
-            self.assertEqual(parse(**fields).number_of("tools"), 0, fields)
+class ItemCountTests(SynchronousTestCase):
+    def test_items_are_not_parsed(self) -> None:
+        self.assertEqual(parse(tools=[TOOL, {}, 1]).item_count("tools"), 3)
+        without_items: list[dict[str, Any]] = [{}, {"tools": None}, {"tools": []}]
+        for fields in without_items:
+            self.assertEqual(parse(**fields).item_count("tools"), 0, fields)
 
-    def test_what_only_a_lenient_reader_takes(self) -> None:
+    def test_lenient_body(self) -> None:
         body = b'{"messages":[{}],"tools":[{},{}],"functions":null,"temperature":NaN}'
-        asked = ChatRequest.parse(body)
-        self.assertEqual([asked.number_of(name) for name in ("tools", "functions", "x")], [2, 0, 0])
+        request = ChatRequest.parse(body)
+        self.assertEqual(
+            [request.item_count(name) for name in ("tools", "functions", "x")], [2, 0, 0]
+        )
 
 
-class OfferTests(SynchronousTestCase):
-    def offer(self, rules: Rules | None = None, **fields: Any) -> Offer:
-        return parse(**fields).offer(rules or Rules())
+class OfferedToolsTests(SynchronousTestCase):
+    def offered_tools(
+        self, options: TranslationOptions | None = None, **fields: Any
+    ) -> OfferedTools:
+        return parse(**fields).offered_tools(options or TranslationOptions())
 
     def test_tools(self) -> None:
-        self.assertEqual(self.offer(tools=[TOOL]), Offer({"search": SCHEMA}))
+        self.assertEqual(self.offered_tools(tools=[TOOL]), OfferedTools({"search": SCHEMA}))
 
-    def test_the_same_one_is_made_once_as_long_as_it_is_of_use(self) -> None:
-        offer = self.offer(tools=[TOOL])
-        self.assertIs(self.offer(tools=[TOOL], messages=[{}, {}]), offer)
+    def test_equal_tools_are_shared_while_in_use(self) -> None:
+        offered = self.offered_tools(tools=[TOOL])
+        self.assertIs(self.offered_tools(tools=[TOOL], messages=[{}, {}]), offered)
         others: list[dict[str, Any]] = [
             {"tools": [TOOL, TOOL]},
             {"tools": [TOOL], "tool_choice": "none"},
             {"tools": [TOOL], "parallel_tool_calls": False},
-            {"tools": [TOOL], "rules": Rules(translate="always")},
+            {"tools": [TOOL], "options": TranslationOptions(translate="always")},
         ]
         for other in others:
-            self.assertIsNot(self.offer(**other), offer, other)
-        seen = weakref.ref(offer)
-        del offer
-        self.assertIsNone(seen())
+            self.assertIsNot(self.offered_tools(**other), offered, other)
+        reference = weakref.ref(offered)
+        del offered
+        self.assertIsNone(reference())
 
     def test_without_tools(self) -> None:
         cases: list[dict[str, Any]] = [{}, {"tools": []}, {"tools": None}, {"tool_choice": "auto"}]
         for fields in cases:
-            self.assertEqual(self.offer(**fields), Offer({}, translate=False))
+            self.assertEqual(self.offered_tools(**fields), OfferedTools({}, may_translate=False))
 
-    def test_schemas_that_say_nothing(self) -> None:
+    def test_missing_schemas(self) -> None:
         tools = [
             {"type": "function", "function": {"name": "a"}},
             {"type": "function", "function": {"name": "b", "parameters": None}},
         ]
-        self.assertEqual(self.offer(tools=tools).schemas, {"a": {}, "b": {}})
+        self.assertEqual(self.offered_tools(tools=tools).schemas, {"a": {}, "b": {}})
 
     def test_parameters_in_a_list(self) -> None:
         """As Qwen-Agent sends them."""
         listed = {"name": "a", "parameters": [{"name": "x", "type": "integer"}]}
-        (schema,) = self.offer(tools=[{"type": "function", "function": listed}]).schemas.values()
+        (schema,) = self.offered_tools(
+            tools=[{"type": "function", "function": listed}]
+        ).schemas.values()
         self.assertEqual(schema["properties"], {"x": {"type": "integer"}})
 
-    def test_odd_tools(self) -> None:
-        """They are the backend's to judge."""
+    def test_invalid_tools(self) -> None:
+        """Invalid entries are left to the backend."""
         tools = [1, {}, {"function": 1}, {"function": {"name": 1}}, {"function": None}, TOOL]
-        self.assertEqual(self.offer(tools=tools).schemas, {"search": SCHEMA})
+        self.assertEqual(self.offered_tools(tools=tools).schemas, {"search": SCHEMA})
 
     def test_flat_tools(self) -> None:
         flat = {"type": "function", "name": "search", "parameters": SCHEMA}
-        self.assertEqual(self.offer(tools=[flat]).schemas, {"search": SCHEMA})
+        self.assertEqual(self.offered_tools(tools=[flat]).schemas, {"search": SCHEMA})
 
     def test_functions(self) -> None:
         """The API's older fields."""
         functions = [{"name": "search", "parameters": SCHEMA}, 1]
-        self.assertEqual(self.offer(functions=functions), Offer({"search": SCHEMA}))
-        self.assertFalse(self.offer(functions=functions, function_call="none").translate)
-        self.assertEqual(self.offer(functions=functions, function_call={"name": "f"}).forced, "f")
+        self.assertEqual(self.offered_tools(functions=functions), OfferedTools({"search": SCHEMA}))
+        self.assertFalse(
+            self.offered_tools(functions=functions, function_call="none").may_translate
+        )
+        self.assertEqual(
+            self.offered_tools(functions=functions, function_call={"name": "f"}).forced_tool, "f"
+        )
 
     def test_tool_choice(self) -> None:
         named = {"type": "function", "function": {"name": "search"}}
@@ -262,70 +275,80 @@ class OfferTests(SynchronousTestCase):
             (None, None, True),
         ]
         for choice, forced, translate in cases:
-            offer = self.offer(tools=[TOOL], tool_choice=choice)
-            self.assertEqual((offer.forced, offer.translate), (forced, translate), choice)
+            offered = self.offered_tools(tools=[TOOL], tool_choice=choice)
+            self.assertEqual(
+                (offered.forced_tool, offered.may_translate), (forced, translate), choice
+            )
 
     def test_allowed_tools(self) -> None:
-        """The others are known, so that a call of one is not taken for a slip of the model."""
+        """The other names are kept, so that a call of one is not counted as an unknown name."""
         tools = [TOOL, {"type": "function", "function": {"name": "delete"}}]
         allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "search"}}]}
-        offer = self.offer(tools=tools, tool_choice={"type": "allowed_tools", **allowed})
-        self.assertEqual(offer, Offer({"search": SCHEMA}, forbidden=frozenset({"delete"})))
+        offered = self.offered_tools(tools=tools, tool_choice={"type": "allowed_tools", **allowed})
+        self.assertEqual(
+            offered, OfferedTools({"search": SCHEMA}, forbidden_tools=frozenset({"delete"}))
+        )
         nothing = {"type": "allowed_tools", "tools": []}
-        self.assertFalse(self.offer(tools=tools, tool_choice=nothing).translate)
+        self.assertFalse(self.offered_tools(tools=tools, tool_choice=nothing).may_translate)
 
     def test_always(self) -> None:
-        always = Rules(translate="always")
-        self.assertTrue(self.offer(always).translate)
-        self.assertTrue(self.offer(always, tools=[TOOL], tool_choice="none").translate)
+        always = TranslationOptions(translate="always")
+        self.assertTrue(self.offered_tools(always).may_translate)
+        self.assertTrue(self.offered_tools(always, tools=[TOOL], tool_choice="none").may_translate)
 
     def test_parallel_tool_calls(self) -> None:
-        self.assertFalse(self.offer(tools=[TOOL], parallel_tool_calls=False).parallel)
-        self.assertTrue(self.offer(tools=[TOOL], parallel_tool_calls=True).parallel)
-        self.assertTrue(self.offer(tools=[TOOL], parallel_tool_calls=None).parallel)
+        self.assertFalse(self.offered_tools(tools=[TOOL], parallel_tool_calls=False).parallel)
+        self.assertTrue(self.offered_tools(tools=[TOOL], parallel_tool_calls=True).parallel)
+        self.assertTrue(self.offered_tools(tools=[TOOL], parallel_tool_calls=None).parallel)
 
-    def test_a_number_that_is_out_of_range(self) -> None:
-        """Python's own reader takes it, and so do the backends that are written in Python."""
+    def test_number_out_of_range(self) -> None:
+        """Python's own parser accepts it, and so do backends written in Python."""
         tool = b'{"function": {"name": "f", "parameters": {"maximum": 1e400}}}'
-        asked = ChatRequest.parse(b'{"messages": [{}], "tools": [%s]}' % tool)
-        self.assertEqual(asked.offer(Rules()).schemas, {"f": {"maximum": math.inf}})
-        self.assertTrue(asked.offer(Rules()).translate)
+        request = ChatRequest.parse(b'{"messages": [{}], "tools": [%s]}' % tool)
+        self.assertEqual(
+            request.offered_tools(TranslationOptions()).schemas, {"f": {"maximum": math.inf}}
+        )
+        self.assertTrue(request.offered_tools(TranslationOptions()).may_translate)
 
-    def test_unreadable_field(self) -> None:
-        """A field that cannot be read is as good as missing; the backend will say so."""
+    def test_invalid_field(self) -> None:
+        """A field that cannot be parsed counts as missing; the backend rejects the request."""
         for tools in (b'[{"x":1e400}]', b'["\xff"]'):
-            asked = ChatRequest.parse(b'{"messages":[{}],"tools":%s}' % tools)
-            self.assertEqual(asked.offer(Rules()), Offer({}, translate=False))
+            request = ChatRequest.parse(b'{"messages":[{}],"tools":%s}' % tools)
+            self.assertEqual(
+                request.offered_tools(TranslationOptions()), OfferedTools({}, may_translate=False)
+            )
 
 
 class ConversationTests(SynchronousTestCase):
-    """What a conversation needs of a request, and what it changes in it."""
+    """The parts of a request that the conversation needs and changes."""
 
-    def test_messages_are_the_bytes_that_came(self) -> None:
+    def test_messages_are_unchanged(self) -> None:
         body = b'{"messages": [{"a": 1.50}, { "b" : "\\u00e9" }]}'
         messages = [b'{"a": 1.50}', b'{ "b" : "\\u00e9" }']
         self.assertEqual(ChatRequest.parse(body).messages(), messages)
 
-    def test_messages_that_only_a_lenient_reader_takes(self) -> None:
+    def test_messages_of_a_lenient_body(self) -> None:
         body = b'{"messages": [{"content": "x", "n": NaN}], "tools": [NaN], "x": Infinity}'
-        asked = ChatRequest.parse(body)
-        self.assertEqual(asked.messages(), [b'{"content": "x", "n": NaN}'])
-        self.assertEqual(asked.tools(), b"[NaN]")
-        changed = json.loads(asked.body({"stream": True}))
+        request = ChatRequest.parse(body)
+        self.assertEqual(request.messages(), [b'{"content": "x", "n": NaN}'])
+        self.assertEqual(request.tools_json(), b"[NaN]")
+        changed = json.loads(request.body({"stream": True}))
         self.assertEqual((changed["stream"], changed["x"]), (True, float("inf")))
 
     def test_tools(self) -> None:
-        self.assertEqual(parse().tools(), b"")
-        self.assertEqual(parse(tools=None).tools(), b"")
-        self.assertEqual(json.loads(parse(tools=[TOOL]).tools()), [TOOL])
-        self.assertEqual(json.loads(parse(functions=[{"name": "f"}]).tools()), [{"name": "f"}])
+        self.assertEqual(parse().tools_json(), b"")
+        self.assertEqual(parse(tools=None).tools_json(), b"")
+        self.assertEqual(json.loads(parse(tools=[TOOL]).tools_json()), [TOOL])
+        self.assertEqual(json.loads(parse(functions=[{"name": "f"}]).tools_json()), [{"name": "f"}])
 
     def test_fields(self) -> None:
-        asked = parse(user="u", metadata={"session_id": 7})
-        self.assertEqual((asked.field("user"), asked.field("metadata")), ("u", {"session_id": 7}))
-        self.assertIsNone(asked.field("prompt_cache_key"))
+        request = parse(user="u", metadata={"session_id": 7})
+        self.assertEqual(
+            (request.field("user"), request.field("metadata")), ("u", {"session_id": 7})
+        )
+        self.assertIsNone(request.field("prompt_cache_key"))
 
-    def test_changes_leave_the_rest_as_it_came(self) -> None:
+    def test_changes_keep_other_fields_unchanged(self) -> None:
         body = b'{"messages":[{}],"a":1.50,"b":{"c" : [ 1e5 ]},"stream":false}'
         changed = ChatRequest.parse(body).body({"stream": True, "d": 1})
         self.assertEqual(
@@ -333,7 +356,7 @@ class ConversationTests(SynchronousTestCase):
         )
         self.assertIs(ChatRequest.parse(body).body({}), body)
 
-    def test_answers_that_have_to_be_json(self) -> None:
+    def test_is_constrained(self) -> None:
         fields: list[tuple[dict[str, Any], bool]] = [
             ({}, False),
             ({"response_format": None}, False),
@@ -345,5 +368,5 @@ class ConversationTests(SynchronousTestCase):
             ({"grammar": "root ::= x"}, True),
             ({"structured_outputs": None}, False),
         ]
-        for more, wanted in fields:
-            self.assertEqual(parse(**more).wants_json, wanted, more)
+        for more, expected in fields:
+            self.assertEqual(parse(**more).is_constrained, expected, more)

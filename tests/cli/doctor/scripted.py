@@ -1,4 +1,4 @@
-"""Backends that answer the doctor's questions from a script."""
+"""Backends for the doctor's tests: probes that respond from a script, and one with a clock."""
 
 from __future__ import annotations
 
@@ -9,117 +9,122 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from blockops.upstream.probe import PATIENCE, Answer, Asking
+from blockops.upstream.probe import TIMEOUT, BackendProbe, ProbeResponse
 
 CHAT = "POST /v1/chat/completions"
 
-Reply = Answer | None | Callable[[Any], Answer | None]
+Reply = ProbeResponse | None | Callable[[Any], ProbeResponse | None]
 
 
-def said(body: Any, status: int = 200, server: str = "") -> Answer:
-    """Return an answer with `body` as its JSON."""
-    return Answer(status, json.dumps(body).encode(), server)
+def json_response(body: Any, status: int = 200, server: str = "") -> ProbeResponse:
+    return ProbeResponse(status, json.dumps(body).encode(), server)
 
 
 def completion(
-    text: str | None = "OK.", finish: str = "stop", calls: Any = None, **usage: Any
+    text: str | None = "OK.", finish_reason: str = "stop", calls: Any = None, **usage: Any
 ) -> dict[str, Any]:
     """Return a `chat.completion`."""
     message = {"role": "assistant", "content": text}
     if calls is not None:
         message["tool_calls"] = calls
-    whole = {
+    result = {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 1,
         "model": "m",
-        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
     }
-    return whole | ({"usage": usage} if usage else {})
+    return result | ({"usage": usage} if usage else {})
 
 
-class Scripted(Asking):
+class ScriptedProbe(BackendProbe):
     """
-    Answers at once, by the call.
+    Responds at once, from a table.
 
-    :param replies: call -> its answer, or what makes it of the body; 404 for others
-    :ivar asked: the calls and their bodies, in order
+    :param replies: call -> its response, or a function of the body; 404 for other calls
+    :ivar requests: the calls and their bodies, in order
     """
 
     def __init__(self, replies: dict[str, Reply]) -> None:
         self.replies = replies
-        self.asked: list[tuple[str, Any]] = []
+        self.requests: list[tuple[str, Any]] = []
 
-    def ask(
-        self, call: str, body: Any = None, patience: float = PATIENCE
-    ) -> Deferred[Answer | None]:
-        self.asked.append((call, body))
-        reply = self.replies.get(call, Answer(404, b"{}"))
+    def request(
+        self, call: str, body: Any = None, timeout: float = TIMEOUT
+    ) -> Deferred[ProbeResponse | None]:
+        self.requests.append((call, body))
+        reply = self.replies.get(call, ProbeResponse(404, b"{}"))
         return succeed(reply(body) if callable(reply) else reply)
 
 
-class Slow(Asking):
+class SlowBackend(BackendProbe):
     """
-    Takes its time for each answer, and goes on for a while when its client has left.
+    Takes time for each answer, and generates on for a while after a disconnect.
 
     :param length: seconds that an answer takes
-    :param notices: seconds after which it stops for a client that has left; None for never
-    :param alone: it does so only while nobody else is served
-    :ivar asked: the bodies
+    :param notices_after: seconds from a disconnect until it stops; None to generate to the end
+    :param notices_when_idle: it stops early only if no other request is running
+    :param rejects: returns True for a body that gets an error response
+    :ivar bodies: the bodies of all requests
     """
 
     def __init__(
         self,
         clock: Clock,
         length: float = 60.0,
-        notices: float | None = 0.5,
+        notices_after: float | None = 0.5,
         *,
-        alone: bool = False,
-        refuses: Callable[[Any], bool] = lambda _: False,
+        notices_when_idle: bool = False,
+        rejects: Callable[[Any], bool] = lambda _: False,
     ) -> None:
         self.clock = clock
         self.length = length
-        self.notices = notices
-        self.alone = alone
-        self.refuses = refuses
+        self.notices_after = notices_after
+        self.notices_when_idle = notices_when_idle
+        self.rejects = rejects
         self.running = 0
-        self.asked: list[Any] = []
+        self.bodies: list[Any] = []
 
     async def load(self) -> float | None:
         return float(self.running)
 
-    def ask(
-        self, call: str, body: Any = None, patience: float = PATIENCE
-    ) -> Deferred[Answer | None]:
+    def request(
+        self, call: str, body: Any = None, timeout: float = TIMEOUT
+    ) -> Deferred[ProbeResponse | None]:
         assert call == CHAT
-        self.asked.append(body)
-        if self.refuses(body):
-            return succeed(said({"error": {"message": "no"}}, 400))
+        self.bodies.append(body)
+        if self.rejects(body):
+            return succeed(json_response({"error": {"message": "no"}}, 400))
         self.running += 1
-        began = self.clock.seconds()
-        answered: Deferred[Answer | None] = Deferred(lambda _: self._left(began, body))
-        if self.length <= patience:
-            self.clock.callLater(self.length, self._done, answered)
+        started = self.clock.seconds()
+        response: Deferred[ProbeResponse | None] = Deferred(
+            lambda _: self._disconnected(started, body)
+        )
+        if self.length <= timeout:
+            self.clock.callLater(self.length, self._finish, response)
         else:
-            self.clock.callLater(patience, self._too_long, answered, began, body)
-        return answered
+            self.clock.callLater(timeout, self._timed_out, response, started, body)
+        return response
 
-    def _done(self, answered: Deferred[Answer | None]) -> None:
+    def _finish(self, response: Deferred[ProbeResponse | None]) -> None:
         self.running -= 1
-        answered.callback(said(completion()))
+        response.callback(json_response(completion()))
 
-    def _too_long(self, answered: Deferred[Answer | None], began: float, body: Any) -> None:
-        if not answered.called:
-            self._left(began, body)
-            answered.callback(None)
+    def _timed_out(
+        self, response: Deferred[ProbeResponse | None], started: float, body: Any
+    ) -> None:
+        if not response.called:
+            self._disconnected(started, body)
+            response.callback(None)
 
-    def _left(self, began: float, body: Any) -> None:
-        rest = began + self.length - self.clock.seconds()
-        notices = self.notices is not None and not (self.alone and self.running > 1)
-        looks = self.notices if notices and self.notices is not None else rest
+    def _disconnected(self, started: float, body: Any) -> None:
+        delay = started + self.length - self.clock.seconds()
+        is_busy = self.notices_when_idle and self.running > 1
         if body.get("stream"):
-            looks = 0
-        self.clock.callLater(min(rest, looks), self._stop)
+            delay = 0
+        elif self.notices_after is not None and not is_busy:
+            delay = min(delay, self.notices_after)
+        self.clock.callLater(delay, self._stop)
 
     def _stop(self) -> None:
         self.running -= 1

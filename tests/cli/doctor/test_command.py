@@ -1,4 +1,4 @@
-"""What the doctor's command refuses before it asks anybody."""
+"""Arguments that the doctor's command rejects."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockops.cli.doctor.__main__ import main
 
 
-class Command(SynchronousTestCase):
-    def refusal(self, *command_line: str) -> str:
-        refused = self.assertRaises(SystemExit, main, command_line)
-        return str(refused.code)
+class CommandTests(SynchronousTestCase):
+    def error(self, *command_line: str) -> str:
+        exit_ = self.assertRaises(SystemExit, main, command_line)
+        return str(exit_.code)
 
-    def test_what_is_no_address(self) -> None:
-        said = self.refusal("--backend", "foo")
-        self.assertIn("'foo' is not accepted", said)
-        self.assertIn("http://HOST:PORT", said)
+    def test_an_invalid_address(self) -> None:
+        error = self.error("--backend", "foo")
+        self.assertIn("'foo' is not accepted", error)
+        self.assertIn("http://HOST:PORT", error)
 
     def test_the_demo(self) -> None:
-        self.assertIn("--backend http://HOST:PORT", self.refusal("--backend", "demo"))
+        self.assertIn("--backend http://HOST:PORT", self.error("--backend", "demo"))

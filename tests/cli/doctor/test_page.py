@@ -1,4 +1,4 @@
-"""docs/doctor.md names the topics and verdicts that there are."""
+"""docs/doctor.md lists all topics and verdicts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[3]
 SOURCES = (ROOT / "blockops" / "cli" / "doctor").glob("*.py")
 
 
-class Page(SynchronousTestCase):
-    def test_the_table_has_every_topic_and_verdict(self) -> None:
+class PageTests(SynchronousTestCase):
+    def test_topics_and_verdicts(self) -> None:
         page = (ROOT / "docs" / "doctor.md").read_text()
         rows = dict(re.findall(r"^\| (\w+) \| .* \| (.*) \|$", page, re.MULTILINE))
         code = "\n".join(path.read_text() for path in SOURCES)

@@ -1,4 +1,4 @@
-"""`bash tests/live/matrix` runs this."""
+"""Run the acceptance matrix: each client with each server, with blockops between them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.live.acceptance.matrix import Matrix, Wanted
+from tests.live.acceptance.matrix import Matrix, Selection
 from tests.live.acceptance.table import page, summary
 
 
@@ -19,26 +19,26 @@ def main() -> int:
         action="append",
         default=[],
         metavar="NAME",
-        help="a server, a client, or oracle; several of one kind are all run",
+        help="run this server, client, or 'oracle' only; may be repeated",
     )
     parser.add_argument(
         "--heartbeat-style",
         choices=("chunk", "comment"),
         default="",
-        help="slow servers down, and fill the pauses with heartbeats",
+        help="slow the servers down, and fill the pauses with heartbeats of this style",
     )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there, too")
-    parser.add_argument("--folder", type=Path, help="keep all logs there")
-    asked = parser.parse_args()
-    # So that servers and daemons are stopped, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("matrix: told to stop"))
-    with tempfile.TemporaryDirectory() as made:
-        folder = (asked.folder or Path(made)).resolve()
-        matrix = Matrix(Wanted(asked.only, asked.heartbeat_style), folder)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the page to FILE")
+    parser.add_argument("--folder", type=Path, help="keep all logs in FOLDER")
+    arguments = parser.parse_args()
+    # sys.exit runs the cleanups, which stop the servers and daemons.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("matrix: stopped by SIGTERM"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.folder or Path(temporary)).resolve()
+        matrix = Matrix(Selection(arguments.only, arguments.heartbeat_style), folder)
         matrix.run()
     text = page(matrix)
-    if asked.write:
-        asked.write.write_text(text)
+    if arguments.write:
+        arguments.write.write_text(text)
     sys.stdout.write(f"\n{text}\n{summary(matrix)}\n")
     return 1 if matrix.failures else 0
 

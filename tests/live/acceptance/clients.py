@@ -1,8 +1,8 @@
 """
 The clients of the matrix: SDKs, each a program of `programs/`, and agents, which write a file.
 
-Each is given the API's URL and the keys of the model's answers, runs in its own installed
-environment, and says for each key and way what its user got.
+Each receives the URL of the API and the keys of the model's answers, runs in its installed
+environment, and returns a result for each key and way.
 """
 
 from __future__ import annotations
@@ -26,70 +26,70 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 
-#: What the model says once a tool has answered.
-FINAL = "The tool answered. All done."
+#: The model's answer after a tool result.
+FINAL_ANSWER = "The tool answered. All done."
 
-#: The model knows by heart where agents write what.
-WORK = Path("/tmp/agentwork")
-WRITTEN = WORK / "out.txt"
+#: The folder and the file that the model's memorized commands write.
+WORK_FOLDER = Path("/tmp/agentwork")
+OUTPUT_FILE = WORK_FOLDER / "out.txt"
 
-#: Seconds that one run of a client may take on a busy machine.
-LONGEST = 240
+#: Seconds that a run of a client may take on a busy machine.
+TIMEOUT = 240
 
 
 @dataclass(frozen=True)
-class Told:
+class ClientResult:
     """
-    What came of one question.
+    The result of one question.
 
-    :param key: which answer of the model was asked for
-    :param way: which way of the client was taken: whole, stream, ...
-    :param ran: whether the tool ran, once, with what the model said
-    :param final: what the user saw in the end
-    :param trouble: what went wrong, in the client's words
+    :param key: the key of the model's answer
+    :param way: the client's way: stream, non-streaming, ...
+    :param has_run_tool: True if the tool ran once with the model's arguments
+    :param final_text: the final text that the user saw
+    :param problem: the client's error, or ""
     """
 
     key: str
     way: str
-    ran: bool
-    final: str
-    trouble: str = ""
+    has_run_tool: bool
+    final_text: str
+    problem: str = ""
 
     @property
-    def good(self) -> bool:
-        return self.ran and FINAL in self.final and not self.trouble
+    def is_good(self) -> bool:
+        return self.has_run_tool and FINAL_ANSWER in self.final_text and not self.problem
 
 
 @dataclass(frozen=True)
 class Client(ABC):
     """
-    What runs against the API, and says what came of it.
+    A client of the API.
 
-    :param name: what it is called in tables, and by `--only`
-    :param suffix: of the keys that it is asked: `add` for `j-add`, `l-add`, `x-add`
-    :param result: how the tool's result looks in a request, as a regular expression
-    :param quick: whether all formats are tried with every backend
-    :param formats: that it can meet
-    :param requires_calls: whether it sends `tool_choice: "required"`
+    :param name: the name in tables and for `--only`
+    :param suffix: the suffix of its keys: `add` for `j-add`, `l-add`, `x-add`
+    :param result_pattern: a regular expression for the tool's result in a request
+    :param is_quick: True if all dialects are tried with every backend
+    :param dialects: the dialects that it supports
+    :param requires_calls: True if it sends `tool_choice: "required"`
     """
 
     name: str
     suffix: str = "add"
-    result: bytes = rb'"content":\s*"42"'
-    quick: bool = True
-    formats: str = "jlx"
+    result_pattern: bytes = rb'"content":\s*"42"'
+    is_quick: bool = True
+    dialects: str = "jlx"
     requires_calls: bool = False
 
     @abstractmethod
     def version(self) -> str:
-        """Return the version that is installed, empty if there is none."""
+        """Return the installed version; "" if it is not installed."""
 
     @abstractmethod
-    def ask(self, url: str, keys: Sequence[str], folder: Path) -> list[Told]:
-        """Ask for `keys`, with `folder` to work in."""
+    def run(self, url: str, keys: Sequence[str], folder: Path) -> list[ClientResult]:
+        """Run the client for each of `keys`, with `folder` as its working directory."""
 
-    def missing(self) -> str | None:
-        """Return why it cannot be run here, or None."""
+    def skip_reason(self) -> str | None:
+        """Return the reason to skip its cells, or None if it is installed."""
         if self.version():
             return None
         return f"{self.name} is not installed: `bash tests/live/matrix` installs it"
@@ -100,8 +100,8 @@ class PythonClient(Client):
     """
     A program of `programs`, in Python.
 
-    :param package: on the package index
-    :param arguments: the module in `programs`, and what it is told
+    :param package: its package on PyPI
+    :param arguments: the module in `programs`, and its arguments
     """
 
     package: str = ""
@@ -110,9 +110,9 @@ class PythonClient(Client):
     def version(self) -> str:
         return installed_version(Path(INSTALLS) / "clients", self.package)
 
-    def ask(self, url: str, keys: Sequence[str], folder: Path) -> list[Told]:
+    def run(self, url: str, keys: Sequence[str], folder: Path) -> list[ClientResult]:
         python = str(Path(INSTALLS) / "clients" / "bin" / "python")
-        environ = alone(folder) | {"PYTHONPATH": str(HERE)}
+        environ = isolated_environ(folder) | {"PYTHONPATH": str(HERE)}
         return run_program([python, "-m", *self.arguments], url, keys, folder, environ)
 
 
@@ -121,7 +121,7 @@ class NodeClient(Client):
     """
     A program of `programs`, in Node.
 
-    :param package: on the package index
+    :param package: its package on npm
     :param program: the file in `programs`
     """
 
@@ -131,40 +131,42 @@ class NodeClient(Client):
     def version(self) -> str:
         return node_version(self.package)
 
-    def ask(self, url: str, keys: Sequence[str], folder: Path) -> list[Told]:
+    def run(self, url: str, keys: Sequence[str], folder: Path) -> list[ClientResult]:
         command = ["node", str(HERE / "programs" / self.program), str(Path(INSTALLS) / "agents")]
-        return run_program(command, url, keys, folder, alone(folder))
+        return run_program(command, url, keys, folder, isolated_environ(folder))
 
 
 @dataclass(frozen=True)
 class Agent(Client):
-    """An agent from its command line: it has to write `WRITTEN`, by a command of the model's."""
+    """A command-line agent, which must write `OUTPUT_FILE` with a command from the model."""
 
     package: str = ""
 
     def version(self) -> str:
         return node_version(self.package)
 
-    def ask(self, url: str, keys: Sequence[str], folder: Path) -> list[Told]:
-        return [self._write(url, key, folder / key) for key in keys]
+    def run(self, url: str, keys: Sequence[str], folder: Path) -> list[ClientResult]:
+        return [self._write_file(url, key, folder / key) for key in keys]
 
-    def _write(self, url: str, key: str, folder: Path) -> Told:
+    def _write_file(self, url: str, key: str, folder: Path) -> ClientResult:
         (folder / "work").mkdir(parents=True)
-        with alone_at_work():
-            done = subprocess.run(
+        with exclusive_output_file():
+            result = subprocess.run(
                 self.command(url, f"[[{key}]] Write the file.", folder / "work"),
-                env=alone(folder) | self.environ(url),
+                env=isolated_environ(folder) | self.environ(url),
                 cwd=folder / "work",
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=LONGEST,
+                timeout=TIMEOUT,
                 check=False,
             )
-            written = WRITTEN.exists() and WRITTEN.read_text() == "tiny-ok\n"
-        (folder / "output").write_text(done.stdout + done.stderr)
-        trouble = f"exit status {done.returncode}: {done.stderr[-1500:]}" if done.returncode else ""
-        return Told(key, "file", written, self.final(done.stdout), trouble)
+            is_written = OUTPUT_FILE.exists() and OUTPUT_FILE.read_text() == "tiny-ok\n"
+        (folder / "output").write_text(result.stdout + result.stderr)
+        problem = (
+            f"exit status {result.returncode}: {result.stderr[-1500:]}" if result.returncode else ""
+        )
+        return ClientResult(key, "file", is_written, self.final_text(result.stdout), problem)
 
     def command(self, url: str, question: str, folder: Path) -> list[str]:
         raise NotImplementedError
@@ -172,14 +174,14 @@ class Agent(Client):
     def environ(self, url: str) -> dict[str, str]:
         return {}
 
-    def final(self, output: str) -> str:
+    def final_text(self, output: str) -> str:
         raise NotImplementedError
 
 
 class QwenCode(Agent):
     def command(self, url: str, question: str, folder: Path) -> list[str]:
         options = ["--auth-type", "openai", "--yolo", "--output-format", "json"]
-        return [bin_of_node("qwen"), *options, question]
+        return [node_executable("qwen"), *options, question]
 
     def environ(self, url: str) -> dict[str, str]:
         return {
@@ -189,9 +191,9 @@ class QwenCode(Agent):
             "QWEN_TELEMETRY_ENABLED": "false",
         }
 
-    def final(self, output: str) -> str:
+    def final_text(self, output: str) -> str:
         events = json.loads(output or "[]")
-        return next((one.get("result", "") for one in events if one["type"] == "result"), "")
+        return next((event.get("result", "") for event in events if event["type"] == "result"), "")
 
 
 class OpenCode(Agent):
@@ -215,79 +217,82 @@ class OpenCode(Agent):
             "provider": {"local": provider},
         }
         (folder / "opencode.json").write_text(json.dumps(settings))
-        return [bin_of_node("opencode"), "run", "--format", "json", question]
+        return [node_executable("opencode"), "run", "--format", "json", question]
 
     def environ(self, url: str) -> dict[str, str]:
         return {"OPENCODE_DISABLE_AUTOUPDATE": "1", "OPENCODE_DISABLE_MODELS_FETCH": "1"}
 
-    def final(self, output: str) -> str:
+    def final_text(self, output: str) -> str:
         events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-        return "".join(one["part"]["text"] for one in events if one["type"] == "text")
+        return "".join(event["part"]["text"] for event in events if event["type"] == "text")
 
 
-def alone(folder: Path) -> dict[str, str]:
-    """Return an environment without the user's settings and keys, at home in `folder`."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TERM") if name in os.environ}
-    return kept | {"HOME": str(folder), "NO_COLOR": "1"}
+def isolated_environ(folder: Path) -> dict[str, str]:
+    """Return an environment without the user's settings and keys, with `folder` as HOME."""
+    variables = {name: os.environ[name] for name in ("PATH", "LANG", "TERM") if name in os.environ}
+    return variables | {"HOME": str(folder), "NO_COLOR": "1"}
 
 
-_at_work = threading.Lock()
+_output_file_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def alone_at_work(written: Path = WRITTEN) -> Iterator[None]:
-    """Have the file for oneself, and not yet there: all on this machine write the same one."""
-    written.parent.mkdir(exist_ok=True)
-    with _at_work, written.with_suffix(".lock").open("w") as lock:
+def exclusive_output_file(file: Path = OUTPUT_FILE) -> Iterator[None]:
+    """Hold `file` exclusively, removed before and after: all agents on the machine write it."""
+    file.parent.mkdir(exist_ok=True)
+    with _output_file_lock, file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        written.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         yield
-        written.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 def run_program(
     command: Sequence[str], url: str, keys: Sequence[str], folder: Path, environ: dict[str, str]
-) -> list[Told]:
+) -> list[ClientResult]:
     """
     Run a program of `programs`.
 
-    :raises AssertionError: it ended badly
+    :raises AssertionError: its exit status is not 0
     """
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         input=json.dumps({"url": url, "keys": list(keys)}),
         env=environ,
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=LONGEST,
+        timeout=TIMEOUT,
         check=False,
     )
-    if done.returncode:
-        raise AssertionError(f"exit status {done.returncode}: {done.stderr[-3000:]}")
-    return [_told(json.loads(line)) for line in done.stdout.splitlines()]
+    if result.returncode:
+        raise AssertionError(f"exit status {result.returncode}: {result.stderr[-3000:]}")
+    return [_parse_result(json.loads(line)) for line in result.stdout.splitlines()]
 
 
-def _told(said: dict[str, Any]) -> Told:
-    ran = said["ran"] == [[17, 25]]
-    trouble = said.get("error", "")
-    if said["ran"] and not ran:
-        trouble += f" the tool ran with {said['ran']}"
-    return Told(said["key"], said["way"], ran, said.get("final") or "", trouble)
+def _parse_result(record: dict[str, Any]) -> ClientResult:
+    calls = record["tool_calls"]
+    has_run_tool = calls == [[17, 25]]
+    problem = record.get("error", "")
+    if calls and not has_run_tool:
+        problem += f" the tool ran with {calls}"
+    return ClientResult(
+        record["key"], record["way"], has_run_tool, record.get("final") or "", problem
+    )
 
 
 def node_version(package: str) -> str:
-    told = Path(INSTALLS) / "agents" / "node_modules" / package / "package.json"
-    return str(json.loads(told.read_text())["version"]) if told.is_file() else ""
+    manifest = Path(INSTALLS) / "agents" / "node_modules" / package / "package.json"
+    return str(json.loads(manifest.read_text())["version"]) if manifest.is_file() else ""
 
 
-def bin_of_node(name: str) -> str:
+def node_executable(name: str) -> str:
     return str(Path(INSTALLS) / "agents" / "node_modules" / ".bin" / name)
 
 
-def _python(name: str, package: str, *arguments: str, **more: Any) -> PythonClient:
-    return PythonClient(name, package=package, arguments=arguments, **more)
+def _python(name: str, package: str, *arguments: str, **options: Any) -> PythonClient:
+    return PythonClient(name, package=package, arguments=arguments, **options)
 
 
 _TOOL_MESSAGE = rb'"role":\s*"tool"'
@@ -303,7 +308,7 @@ CLIENTS: tuple[Client, ...] = (
         "smolagents",
         "programs.smolagents_",
         suffix="smol",
-        result=rb"Observation:",
+        result_pattern=rb"Observation:",
         requires_calls=True,
     ),
     _python("qwen-agent", "qwen-agent", "programs.qwen_agent_", "native"),
@@ -312,18 +317,22 @@ CLIENTS: tuple[Client, ...] = (
         "qwen-agent",
         "programs.qwen_agent_",
         "text",
-        formats="j",
-        result=rb"<tool_response>\\n42\\n</tool_response>",
+        dialects="j",
+        result_pattern=rb"<tool_response>\\n42\\n</tool_response>",
     ),
-    _python("llm", "llm", "programs.llm_", quick=False),
+    _python("llm", "llm", "programs.llm_", is_quick=False),
     QwenCode(
         "qwen-code",
         suffix="qwen-sh",
         package="@qwen-code/qwen-code",
-        result=_TOOL_MESSAGE,
-        quick=False,
+        result_pattern=_TOOL_MESSAGE,
+        is_quick=False,
     ),
     OpenCode(
-        "opencode", suffix="oc-bash", package="opencode-ai", result=_TOOL_MESSAGE, quick=False
+        "opencode",
+        suffix="oc-bash",
+        package="opencode-ai",
+        result_pattern=_TOOL_MESSAGE,
+        is_quick=False,
     ),
 )

@@ -1,4 +1,4 @@
-"""Runs the cells: servers side by side, clients as many at once as the machine bears."""
+"""Runs the cells of the matrix in parallel: all servers, and clients according to the cores."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tests.live.acceptance.cells import Between, Cell, Outcome
+from tests.live.acceptance.cells import Cell, Outcome, ProxySetup
 from tests.live.acceptance.clients import CLIENTS, Agent, Client
-from tests.live.acceptance.known import LOST, READ_THEMSELVES, broken
-from tests.live.acceptance.oracle import Judged, judge_all
+from tests.live.acceptance.known_failures import LOST_TEXTS, TEXT_CALL_PARSERS, known_failures
+from tests.live.acceptance.oracle import Verdict, judge_all
 from tests.live.real_backends import LLAMA_CPP, REAL_BACKENDS, VLLM_MLX, RealBackend
 
 if TYPE_CHECKING:
@@ -22,119 +22,124 @@ if TYPE_CHECKING:
 
 ORACLE = "oracle"
 
-BLOCKOPS = Between()
-PROMPT = Between(tools="prompt")
-NOTHING = Between(daemon=False)
+WITH_BLOCKOPS = ProxySetup()
+TOOLS_IN_PROMPT = ProxySetup(tools="prompt")
+WITHOUT_BLOCKOPS = ProxySetup(has_daemon=False)
 
-_BACKENDS = {one.name for one in REAL_BACKENDS}
-_CLIENTS = {one.name for one in CLIENTS} | {ORACLE}
+_BACKENDS = {each.name for each in REAL_BACKENDS}
+_CLIENTS = {each.name for each in CLIENTS} | {ORACLE}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Selection:
     """
-    What of the matrix is to be run, and how.
+    The part of the matrix to run.
 
-    :param only: names of servers and clients; nothing is all
-    :param heartbeat_style: empty for servers as quick as they are
+    :param only: names of servers and clients; empty to run all
+    :param heartbeat_style: see `ProxySetup`
     """
 
     only: list[str]
     heartbeat_style: str
 
     def backends(self) -> list[RealBackend]:
-        return [one for one in REAL_BACKENDS if self._takes(one.name, _BACKENDS)]
+        return [each for each in REAL_BACKENDS if self._includes(each.name, _BACKENDS)]
 
     def clients(self) -> list[Client]:
-        return [one for one in CLIENTS if self._takes(one.name, _CLIENTS)]
+        return [each for each in CLIENTS if self._includes(each.name, _CLIENTS)]
 
-    def columns(self) -> list[tuple[RealBackend, Between]]:
-        """Return each server with what is between it and its clients."""
-        between = replace(BLOCKOPS, heartbeat_style=self.heartbeat_style)
-        columns = [(backend, between) for backend in self.backends()]
+    def columns(self) -> list[tuple[RealBackend, ProxySetup]]:
+        """Return the columns of the table: each server with its setups."""
+        setup = replace(WITH_BLOCKOPS, heartbeat_style=self.heartbeat_style)
+        columns = [(backend, setup) for backend in self.backends()]
         if LLAMA_CPP in self.backends() and not self.heartbeat_style:
-            columns += [(LLAMA_CPP, PROMPT), (LLAMA_CPP, NOTHING)]
+            columns += [(LLAMA_CPP, TOOLS_IN_PROMPT), (LLAMA_CPP, WITHOUT_BLOCKOPS)]
         if VLLM_MLX in self.backends() and not self.heartbeat_style:
-            columns.append((VLLM_MLX, PROMPT))
+            columns.append((VLLM_MLX, TOOLS_IN_PROMPT))
         return columns
 
-    def oracle(self) -> bool:
-        # It asks 288 questions of each server: with slow answers it would take an hour.
-        return self._takes(ORACLE, _CLIENTS) and not self.heartbeat_style
+    def includes_oracle(self) -> bool:
+        # It sends 288 requests to each server, which takes an hour with slow responses.
+        return self._includes(ORACLE, _CLIENTS) and not self.heartbeat_style
 
-    def _takes(self, name: str, kind: set[str]) -> bool:
-        asked = kind.intersection(self.only)
-        return not asked or name in asked
+    def _includes(self, name: str, names: set[str]) -> bool:
+        requested = names.intersection(self.only)
+        return not requested or name in requested
 
-    def unknown(self) -> list[str]:
+    def unknown_names(self) -> list[str]:
         return sorted(set(self.only) - _BACKENDS - _CLIENTS)
 
 
 @dataclass
 class Row:
     """
-    One cell and what came of it.
+    One cell and its outcome.
 
-    :param who: the client's name, or ORACLE
-    :param trouble: empty if all is as it should be
+    :param client_name: the client's name, or ORACLE
+    :param problem: a description of the failure, or "" if the cell passed
+    :param skip_reason: the reason why the cell was not run, or ""
     """
 
     backend: RealBackend
-    who: str
-    between: Between = BLOCKOPS
+    client_name: str
+    setup: ProxySetup = WITH_BLOCKOPS
     outcome: Outcome = field(default_factory=Outcome)
-    judged: list[Judged] = field(default_factory=list)
-    trouble: str = ""
-    skipped: str = ""
+    verdicts: list[Verdict] = field(default_factory=list)
+    problem: str = ""
+    skip_reason: str = ""
 
 
 class Matrix:
     """
-    All cells that are wanted.
+    All selected cells.
 
-    :param folder: for all logs
-    :ivar rows: what was run
+    :param folder: the folder for all logs
+    :ivar rows: the cells run so far
+    :ivar seconds: the duration of the run
+    :raises SystemExit: `selection` has an unknown name
     """
 
-    def __init__(self, wanted: Wanted, folder: Path) -> None:
-        if wanted.unknown():
-            there = sorted(_BACKENDS | _CLIENTS)
-            raise SystemExit(f"no {wanted.unknown()} here; there are {there}")
-        self.wanted = wanted
+    def __init__(self, selection: Selection, folder: Path) -> None:
+        if selection.unknown_names():
+            available = sorted(_BACKENDS | _CLIENTS)
+            raise SystemExit(f"unknown names {selection.unknown_names()}; choose from {available}")
+        self.selection = selection
         self.folder = folder
         self.rows: list[Row] = []
         self.seconds = 0.0
 
     @property
     def failures(self) -> list[Row]:
-        return [row for row in self.rows if row.trouble]
+        return [row for row in self.rows if row.problem]
 
     @property
     def skipped(self) -> list[Row]:
-        return [row for row in self.rows if row.skipped]
+        return [row for row in self.rows if row.skip_reason]
 
     def run(self) -> None:
         start = time.monotonic()
         cores = os.cpu_count() or 1
-        # What waits for slow answers leaves the machine to others.
-        crowd = cores * 4 if self.wanted.heartbeat_style else cores + 1
+        # Clients that wait for slow responses use little of the machine.
+        max_workers = cores * 4 if self.selection.heartbeat_style else cores + 1
         with (
             contextlib.ExitStack() as servers,
-            ThreadPoolExecutor(crowd) as many,
-            # Agents all write the same file.
-            ThreadPoolExecutor(1) as one_by_one,
+            ThreadPoolExecutor(max_workers) as parallel,
+            # All agents write the same file.
+            ThreadPoolExecutor(1) as sequential,
         ):
             urls = self._start(servers)
-            work: list[Future[Row]] = []
+            futures: list[Future[Row]] = []
             for row, run in self._plan(urls):
-                agent = any(one.name == row.who for one in CLIENTS if isinstance(one, Agent))
-                work.append((one_by_one if agent else many).submit(self._run, row, run))
-            for done in work:
-                done.result()
+                is_agent = any(
+                    each.name == row.client_name for each in CLIENTS if isinstance(each, Agent)
+                )
+                futures.append((sequential if is_agent else parallel).submit(self._run, row, run))
+            for future in futures:
+                future.result()
         self.seconds = time.monotonic() - start
 
     def _start(self, servers: contextlib.ExitStack) -> dict[RealBackend, str]:
-        """Start the servers that are installed, all at once."""
+        """Start all installed servers in parallel and return their URLs."""
         urls: dict[RealBackend, str] = {}
 
         def start(number: int, backend: RealBackend) -> None:
@@ -142,105 +147,106 @@ class Matrix:
             urls[backend] = servers.enter_context(running).url
 
         with ThreadPoolExecutor() as starting:
-            there = [one for one in self.wanted.backends() if not one.missing()]
-            for done in [starting.submit(start, *pair) for pair in enumerate(there)]:
-                error = done.exception()
+            available = [each for each in self.selection.backends() if not each.skip_reason()]
+            for future in [starting.submit(start, *pair) for pair in enumerate(available)]:
+                error = future.exception()
                 if error:
-                    say(f"FAILED to start: {error}")
+                    print_progress(f"FAILED to start: {error}")
         return urls
 
     def _plan(self, urls: dict[RealBackend, str]) -> list[tuple[Row, Callable[[Row], None]]]:
         plan: list[tuple[Row, Callable[[Row], None]]] = []
-        # The longest first.
-        if self.wanted.oracle():
+        # The longest first, to shorten the whole run.
+        if self.selection.includes_oracle():
             plan += [
-                (Row(backend, ORACLE, between), self._oracle(urls.get(backend, "")))
-                for backend, between in reversed(self.wanted.columns())
-                if between.daemon
+                (Row(backend, ORACLE, setup), self._oracle_task(urls.get(backend, "")))
+                for backend, setup in reversed(self.selection.columns())
+                if setup.has_daemon
             ]
-        for client in reversed(self.wanted.clients()):
-            for backend, between in self.wanted.columns():
-                cell = Cell(backend, client, between)
-                plan.append((Row(backend, client.name, between), self._cell(cell, urls)))
+        for client in reversed(self.selection.clients()):
+            for backend, setup in self.selection.columns():
+                cell = Cell(backend, client, setup)
+                plan.append((Row(backend, client.name, setup), self._cell_task(cell, urls)))
         return plan
 
     def _run(self, row: Row, run: Callable[[Row], None]) -> Row:
         start = time.monotonic()
         try:
             run(row)
-        except Exception as error:  # noqa: BLE001 - one cell is no reason to stop the others
-            row.trouble = f"{type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001 - the other cells continue
+            row.problem = f"{type(error).__name__}: {error}"
         self.rows.append(row)
-        state = "FAILED " if row.trouble else "skipped" if row.skipped else "ok     "
-        what = f"{row.backend.name}{row.between} x {row.who}"
-        say(f"{state} {time.monotonic() - start:5.1f} s  {what}  {row.skipped or row.trouble}")
+        state = "FAILED " if row.problem else "skipped" if row.skip_reason else "ok     "
+        cell_name = f"{row.backend.name}{row.setup} x {row.client_name}"
+        reason = row.skip_reason or row.problem
+        print_progress(f"{state} {time.monotonic() - start:5.1f} s  {cell_name}  {reason}")
         return row
 
-    def _cell(self, cell: Cell, urls: dict[RealBackend, str]) -> Callable[[Row], None]:
+    def _cell_task(self, cell: Cell, urls: dict[RealBackend, str]) -> Callable[[Row], None]:
         def run(row: Row) -> None:
-            row.skipped = cell.backend.missing() or cell.client.missing() or ""
-            if row.skipped:
+            row.skip_reason = cell.backend.skip_reason() or cell.client.skip_reason() or ""
+            if row.skip_reason:
                 return
             if cell.backend not in urls:
                 raise AssertionError("the server did not start")
             number = f"cell-{id(row):x}"
             row.outcome = cell.run(urls[cell.backend], self.folder / number)
-            row.trouble = judge_cell(cell, row.outcome)
+            row.problem = check_cell(cell, row.outcome)
 
         return run
 
-    def _oracle(self, url: str) -> Callable[[Row], None]:
+    def _oracle_task(self, url: str) -> Callable[[Row], None]:
         def run(row: Row) -> None:
-            row.skipped = row.backend.missing() or ""
-            if row.skipped:
+            row.skip_reason = row.backend.skip_reason() or ""
+            if row.skip_reason:
                 return
             folder = self.folder / f"oracle-{id(row):x}"
             folder.mkdir(parents=True)
-            with row.between.running(url, folder) as (near, _):
-                row.judged = judge_all(row.backend, near.url, url)
-            row.trouble = judge_oracle(lost(row.backend, row.between), row.judged)
+            with row.setup.running(url, folder) as (near, _):
+                row.verdicts = judge_all(row.backend, near.url, url)
+            row.problem = check_oracle(lost_texts(row.backend, row.setup), row.verdicts)
 
         return run
 
 
-def judge_cell(cell: Cell, outcome: Outcome) -> str:
-    """Return what is not as it should be, in words; nothing if all is."""
-    asked = {key[0] for key in cell.keys}
-    if cell.between.daemon:
-        known = broken(cell.backend, cell.client.name)
-        lost = asked.intersection(*[set("".join(one.formats for one in known))])
-        # Where all of it is known not to work, the client may well end in an error.
-        troubles = [] if lost == asked else list(outcome.troubles)
+def check_cell(cell: Cell, outcome: Outcome) -> str:
+    """Return a description of the problems of a cell; "" if it passed."""
+    requested = {key[0] for key in cell.keys}
+    if cell.setup.has_daemon:
+        known = known_failures(cell.backend, cell.client.name)
+        expected_lost = requested & set("".join(each.dialects for each in known))
+        # If all dialects are known to fail, the client may end with an error.
+        problems = [] if expected_lost == requested else list(outcome.problems)
     else:
-        lost = asked - set(READ_THEMSELVES.get(cell.client.name, ""))
-        troubles = []
-    for one in outcome.told:
-        if one.key[0] not in lost and not one.good:
-            troubles.append(f"{one.key} {one.way}: {one}")
-    if not outcome.told and not troubles:
-        troubles.append("nothing was told")
-    works = lost.intersection(outcome.worked)
-    if works:
-        troubles.append(f"works, although known.py says it cannot: {sorted(works)}")
-    return "; ".join(troubles)
+        expected_lost = requested - set(TEXT_CALL_PARSERS.get(cell.client.name, ""))
+        problems = []
+    for each in outcome.results:
+        if each.key[0] not in expected_lost and not each.is_good:
+            problems.append(f"{each.key} {each.way}: {each}")
+    if not outcome.results and not problems:
+        problems.append("the client returned no results")
+    unexpected = expected_lost.intersection(outcome.working_dialects)
+    if unexpected:
+        problems.append(f"works, but is listed in known_failures.py: {sorted(unexpected)}")
+    return "; ".join(problems)
 
 
-def lost(backend: RealBackend, between: Between) -> set[str]:
+def lost_texts(backend: RealBackend, setup: ProxySetup) -> set[str]:
     """Return the names of the texts that a server is known to lose."""
-    # A parser works where a request offers tools: those in the prompt it does not know of.
-    return LOST.get(backend, set()) if between.tools == "pass" else set()
+    # A server's parser is active if the request offers tools; tools in the prompt do not count.
+    return LOST_TEXTS.get(backend, set()) if setup.tools == "pass" else set()
 
 
-def judge_oracle(known: set[str], judged: list[Judged]) -> str:
-    """Return what is not as it should be, in words; nothing if `known` was lost, and no more."""
-    troubles = [f"{one.name} {one.trouble}" for one in judged if one.trouble]
-    lost = {one.name for one in judged if one.ways}
+def check_oracle(known: set[str], verdicts: list[Verdict]) -> str:
+    """Return a description of the differences between the lost texts and `known`; "" if none."""
+    problems = [f"{each.name} {each.problem}" for each in verdicts if each.problem]
+    lost = {each.name for each in verdicts if each.lost_ways}
     if lost - known:
-        troubles.append(f"lost, and known.py does not say so: {sorted(lost - known)}")
+        problems.append(f"lost, but not listed in known_failures.py: {sorted(lost - known)}")
     if known - lost:
-        troubles.append(f"not lost, although known.py says so: {sorted(known - lost)}")
-    return "; ".join(troubles)
+        problems.append(f"not lost, but listed in known_failures.py: {sorted(known - lost)}")
+    return "; ".join(problems)
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     sys.stderr.write(f"{line[:3000]}\n")

@@ -1,9 +1,9 @@
 """
-All texts that the tiny model knows, through blockops: what has to come out is written down by hand.
+All memorized texts of the tiny model, through blockops, compared with answers written by hand.
 
-A server that parses calls itself may have them before blockops sees them. Where what comes out is
-not what the model said, the server is asked without blockops: what it answers then is all there
-was to get, and the text counts as lost by the server.
+A server that parses calls may change a text before blockops receives it. If an answer differs, the
+same request is sent to the server without blockops. If the server's answer already lacks the
+model's text, the text counts as lost by the server.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.live.harness import ask, open_stream
-from tests.live.real_backends import WITHOUT_TOOLS, RealBackend
-from tests.live.tools import TEXTS, TOOLS, Text, messages
+from tests.live.harness import open_stream, send_request
+from tests.live.real_backends import PLAIN_TEMPLATE, RealBackend
+from tests.live.tiny_model import TEXTS, TOOLS, KnownText, messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,143 +24,154 @@ Calls = list[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
-class Said:
+class Answer:
     """
-    An answer, in a stream or whole.
+    The model's answer, from a stream or a non-streaming response.
 
-    :param content: what is shown, reasoning included
+    :param content: the visible text, including reasoning
     """
 
     content: str
     calls: Calls
-    reason: str
+    finish_reason: str
 
 
 @dataclass(frozen=True)
-class Judged:
+class Verdict:
     """
-    What became of one text.
+    The result for one text.
 
-    :param ways: in which of "stream" and "whole" it is not what the model said
-    :param trouble: why that is no fault of the server's
+    :param lost_ways: the ways, of "stream" and "non-streaming", in which the answer differs
+    :param problem: a description if the difference is not caused by the server, or ""
     """
 
-    text: Text
-    ways: tuple[str, ...] = ()
-    trouble: str = ""
+    text: KnownText
+    lost_ways: tuple[str, ...] = ()
+    problem: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.text.key}#{self.text.turn}"
 
 
-def expected(text: Text) -> Said:
-    """Return what the text means by the contract, where `keys.json` alone does not say it."""
+def expected_answer(text: KnownText) -> Answer:
+    """Return the correct answer for `text`, including those that `keys.json` does not define."""
     if (text.key, text.turn) == ("j-bad", 0):
-        # Only a closing bracket lacks: it is complete.
-        return Said("", [("search", {"query": "weather"})], "tool_calls")
+        # Only the closing bracket is missing: the call is complete.
+        return Answer("", [("search", {"query": "weather"})], "tool_calls")
     if (text.key, text.turn) == ("j-open", 0):
-        # It was cut off within a string, and must never look whole.
-        return Said("", [("search", '{"query": "wea')], "length")
-    return Said(text.content, list(text.calls), "tool_calls" if text.calls else "stop")
+        # It is truncated within a string, and must not look complete.
+        return Answer("", [("search", '{"query": "wea')], "length")
+    return Answer(text.content, list(text.calls), "tool_calls" if text.calls else "stop")
 
 
-def heard_whole(url: str, text: Text) -> Said:
-    answer = ask(url, _question(text), within=60).json()
+def request_json(url: str, text: KnownText) -> Answer:
+    answer = send_request(url, _chat_body(text), timeout=60).json()
     if "choices" not in answer:
         raise AssertionError(answer)
     choice = answer["choices"][0]
     message = choice["message"]
     functions = [call["function"] for call in message.get("tool_calls") or ()]
-    calls = [(one["name"], _read(one["arguments"])) for one in functions]
-    return Said(_shown(message), calls, choice["finish_reason"])
+    calls = [(each["name"], _parse_arguments(each["arguments"])) for each in functions]
+    return Answer(_visible_text(message), calls, choice["finish_reason"])
 
 
-def heard_in_stream(url: str, text: Text) -> Said:
-    stream = open_stream(url, _question(text) | {"stream": True}, within=60).read()
+def request_stream(url: str, text: KnownText) -> Answer:
+    stream = open_stream(url, _chat_body(text) | {"stream": True}, timeout=60).read()
     names: dict[int, str] = {}
     arguments: dict[int, str] = {}
     for choice in stream.choices:
         for part in choice["delta"].get("tool_calls") or ():
-            at = part["index"]
-            names[at] = names.get(at, "") + (part["function"].get("name") or "")
-            arguments[at] = arguments.get(at, "") + (part["function"].get("arguments") or "")
-    calls = [(names[at], _read(arguments[at])) for at in sorted(names)]
-    content = "".join(_shown(choice["delta"]) for choice in stream.choices)
-    return Said(content, calls, "+".join(stream.finish_reasons))
+            index = part["index"]
+            names[index] = names.get(index, "") + (part["function"].get("name") or "")
+            arguments[index] = arguments.get(index, "") + (part["function"].get("arguments") or "")
+    calls = [(names[index], _parse_arguments(arguments[index])) for index in sorted(names)]
+    content = "".join(_visible_text(choice["delta"]) for choice in stream.choices)
+    return Answer(content, calls, "+".join(stream.finish_reasons))
 
 
-def _question(text: Text) -> dict[str, Any]:
-    asked = messages(text.key)
+def _chat_body(text: KnownText) -> dict[str, Any]:
+    history = messages(text.key)
     if text.turn:
-        asked += [
+        history += [
             {"role": "assistant", "content": "On it."},
             {"role": "user", "content": "Go on."},
         ]
-    return {"model": "tiny", "messages": asked, "tools": TOOLS, "temperature": 0, "max_tokens": 900}
+    return {
+        "model": "tiny",
+        "messages": history,
+        "tools": TOOLS,
+        "temperature": 0,
+        "max_tokens": 900,
+    }
 
 
-def _shown(said: dict[str, Any]) -> str:
-    reasoning = said.get("reasoning_content") or said.get("reasoning") or ""
-    return f"{reasoning}{said.get('content') or ''}"
+def _visible_text(answer: dict[str, Any]) -> str:
+    reasoning = answer.get("reasoning_content") or answer.get("reasoning") or ""
+    return f"{reasoning}{answer.get('content') or ''}"
 
 
-def _read(arguments: str) -> Any:
+def _parse_arguments(arguments: str) -> Any:
     try:
         return json.loads(arguments)
     except ValueError:
         return arguments
 
 
-_WAYS = {"stream": heard_in_stream, "whole": heard_whole}
+_WAYS = {"stream": request_stream, "non-streaming": request_json}
 
 
-def judge(url: str, direct_url: str, text: Text) -> Judged:
+def judge(url: str, direct_url: str, text: KnownText) -> Verdict:
     """
-    Ask for `text` through blockops at `url`, in both ways.
+    Request `text` through blockops at `url`, in both ways, and judge the answers.
 
-    :param direct_url: the server itself
+    :param direct_url: the URL of the server
     """
-    off: list[str] = []
-    for way, heard in _WAYS.items():
-        said = _hear(heard, url, text)
-        if _same(said, expected(text)):
+    lost_ways: list[str] = []
+    for way, request in _WAYS.items():
+        answer = _request_answer(request, url, text)
+        if _matches(answer, expected_answer(text)):
             continue
-        direct = _hear(heard, direct_url, text)
-        if not lost_by_server(text, direct, said):
-            trouble = f"{way}: {said} is not {expected(text)}; the server said {direct}"
-            return Judged(text, (way,), trouble)
-        off.append(way)
-    return Judged(text, tuple(off))
+        direct = _request_answer(request, direct_url, text)
+        if not is_lost_by_server(text, direct, answer):
+            problem = f"{way}: {answer} is not {expected_answer(text)}; the server sent {direct}"
+            return Verdict(text, (way,), problem)
+        lost_ways.append(way)
+    return Verdict(text, tuple(lost_ways))
 
 
-def _hear(heard: Callable[[str, Text], Said], url: str, text: Text) -> Said:
-    """Return what came, an error too."""
+def _request_answer(
+    request: Callable[[str, KnownText], Answer], url: str, text: KnownText
+) -> Answer:
+    """Return the answer; an error becomes an answer with the finish reason "error"."""
     try:
-        return heard(url, text)
+        return request(url, text)
     except (AssertionError, LookupError, OSError, ValueError) as error:
-        return Said(f"{type(error).__name__}: {error}", [], "error")
+        return Answer(f"{type(error).__name__}: {error}", [], "error")
 
 
-def _same(said: Said, wanted: Said) -> bool:
-    # A think block's tags and the white space at its end are the server's to keep or not.
-    content = said.content
-    if "<think>" in wanted.content and "<think>" not in content:
+def _matches(answer: Answer, expected: Answer) -> bool:
+    # A server may drop the tags of a think block and the white space at its end.
+    content = answer.content
+    if "<think>" in expected.content and "<think>" not in content:
         content = f"<think>\n{content.strip()}\n</think>"
-    return Said(content, said.calls, said.reason) == wanted
+    return Answer(content, answer.calls, answer.finish_reason) == expected
 
 
-def lost_by_server(text: Text, direct: Said, said: Said) -> bool:
-    """Say whether the server kept the text from blockops, and all its own calls came through."""
-    own = len(direct.calls)
-    return direct.content != text.reply and said.calls[len(said.calls) - own :] == direct.calls
+def is_lost_by_server(text: KnownText, direct: Answer, answer: Answer) -> bool:
+    """Return True if the server changed the text and all of its own calls are in `answer`."""
+    call_count = len(direct.calls)
+    return (
+        direct.content != text.answer
+        and answer.calls[len(answer.calls) - call_count :] == direct.calls
+    )
 
 
-def known_texts(backend: RealBackend) -> list[Text]:
-    """Return the texts that the model says by heart with this server's template."""
-    # Told of tools, the template shows the model all of a conversation without a key.
-    return [text for text in TEXTS if text.key != "default" or backend.template == WITHOUT_TOOLS]
+def known_texts(backend: RealBackend) -> list[KnownText]:
+    """Return the texts that the model has memorized for this server's template."""
+    # With tools the template renders the complete history for a message without a key.
+    return [text for text in TEXTS if text.key != "default" or backend.template == PLAIN_TEMPLATE]
 
 
-def judge_all(backend: RealBackend, url: str, direct_url: str) -> list[Judged]:
+def judge_all(backend: RealBackend, url: str, direct_url: str) -> list[Verdict]:
     return [judge(url, direct_url, text) for text in known_texts(backend)]

@@ -1,4 +1,4 @@
-"""The file with API keys: its lines, what is wrong with some, and how it is read again."""
+"""The file with API keys: its lines, errors, and reload."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.server.access.api_keys import MAX_FILE, MAX_KEYS, ApiKeys, KeyFileError, KeyRing
+from blockops.server.access.api_keys import MAX_FILE, MAX_KEYS, ApiKeys, ApiKeyStore, KeyFileError
 
 FILE = """\
-# who may
+# owners
 alice: sk-1
 bob   sk-2
 
-  # spaces and tabs mean nothing
+  # spaces and tabs are ignored
 \tbuild:\tsk:3\t
 alice: sk-4
 sk-5
@@ -25,7 +25,7 @@ sk-5
 
 
 class Lines(SynchronousTestCase):
-    def test_each_form(self) -> None:
+    def test_all_forms(self) -> None:
         keys = ApiKeys.parse(FILE)
         self.assertEqual(len(keys), 5)
         for key, name in (
@@ -42,20 +42,20 @@ class Lines(SynchronousTestCase):
             (b"", ""),
             (b"\xff", ""),
         ):
-            self.assertEqual(keys.name_of(key), name, key)
+            self.assertEqual(keys.owner_of(key), name, key)
 
-    def test_line_ends_of_others(self) -> None:
-        self.assertEqual(ApiKeys.parse("\r\na: k1\r\nb: k2\r\n").name_of(b"k2"), "b")
+    def test_windows_line_ends(self) -> None:
+        self.assertEqual(ApiKeys.parse("\r\na: k1\r\nb: k2\r\n").owner_of(b"k2"), "b")
 
-    def test_the_same_twice(self) -> None:
+    def test_a_repeated_key(self) -> None:
         self.assertEqual(len(ApiKeys.parse("a: k1\na: k1\n")), 1)
 
-    def test_no_key_is_kept(self) -> None:
+    def test_keys_are_not_stored(self) -> None:
         keys = ApiKeys.parse("alice: sk-verysecret")
         self.assertNotIn("sk-verysecret", repr(vars(keys)))
 
-    def test_what_is_wrong(self) -> None:
-        for text, why in (
+    def test_invalid_files(self) -> None:
+        for text, reason in (
             ("", "no key"),
             ("# alice: sk-1\n\n", "no key"),
             ("a: k1\nb c k2", "line 2: write a name and a key"),
@@ -66,11 +66,11 @@ class Lines(SynchronousTestCase):
             (": key", "line 1: names and keys"),
             ("n" * 65 + " key", "line 1: names and keys"),
             ("a " + "k" * 1025, "line 1: names and keys"),
-            ("a: k1\nb: k1", "line 2: this key has another name"),
+            ("a: k1\nb: k1", "line 2: this key already has another name"),
             ("\n".join(f"k{n}" for n in range(MAX_KEYS + 1)), "more than 1000"),
         ):
             error = self.assertRaises(KeyFileError, ApiKeys.parse, text)
-            self.assertIn(why, str(error))
+            self.assertIn(reason, str(error))
             self.assertNotIn("k1", str(error))
             self.assertNotIn("\n", str(error))
 
@@ -82,7 +82,7 @@ class Lines(SynchronousTestCase):
             self.assertNotIn("\n", str(error))
         else:
             self.assertGreater(len(keys), 0)
-            self.assertEqual(keys.name_of(b""), "")
+            self.assertEqual(keys.owner_of(b""), "")
 
 
 class Files(SynchronousTestCase):
@@ -94,60 +94,60 @@ class Files(SynchronousTestCase):
         self.path.chmod(mode)
         return self.path
 
-    def refusal(self) -> str:
+    def error_message(self) -> str:
         return str(self.assertRaises(KeyFileError, ApiKeys.read, self.path))
 
     def test_a_byte_order_mark(self) -> None:
         self.write(b"\xef\xbb\xbfalice: sk-1\n")
-        self.assertEqual(ApiKeys.read(self.path).name_of(b"sk-1"), "alice")
+        self.assertEqual(ApiKeys.read(self.path).owner_of(b"sk-1"), "alice")
 
-    def test_what_cannot_be_read(self) -> None:
-        self.assertIn("cannot be read: No such file", self.refusal())
+    def test_unreadable_files(self) -> None:
+        self.assertIn("cannot be read: No such file", self.error_message())
         self.path.mkdir()
-        self.assertIn("cannot be read: Is a directory", self.refusal())
+        self.assertIn("cannot be read: Is a directory", self.error_message())
         self.path.rmdir()
         self.write(b"\xff\xfe\x00")
-        self.assertIn("holds no text", self.refusal())
+        self.assertIn("not a UTF-8 text file", self.error_message())
         self.write("#" * (MAX_FILE + 1))
-        self.assertIn("too long", self.refusal())
+        self.assertIn("too long", self.error_message())
         self.write("#" * MAX_FILE)
-        self.assertIn("no key", self.refusal())
-        self.assertIn(str(self.path), self.refusal())
+        self.assertIn("no key", self.error_message())
+        self.assertIn(str(self.path), self.error_message())
 
-    def test_a_file_that_others_can_read(self) -> None:
+    def test_a_world_readable_file(self) -> None:
         for mode, warnings in ((0o600, 0), (0o640, 0), (0o644, 1), (0o604, 1)):
             self.write("alice: sk-1", mode)
             with capturedLogs() as logs:
-                ring = KeyRing(self.path)
-                ring.reload()
-            warned = [each for each in logs if each["log_level"] is LogLevel.warn]
-            self.assertEqual(len(warned), warnings, oct(mode))
+                store = ApiKeyStore(self.path)
+                store.reload()
+            warning_events = [each for each in logs if each["log_level"] is LogLevel.warn]
+            self.assertEqual(len(warning_events), warnings, oct(mode))
 
-    def test_read_again(self) -> None:
-        ring = KeyRing(self.write("alice: sk-1"))
+    def test_reload(self) -> None:
+        store = ApiKeyStore(self.write("alice: sk-1"))
         self.write("bob: sk-2")
-        self.assertEqual(ring.name_of(b"sk-1"), "alice")
-        ring.reload()
-        self.assertEqual((ring.name_of(b"sk-1"), ring.name_of(b"sk-2")), ("", "bob"))
+        self.assertEqual(store.owner_of(b"sk-1"), "alice")
+        store.reload()
+        self.assertEqual((store.owner_of(b"sk-1"), store.owner_of(b"sk-2")), ("", "bob"))
 
-    def test_a_file_that_has_become_bad(self) -> None:
-        ring = KeyRing(self.write("alice: sk-1"))
+    def test_reload_of_an_invalid_file(self) -> None:
+        store = ApiKeyStore(self.write("alice: sk-1"))
         for content in ("", "a b c", "# all gone"):
             self.write(content)
             with capturedLogs() as logs:
-                ring.reload()
-            (told,) = logs
-            self.assertIs(told["log_level"], LogLevel.error)
-            self.assertIn(str(self.path), str(told["error"]))
+                store.reload()
+            (event,) = logs
+            self.assertIs(event["log_level"], LogLevel.error)
+            self.assertIn(str(self.path), str(event["error"]))
         self.path.unlink()
-        ring.reload()
-        self.assertEqual(ring.name_of(b"sk-1"), "alice")
+        store.reload()
+        self.assertEqual(store.owner_of(b"sk-1"), "alice")
 
-    def test_a_pipe_is_not_waited_for(self) -> None:
-        ring = KeyRing(self.write("alice: sk-1"))
+    def test_reload_of_a_pipe(self) -> None:
+        store = ApiKeyStore(self.write("alice: sk-1"))
         self.path.unlink()
         os.mkfifo(self.path)
         with capturedLogs() as logs:
-            ring.reload()
+            store.reload()
         self.assertIn("pipe", str(logs[0]["error"]))
-        self.assertEqual(ring.name_of(b"sk-1"), "alice")
+        self.assertEqual(store.owner_of(b"sk-1"), "alice")

@@ -1,4 +1,4 @@
-"""Bodies: where they end, and what is behind them."""
+"""The framing of request bodies: where they end, and the bytes after the end."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.errors import ApiError
-from blockops.server.http1.body import MAX_SIZE_LINE, Body, Chunked, Sized
+from blockops.server.http1.body import MAX_SIZE_LINE, Body, ChunkedBody, FixedLengthBody
 from blockops.server.limits import MAX_HEAD
 
-BEHIND = b"GET / HTTP/1.1\r\n"
+NEXT_REQUEST = b"GET / HTTP/1.1\r\n"
 
-NO_CHUNKS = (
+INVALID_CHUNKS = (
     b"\r\n",
     b"x\r\n",
     b" 1\r\na\r\n",
@@ -48,54 +48,54 @@ def chunked(*pieces: bytes, extension: bytes = b"", trailers: bytes = b"") -> by
     return b"".join([*sizes, b"0\r\n", trailers, b"\r\n"])
 
 
-def cut(data: bytes, size: int) -> list[bytes]:
+def split(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def received(body: Body, pieces: Iterable[bytes]) -> bytes | None:
-    """Give `body` the pieces, and return what is behind it, or None if it has no end."""
-    behind: bytes | None = None
+def feed(body: Body, pieces: Iterable[bytes]) -> bytes | None:
+    """Feed `body` with the pieces; return the bytes after its end, or None without an end."""
+    rest: bytes | None = None
     for piece in pieces:
-        behind = body.receive(piece) if behind is None else behind + piece
-    return behind
+        rest = body.receive(piece) if rest is None else rest + piece
+    return rest
 
 
-class SizedBodies(SynchronousTestCase):
+class FixedLengthBodies(SynchronousTestCase):
     @given(st.binary(min_size=1), st.integers(1, 9))
-    def test_at_every_cut(self, data: bytes, size: int) -> None:
-        taken: list[bytes] = []
-        behind = received(Sized(len(data), taken.append), cut(data + BEHIND, size))
-        self.assertEqual((b"".join(taken), behind), (data, BEHIND))
+    def test_split_at_every_size(self, data: bytes, size: int) -> None:
+        received: list[bytes] = []
+        rest = feed(FixedLengthBody(len(data), received.append), split(data + NEXT_REQUEST, size))
+        self.assertEqual((b"".join(received), rest), (data, NEXT_REQUEST))
 
-    def test_what_comes_at_once_is_not_copied(self) -> None:
-        taken: list[bytes] = []
+    def test_a_single_piece_is_not_copied(self) -> None:
+        received: list[bytes] = []
         data = b"x" * 100
-        Sized(200, taken.append).receive(data)
-        self.assertIs(taken[0], data)
+        FixedLengthBody(200, received.append).receive(data)
+        self.assertIs(received[0], data)
 
 
 class ChunkedBodies(SynchronousTestCase):
     @given(st.lists(st.binary(min_size=1), max_size=4), st.integers(1, 9))
-    def test_at_every_cut(self, pieces: list[bytes], size: int) -> None:
+    def test_split_at_every_size(self, pieces: list[bytes], size: int) -> None:
         data = chunked(*pieces, extension=b';a="b"', trailers=b"X: y\r\nZ:\r\n")
-        for pace in (size, len(data + BEHIND)):
-            taken: list[bytes] = []
-            behind = received(Chunked(taken.append), cut(data + BEHIND, pace))
-            self.assertEqual((b"".join(taken), behind), (b"".join(pieces), BEHIND))
+        for piece_size in (size, len(data + NEXT_REQUEST)):
+            received: list[bytes] = []
+            rest = feed(ChunkedBody(received.append), split(data + NEXT_REQUEST, piece_size))
+            self.assertEqual((b"".join(received), rest), (b"".join(pieces), NEXT_REQUEST))
 
-    def test_what_is_none(self) -> None:
-        for data in NO_CHUNKS:
+    def test_invalid_chunks(self) -> None:
+        for data in INVALID_CHUNKS:
             for size in (1, len(data)):
-                self.assertRaises(ApiError, received, Chunked(len), cut(data, size))
+                self.assertRaises(ApiError, feed, ChunkedBody(len), split(data, size))
 
-    def test_at_its_bounds(self) -> None:
+    def test_at_the_limits(self) -> None:
         line = b"1;".ljust(MAX_SIZE_LINE, b"x")
         trailers = b"X: ".ljust(MAX_HEAD, b"x")
         data = b"%s\r\na\r\n0\r\n%s\r\n\r\n" % (line, trailers)
         for size in (1, len(data)):
-            self.assertEqual(received(Chunked(len), cut(data, size)), b"")
+            self.assertEqual(feed(ChunkedBody(len), split(data, size)), b"")
 
-    def test_many_small_ones_are_taken_together(self) -> None:
-        taken: list[bytes] = []
-        Chunked(taken.append).receive(chunked(*[b"ab"] * 1000))
-        self.assertEqual(taken, [b"ab" * 1000])
+    def test_small_chunks_are_joined(self) -> None:
+        received: list[bytes] = []
+        ChunkedBody(received.append).receive(chunked(*[b"ab"] * 1000))
+        self.assertEqual(received, [b"ab" * 1000])

@@ -1,4 +1,4 @@
-"""The heads of requests: what is read, what is refused, and where they end."""
+"""Request heads: parsing, rejection, and where they end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.errors import ApiError
-from blockops.server.http1.head import _HEADER, body_length, end_of_head, read_head, request_line
-from blockops.server.limits import MAX_DIGITS, MAX_HEAD, MAX_LINE, MAX_NAME
+from blockops.server.http1.head import (
+    _HEADER,
+    body_length,
+    find_head_end,
+    find_request_line,
+    parse_head,
+)
+from blockops.server.limits import MAX_HEAD, MAX_LENGTH_DIGITS, MAX_LINE, MAX_NAME
 
 LIMIT = 1000
 
-NO_REQUEST_LINES = (
+INVALID_REQUEST_LINES = (
     b"",
     b" ",
     b"GET",
@@ -33,7 +39,7 @@ NO_REQUEST_LINES = (
     b"G(T / HTTP/1.1",
     b"G\xe9T / HTTP/1.1",
 )
-NO_HEADERS = (
+INVALID_HEADERS = (
     b"no colon",
     b": no name",
     b"Space : x",
@@ -57,81 +63,81 @@ def head(*lines: bytes, line: bytes = b"POST /a?b=c HTTP/1.1") -> bytes:
     return b"".join(each + b"\r\n" for each in (line, *lines, b""))
 
 
-class Refusals(SynchronousTestCase):
-    def refuses(self, status: int, data: bytes) -> ApiError:
-        """Read `data` as a whole head."""
+class Case(SynchronousTestCase):
+    def assert_rejected(self, status: int, data: bytes) -> ApiError:
+        """Parse `data`, a complete head, and return the error."""
 
-        def read() -> None:
-            end = end_of_head(data)
+        def parse() -> None:
+            end = find_head_end(data)
             self.assertEqual(end, len(data), data)
-            body_length(read_head(data), LIMIT)
+            body_length(parse_head(data), LIMIT)
 
-        error: ApiError = self.assertRaises(ApiError, read)
+        error: ApiError = self.assertRaises(ApiError, parse)
         self.assertEqual(error.status, status, data)
         return error
 
 
-class Reading(Refusals):
-    def test_what_it_says(self) -> None:
-        read = read_head(head(b"Host:b", b"x-Y:  1 2\t ", b"X-y: \xc3\xa9", b"Empty:"))
+class Parsing(Case):
+    def test_request_line_and_headers(self) -> None:
+        parsed = parse_head(head(b"Host:b", b"x-Y:  1 2\t ", b"X-y: \xc3\xa9", b"Empty:"))
         self.assertEqual(
-            (read.method, read.target, read.version), (b"POST", b"/a?b=c", b"HTTP/1.1")
+            (parsed.method, parsed.target, parsed.version), (b"POST", b"/a?b=c", b"HTTP/1.1")
         )
         self.assertEqual(
-            dict(read.headers.getAllRawHeaders()),
+            dict(parsed.headers.getAllRawHeaders()),
             {b"Host": [b"b"], b"X-Y": [b"1 2", b"\xc3\xa9"], b"Empty": [b""]},
         )
 
     def test_without_headers(self) -> None:
-        self.assertEqual(list(read_head(head()).headers.getAllRawHeaders()), [])
+        self.assertEqual(list(parse_head(head()).headers.getAllRawHeaders()), [])
 
-    def test_behind_one_empty_line(self) -> None:
+    def test_after_one_empty_line(self) -> None:
         data = b"\r\n" + head()
-        self.assertEqual(end_of_head(data), len(data))
-        self.assertEqual(read_head(data).method, b"POST")
-        self.assertRaises(ApiError, read_head, b"\r\n" + data)
+        self.assertEqual(find_head_end(data), len(data))
+        self.assertEqual(parse_head(data).method, b"POST")
+        self.assertRaises(ApiError, parse_head, b"\r\n" + data)
 
-    def test_lines_that_are_none(self) -> None:
-        for line in NO_REQUEST_LINES:
-            error = self.assertRaises(ApiError, read_head, head(line=line))
+    def test_invalid_request_lines(self) -> None:
+        for line in INVALID_REQUEST_LINES:
+            error = self.assertRaises(ApiError, parse_head, head(line=line))
             self.assertIn("first line", error.message, line)
 
-    def test_headers_that_are_none(self) -> None:
-        for line in NO_HEADERS:
-            error = self.assertRaises(ApiError, read_head, head(b"A: b", line, b"C: d"))
+    def test_invalid_headers(self) -> None:
+        for line in INVALID_HEADERS:
+            error = self.assertRaises(ApiError, parse_head, head(b"A: b", line, b"C: d"))
             self.assertIn("headers", error.message, line)
 
-    def test_a_name_that_nobody_would_give(self) -> None:
-        # Twisted keeps the names that it has seen.
+    def test_a_long_header_name(self) -> None:
+        # Twisted caches the names.
         longest = b"N" * MAX_NAME
-        self.assertTrue(read_head(head(longest + b": x")).headers.hasHeader(longest))
-        error = self.assertRaises(ApiError, read_head, head(longest + b"N: x"))
+        self.assertTrue(parse_head(head(longest + b": x")).headers.hasHeader(longest))
+        error = self.assertRaises(ApiError, parse_head, head(longest + b"N: x"))
         self.assertIn(str(MAX_NAME), error.message)
 
-    def test_what_is_no_header_is_looked_at_once(self) -> None:
-        # 32 KB of it took two seconds when each of its bytes could begin a header.
+    def test_invalid_headers_are_searched_once(self) -> None:
+        # 32 KB of these took two seconds when the search began at each byte.
         lines = b"no name: x\r\n no: x\r\nName: x\r\n"
         self.assertEqual(_HEADER.findall(lines), [(b"Name", b" x")])
 
-    def test_its_line_as_far_as_it_is_known(self) -> None:
-        self.assertEqual(request_line(b"GET /x HTTP/1.1\r\nbad"), (b"GET", b"/x"))
-        self.assertEqual(request_line(b"\r\nGET /x HTTP/1.1"), (b"GET", b"/x"))
-        self.assertEqual(request_line(b"GET /x"), (b"", b""))
+    def test_request_line(self) -> None:
+        self.assertEqual(find_request_line(b"GET /x HTTP/1.1\r\nbad"), (b"GET", b"/x"))
+        self.assertEqual(find_request_line(b"\r\nGET /x HTTP/1.1"), (b"GET", b"/x"))
+        self.assertEqual(find_request_line(b"GET /x"), (b"", b""))
 
 
-class Lengths(Refusals):
+class Lengths(Case):
     def length(self, *lines: bytes, line: bytes = b"POST / HTTP/1.1") -> int | None:
-        return body_length(read_head(head(*lines, line=line)), LIMIT)
+        return body_length(parse_head(head(*lines, line=line)), LIMIT)
 
-    def test_said(self) -> None:
+    def test_valid_lengths(self) -> None:
         self.assertEqual(self.length(), 0)
         self.assertEqual(self.length(b"Content-Length: 0"), 0)
         self.assertEqual(self.length(b"content-length:  00012 "), 12)
         self.assertIsNone(self.length(b"Transfer-Encoding: Chunked"))
-        # More than is taken is for others to refuse: they know more of the request.
+        # A length above the limit is returned: the caller rejects it.
         self.assertEqual(self.length(b"Content-Length: 99999"), 99999)
 
-    def test_of_which_nobody_can_be_sure(self) -> None:
+    def test_ambiguous_lengths(self) -> None:
         for lines in (
             (b"Content-Length: 1", b"Content-Length: 1"),
             (b"Content-Length: 1", b"Content-Length: 2"),
@@ -152,38 +158,42 @@ class Lengths(Refusals):
             (b"Transfer-Encoding: xchunked",),
             (b"Transfer-Encoding:",),
         ):
-            self.refuses(400, head(*lines))
-        self.refuses(400, head(b"Transfer-Encoding: chunked", line=b"POST / HTTP/1.0"))
+            self.assert_rejected(400, head(*lines))
+        self.assert_rejected(400, head(b"Transfer-Encoding: chunked", line=b"POST / HTTP/1.0"))
 
-    def test_that_nobody_can_send(self) -> None:
-        self.refuses(413, head(b"Content-Length: " + b"9" * (MAX_DIGITS + 1)))
+    def test_a_length_with_too_many_digits(self) -> None:
+        self.assert_rejected(413, head(b"Content-Length: " + b"9" * (MAX_LENGTH_DIGITS + 1)))
 
 
-def of_size(line: int, header: int, count: int = 1) -> bytes:
-    """Return a head whose line and headers are so many bytes long."""
+def head_of_size(line: int, header: int, count: int = 1) -> bytes:
+    """Return a head with a request line and `count` headers of these lengths."""
     target = b"/" * (line - len(b"GET  HTTP/1.1"))
     headers = [b"X: ".ljust(header, b"x")] * count
     return head(*headers, line=b"GET %s HTTP/1.1" % target)
 
 
-class Sizes(Refusals):
-    def test_at_their_bounds(self) -> None:
-        for data in (of_size(MAX_LINE, 10), of_size(100, MAX_LINE)):
-            self.assertEqual(end_of_head(data), len(data))
-        self.assertIn("request line", self.refuses(414, of_size(MAX_LINE + 1, 10)).message)
-        self.assertIn("A header", self.refuses(431, of_size(100, MAX_LINE + 1)).message)
+class Sizes(Case):
+    def test_at_the_limits(self) -> None:
+        for data in (head_of_size(MAX_LINE, 10), head_of_size(100, MAX_LINE)):
+            self.assertEqual(find_head_end(data), len(data))
+        self.assertIn(
+            "request line", self.assert_rejected(414, head_of_size(MAX_LINE + 1, 10)).message
+        )
+        self.assertIn(
+            "A header", self.assert_rejected(431, head_of_size(100, MAX_LINE + 1)).message
+        )
 
-    def test_together(self) -> None:
+    def test_all_headers_together(self) -> None:
         room = MAX_HEAD - len(head(line=b"GET / HTTP/1.1"))
         lines = [b"X: ".ljust(room // 8 - 2, b"x")] * 8
         lines[0] += b"x" * (room - room // 8 * 8)
         data = head(*lines, line=b"GET / HTTP/1.1")
-        self.assertEqual((end_of_head(data), len(data)), (MAX_HEAD, MAX_HEAD))
+        self.assertEqual((find_head_end(data), len(data)), (MAX_HEAD, MAX_HEAD))
         lines[0] += b"x"
-        error = self.refuses(431, head(*lines, line=b"GET / HTTP/1.1"))
+        error = self.assert_rejected(431, head(*lines, line=b"GET / HTTP/1.1"))
         self.assertIn("together", error.message)
 
-    def test_before_they_are_whole(self) -> None:
+    def test_incomplete_heads_are_rejected(self) -> None:
         for status, data in (
             (400, b"GET /\r\n"),
             (400, b"\x16\x03\x01\x02\x00\x01\r\n"),
@@ -195,15 +205,15 @@ class Sizes(Refusals):
             (431, b"GET / HTTP/1.1\r\nX: ".ljust(MAX_LINE + 20, b"x")),
             (431, (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * MAX_HEAD)[: MAX_HEAD + 1]),
         ):
-            error = self.assertRaises(ApiError, end_of_head, data)
+            error = self.assertRaises(ApiError, find_head_end, data)
             self.assertEqual(error.status, status, data[:20])
 
-    def test_that_may_still_fit(self) -> None:
+    def test_incomplete_heads_within_the_limits(self) -> None:
         for beginning in (b"\r", b"\r\n", b"\r\n\r", b"G", b"\r\nGET", b"GET "):
-            self.assertEqual(end_of_head(beginning), 0, beginning)
-        whole = of_size(MAX_LINE, MAX_LINE)
+            self.assertEqual(find_head_end(beginning), 0, beginning)
+        whole = head_of_size(MAX_LINE, MAX_LINE)
         for cut in (1, 2, MAX_LINE, MAX_LINE + 1, MAX_LINE + 2, len(whole) - 4, len(whole) - 1):
-            self.assertEqual(end_of_head(whole[:cut]), 0, cut)
+            self.assertEqual(find_head_end(whole[:cut]), 0, cut)
 
     @given(
         st.integers(MAX_LINE - 3, MAX_LINE + 3),
@@ -211,18 +221,20 @@ class Sizes(Refusals):
         st.integers(1, 5),
         st.integers(0, 50_000),
     )
-    def test_are_the_same_at_every_cut(self, line: int, header: int, count: int, cut: int) -> None:
-        data = of_size(line, header, count) + b"behind"
+    def test_limits_do_not_depend_on_the_split(
+        self, line: int, header: int, count: int, cut: int
+    ) -> None:
+        data = head_of_size(line, header, count) + b"next"
 
-        def ends(*cuts: int) -> int:
+        def find(*cuts: int) -> int:
             try:
                 searched = 0
-                for upto in cuts:
-                    if end := end_of_head(data[:upto], searched):
+                for size in cuts:
+                    if end := find_head_end(data[:size], searched):
                         return end
-                    searched = upto
+                    searched = size
             except ApiError:
                 return -1
             return 0
 
-        self.assertEqual(ends(len(data)), ends(min(cut, len(data)), len(data)))
+        self.assertEqual(find(len(data)), find(min(cut, len(data)), len(data)))

@@ -1,1 +1,1 @@
-"""Tests of the formats, one module each."""
+"""Tests of the dialects, one module each."""

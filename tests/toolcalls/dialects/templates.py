@@ -1,18 +1,18 @@
 """
-Chat templates, as far as tools are concerned: of our own making, and the published ones.
+The parts of chat templates that render tools: those of these tests, and published ones.
 
-The templates here were written for these tests. That they render what the published ones render is
-kept as digests of the published ones' renderings; with `BLOCKOPS_TEMPLATES` set to a folder that has
-the published files, they are rendered themselves. Read for the digests, in November 2026:
+The templates here render the same prompts as the published ones; digests of the published ones'
+prompts in `test_prompts` show it. With `BLOCKOPS_TEMPLATES` set to a folder that has the published
+files, the tests render those as well. The digests were made in November 2026, from these files:
 
 | name here | file | read in |
 | --- | --- | --- |
-| `qwen2.5.jinja` | `chat_template` in `tokenizer_config.json` of Qwen2.5-Instruct | three public repositories that carry it, the same in all |
-| `qwen3.jinja` | llama.cpp's `models/templates/Qwen-Qwen3-0.6B.jinja` (with LF) | ye-NX/llama.cpp at b354d7c9ecb76c97c07098617cdebbdfffa2583e; the words are those of Unsloth's and BFCL's copies |
-| `qwen3-coder.jinja` | vLLM's `examples/tool_chat_template_qwen3coder.jinja` | vllm-project/vllm at 7a3bde4c9988d419449263a80f79e5d586e872a4; the words are those of another copy of the model's own |
+| `qwen2.5.jinja` | `chat_template` in `tokenizer_config.json` of Qwen2.5-Instruct | three public repositories that carry it, identical in all |
+| `qwen3.jinja` | llama.cpp's `models/templates/Qwen-Qwen3-0.6B.jinja` (with LF) | ye-NX/llama.cpp at b354d7c9ecb76c97c07098617cdebbdfffa2583e; the text equals that of Unsloth's and BFCL's copies |
+| `qwen3-coder.jinja` | vLLM's `examples/tool_chat_template_qwen3coder.jinja` | vllm-project/vllm at 7a3bde4c9988d419449263a80f79e5d586e872a4; the text equals that of another copy of the model's own |
 
-Qwen3-Coder's template of its first weeks (July 2025) listed functions in another way, and is not
-meant.
+Qwen3-Coder's template of its first weeks (July 2025) listed functions in another way; it is not the
+one that is tested here.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ For each function call, return a json object with function name and arguments wi
 {"name": <function-name>, "arguments": <args-json-object>}
 </tool_call>
 {%- endmacro -%}
-{%- macro asked(call) -%}
+{%- macro call_text(call) -%}
 <tool_call>
 {"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
 </tool_call>
@@ -72,23 +72,22 @@ For each function call, return a json object with function name and arguments wi
 {%- if loop.first and tools -%}
 {{ turn("system", each.content ~ "\\n\\n" ~ signatures()) }}
 {%- elif each.tool_calls -%}
-{%- set lines = [each.content] if each.content else [] -%}
-{%- set asks = namespace(all=lines) -%}
-{%- for call in each.tool_calls %}{% set asks.all = asks.all + [asked(call)] %}{% endfor -%}
-{{ turn("assistant", asks.all | join(between)) }}
+{%- set lines = namespace(all=[each.content] if each.content else []) -%}
+{%- for call in each.tool_calls %}{% set lines.all = lines.all + [call_text(call)] %}{% endfor -%}
+{{ turn("assistant", lines.all | join(between)) }}
 """
 )
 
 _CODER = (
     _TURNS
     + """
-{%- macro rest(fields, known) -%}
+{%- macro other_tags(fields, known) -%}
 {%- for key, value in (fields or {}).items() if key not in known %}
 <{{ key }}>{{ value | tojson if value is mapping or value is sequence and value is not string \
 else value }}</{{ key }}>
 {%- endfor -%}
 {%- endmacro -%}
-{%- macro told(fields) -%}
+{%- macro description(fields) -%}
 {%- if "description" in fields %}
 <description>{{ fields.description | trim }}</description>
 {%- endif -%}
@@ -102,7 +101,7 @@ You have access to the following functions:
 {%- for each in tools %}{% set it = each.function %}
 <function>
 <name>{{ it.name }}</name>
-{{- told(it) }}
+{{- description(it) }}
 <parameters>
 {%- for name, schema in (it.parameters or {}).get("properties", {}).items() %}
 <parameter>
@@ -110,13 +109,13 @@ You have access to the following functions:
 {%- if schema is mapping and "type" in schema %}
 <type>{{ schema.type }}</type>
 {%- endif %}
-{{- told(schema) if schema is mapping }}
-{{- rest(schema, ["name", "type", "description"]) if schema is mapping }}
+{{- description(schema) if schema is mapping }}
+{{- other_tags(schema, ["name", "type", "description"]) if schema is mapping }}
 </parameter>
 {%- endfor %}
-{{- rest(it.parameters, ["type", "properties"]) }}
+{{- other_tags(it.parameters, ["type", "properties"]) }}
 </parameters>
-{{- rest(it, ["type", "name", "description", "parameters"]) }}
+{{- other_tags(it, ["type", "name", "description", "parameters"]) }}
 </function>
 {%- endfor %}
 </tools>
@@ -147,7 +146,7 @@ function call, but NOT after
 knowledge and do not tell the user about function calls
 </IMPORTANT>
 {%- endmacro -%}
-{%- macro asked(call) -%}
+{%- macro call_text(call) -%}
 <tool_call>
 <function={{ call.function.name }}>
 {% for key, value in call.function.arguments.items() -%}
@@ -163,10 +162,10 @@ knowledge and do not tell the user about function calls
 {%- if loop.first and tools -%}
 {{ turn("system", each.content ~ "\\n\\n" ~ signatures()) }}
 {%- elif each.tool_calls -%}
-{%- set said = each.content | trim -%}
-{%- set asks = namespace(all=[said ~ "\\n"] if said else []) -%}
-{%- for call in each.tool_calls %}{% set asks.all = asks.all + [asked(call)] %}{% endfor -%}
-{{ turn("assistant", asks.all | join("\\n")) }}
+{%- set text = each.content | trim -%}
+{%- set lines = namespace(all=[text ~ "\\n"] if text else []) -%}
+{%- for call in each.tool_calls %}{% set lines.all = lines.all + [call_text(call)] %}{% endfor -%}
+{{ turn("assistant", lines.all | join("\\n")) }}
 """
 )
 
@@ -181,12 +180,12 @@ _END = """
 {%- endfor -%}
 {{ "<|im_start|>assistant\\n" }}"""
 
-OURS = {"qwen2.5": _HERMES + _END, "qwen3": _HERMES + _END, "qwen3-coder": _CODER + _END}
+TEMPLATES = {"qwen2.5": _HERMES + _END, "qwen3": _HERMES + _END, "qwen3-coder": _CODER + _END}
 
 
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Return an environment as transformers makes it for templates."""
+    """Return an environment like the one in which transformers renders templates."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=False, keep_trailing_newline=False)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment
@@ -195,28 +194,31 @@ def _environment() -> ImmutableSandboxedEnvironment:
 def render(
     template: str, messages: Sequence[dict[str, Any]], tools: Sequence[Any] | None = None
 ) -> str:
-    """Return the prompt that a template makes."""
-    given = {"tools": tools} if tools else {}
-    return _environment().from_string(template).render(messages=messages, **given)
+    """Return the prompt that a template renders."""
+    variables = {"tools": tools} if tools else {}
+    return _environment().from_string(template).render(messages=messages, **variables)
 
 
 def published(name: str) -> str | None:
-    """Return a published template, if its folder is known."""
+    """Return a published template, or None if `BLOCKOPS_TEMPLATES` is not set."""
     folder = os.environ.get("BLOCKOPS_TEMPLATES")
     if folder is None:
         return None
     text = Path(folder, f"{name}.jinja").read_text("utf-8")
     if hashlib.sha256(text.encode()).hexdigest() != PUBLISHED[name]:
-        raise ValueError(f"{name}.jinja is not the version that was read for these tests")
+        raise ValueError(
+            f"{name}.jinja is not the version that these tests were written for; see PUBLISHED"
+        )
     return text
 
 
 def render_published(
     template: str, messages: Sequence[dict[str, Any]], tools: Sequence[Any] | None = None
 ) -> str:
-    """Return the prompt that a published template makes where transformers renders it."""
+    """Return the prompt that transformers renders from a published template."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    given = {"tools": tools} if tools else {}
-    made = environment.from_string(template)
-    return made.render(messages=messages, add_generation_prompt=True, **given)
+    variables = {"tools": tools} if tools else {}
+    return environment.from_string(template).render(
+        messages=messages, add_generation_prompt=True, **variables
+    )

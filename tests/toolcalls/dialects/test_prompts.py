@@ -1,4 +1,4 @@
-"""What a model is told of its tools, against what the templates of its kind say."""
+"""The tool prompts equal the prompts that the chat templates of their models render."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.chat.request import ChatRequest
-from blockops.conversation.messages import Reader
-from blockops.conversation.tools_in_prompt import Prompting
+from blockops.conversation.messages import MessageParser
+from blockops.conversation.tools_in_prompt import ToolsInPrompt
+from blockops.toolcalls.deltas import CallArguments, CallStarted
+from blockops.toolcalls.dialects import BUILT_IN
 from blockops.toolcalls.dialects.prompts import (
-    CoderWording,
-    HermesWording,
-    LineWording,
-    Wording,
+    HermesPrompt,
+    QwenXmlPrompt,
+    ToolCallLinePrompt,
+    ToolPrompt,
 )
-from blockops.toolcalls.dialects.registry import BUILT_IN
-from blockops.toolcalls.events import CallArguments, CallBegan
-from blockops.toolcalls.options import Rules
+from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.parser import ToolCallParser
-from blockops.toolcalls.tools import Offer
-from tests.toolcalls.dialects.templates import OURS, published, render, render_published
+from blockops.toolcalls.tools import OfferedTools
+from tests.toolcalls.dialects.templates import TEMPLATES, published, render, render_published
 
-WORDINGS: dict[str, Wording] = {
-    "qwen2.5": HermesWording(),
-    "qwen3": HermesWording(),
-    "qwen3-coder": CoderWording(),
+TOOL_PROMPTS: dict[str, ToolPrompt] = {
+    "qwen2.5": HermesPrompt(),
+    "qwen3": HermesPrompt(),
+    "qwen3-coder": QwenXmlPrompt(),
 }
 
 WEATHER = {
@@ -83,7 +83,7 @@ ODD = call(
     {"city": "<b>\n", "unit": None, "days": [1, {"é": 2.5}], "hot": True, "in": {"a": "\u2028"}},
 )
 
-#: Names of conversations, with what the published templates made of them: SHA-256.
+#: Conversations by name.
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "a call, its result and a question": [
         SYSTEM,
@@ -107,6 +107,7 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "nothing called yet": [SYSTEM, USER],
 }
 
+#: SHA-256 of the prompts that the published templates rendered, by template and conversation.
 DIGESTS: dict[str, dict[str, str]] = {
     "qwen2.5": {
         "a call, its result and a question": "258fe15cc06de7daa8f8052505cc23c8a72dcc743ff8a44f7f412b1681fd693b",  # noqa: E501
@@ -129,8 +130,8 @@ DIGESTS: dict[str, dict[str, str]] = {
 }
 
 
-def as_sent(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages as clients send them: arguments are JSON in a string."""
+def with_json_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages as clients send them, with the arguments as JSON in a string."""
     sent = json.loads(json.dumps(messages))
     for message in sent:
         for each in message.get("tool_calls", ()):
@@ -138,92 +139,95 @@ def as_sent(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(sent)
 
 
-def without_tools(messages: list[dict[str, Any]], wording: Wording) -> list[dict[str, Any]]:
-    """Return what blockops sends on instead of `messages` and the tools."""
-    body = json.dumps({"messages": as_sent(messages), "tools": TOOLS}).encode()
-    asked = ChatRequest.parse(body)
-    lines = Reader().read(asked.messages())
-    return [json.loads(raw) for raw in Prompting(asked, wording).messages(lines)]
+def without_tools(messages: list[dict[str, Any]], prompt: ToolPrompt) -> list[dict[str, Any]]:
+    """Return the messages that blockops sends in place of `messages` and the tools."""
+    body = json.dumps({"messages": with_json_arguments(messages), "tools": TOOLS}).encode()
+    request = ChatRequest.parse(body)
+    lines = MessageParser().parse(request.messages())
+    return [json.loads(raw) for raw in ToolsInPrompt(request, prompt).rewrite_messages(lines)]
 
 
-class Templates(SynchronousTestCase):
-    """The prompt is the same to the byte, whoever writes the tools into it."""
+class TemplateTests(SynchronousTestCase):
+    """The prompt is the same, byte for byte, whether blockops or the template adds the tools."""
 
-    def each(self) -> list[tuple[str, str]]:
-        return [(template, name) for template in WORDINGS for name in CONVERSATIONS]
+    def template_and_conversation(self) -> list[tuple[str, str]]:
+        return [(template, name) for template in TOOL_PROMPTS for name in CONVERSATIONS]
 
-    def test_templates_of_our_own_render_the_same(self) -> None:
-        for template, name in self.each():
+    def test_own_templates_render_the_same(self) -> None:
+        for template, name in self.template_and_conversation():
             messages = CONVERSATIONS[name]
-            expected = render(OURS[template], messages, TOOLS)
-            sent = without_tools(messages, WORDINGS[template])
-            self.assertEqual(render(OURS[template], sent), expected, (template, name))
+            expected = render(TEMPLATES[template], messages, TOOLS)
+            sent = without_tools(messages, TOOL_PROMPTS[template])
+            self.assertEqual(render(TEMPLATES[template], sent), expected, (template, name))
 
-    def test_what_the_published_ones_rendered(self) -> None:
-        for template, name in self.each():
-            sent = without_tools(CONVERSATIONS[name], WORDINGS[template])
-            rendered = render(OURS[template], sent).encode()
+    def test_digests_of_published_templates(self) -> None:
+        for template, name in self.template_and_conversation():
+            sent = without_tools(CONVERSATIONS[name], TOOL_PROMPTS[template])
+            rendered = render(TEMPLATES[template], sent).encode()
             digest = hashlib.sha256(rendered).hexdigest()
             self.assertEqual(digest, DIGESTS[template][name], (template, name))
 
-    def test_the_published_ones(self) -> None:
-        """With the files at hand: `BLOCKOPS_TEMPLATES` names their folder."""
-        for template, name in self.each():
+    def test_published_templates(self) -> None:
+        """Needs the files, in the folder that `BLOCKOPS_TEMPLATES` names."""
+        for template, name in self.template_and_conversation():
             text = published(template)
             if text is None:
-                raise SkipTest("BLOCKOPS_TEMPLATES does not say where the templates are")
+                raise SkipTest("set BLOCKOPS_TEMPLATES to the folder of the published templates")
             messages = CONVERSATIONS[name]
             expected = render_published(text, messages, TOOLS)
-            sent = without_tools(messages, WORDINGS[template])
+            sent = without_tools(messages, TOOL_PROMPTS[template])
             self.assertEqual(render_published(text, sent), expected, (template, name))
             digest = hashlib.sha256(expected.encode()).hexdigest()
             self.assertEqual(digest, DIGESTS[template][name], (template, name))
 
-    def test_what_is_tried_is_what_was_promised(self) -> None:
+    def test_the_conversations_are_those_of_the_digests(self) -> None:
         first = CONVERSATIONS["a call, its result and a question"]
         roles = [message["role"] for message in first]
         self.assertEqual(roles, ["system", "user", "assistant", "tool", "user"])
         self.assertEqual(len(TOOLS), 2)
 
 
-class Words(SynchronousTestCase):
-    def test_every_format_of_ours_has_some(self) -> None:
+class ToolPromptTests(SynchronousTestCase):
+    def test_every_built_in_dialect_has_one(self) -> None:
         for each in BUILT_IN:
-            wording: Any = getattr(each, "wording", None)
-            self.assertIsNotNone(wording, each.name)
-            self.assertTrue(wording.offer([NOW]).startswith("# Tools\n\n"), each.name)
+            prompt: Any = getattr(each, "tool_prompt", None)
+            self.assertIsNotNone(prompt, each.name)
+            self.assertTrue(prompt.tools_text([NOW]).startswith("# Tools\n\n"), each.name)
 
-    def test_lines(self) -> None:
-        wording = LineWording()
-        offered = wording.offer([WEATHER, NOW, "odd"]).split("\n")
+    def test_tool_call_lines(self) -> None:
+        prompt = ToolCallLinePrompt()
+        offered = prompt.tools_text([WEATHER, NOW, "malformed"]).split("\n")
         self.assertIn(json.dumps(WEATHER["function"], ensure_ascii=False), offered)
         self.assertIn('{"name": "now", "parameters": {}}', offered)
-        self.assertIn('"odd"', offered)
+        self.assertIn('"malformed"', offered)
         self.assertEqual(
-            wording.answer("So:", [wording.call("f", {"a": "é"}), wording.call('"', "")]),
+            prompt.assistant_text(
+                "So:", [prompt.call_text("f", {"a": "é"}), prompt.call_text('"', "")]
+            ),
             'So:\nTOOL_CALL: {"name": "f", "arguments": {"a": "é"}}\n'
             'TOOL_CALL: {"name": "\\"", "arguments": {}}',
         )
 
-    def test_arguments_that_are_no_object_stay_what_they_are(self) -> None:
-        self.assertIn('"arguments": {"a": 1', HermesWording().call("f", '{"a": 1'))
-        self.assertIn('"arguments": {}', HermesWording().call("f", ""))
+    def test_arguments_that_are_not_an_object_are_unchanged(self) -> None:
+        self.assertIn('"arguments": {"a": 1', HermesPrompt().call_text("f", '{"a": 1'))
+        self.assertIn('"arguments": {}', HermesPrompt().call_text("f", ""))
         self.assertEqual(
-            CoderWording().call("f", '{"a": 1'),
+            QwenXmlPrompt().call_text("f", '{"a": 1'),
             '<tool_call>\n<function=f>\n{"a": 1\n</function>\n</tool_call>',
         )
         self.assertEqual(
-            CoderWording().call("f", ""), "<tool_call>\n<function=f>\n</function>\n</tool_call>"
+            QwenXmlPrompt().call_text("f", ""),
+            "<tool_call>\n<function=f>\n</function>\n</tool_call>",
         )
 
-    def test_functions_of_odd_shapes(self) -> None:
-        odd = [
+    def test_malformed_functions(self) -> None:
+        malformed = [
             3,
             {"function": 4},
             {"name": "bare"},
             {"function": {"parameters": {"properties": 7, "x": [1]}, "description": None}},
         ]
-        text = CoderWording().offer(odd)
+        text = QwenXmlPrompt().tools_text(malformed)
         listed = text[text.index("<tools>") : text.index("</tools>")]
         self.assertEqual(
             listed,
@@ -233,9 +237,9 @@ class Words(SynchronousTestCase):
         )
 
     def test_parameters_in_a_list(self) -> None:
-        """Qwen-Agent's; the template would say nothing of them."""
+        """Qwen-Agent sends these; the template itself would omit them."""
         listed = [{"name": "a", "type": "integer", "description": "One.", "required": True}]
-        text = CoderWording().offer([{"name": "f", "parameters": listed}])
+        text = QwenXmlPrompt().tools_text([{"name": "f", "parameters": listed}])
         self.assertIn(
             "<parameters>\n<parameter>\n<name>a</name>\n<type>integer</type>"
             "\n<description>One.</description>\n</parameter>"
@@ -252,15 +256,15 @@ VALUES = st.recursive(
 NAMES = st.text("abcdef_", min_size=1, max_size=8)
 
 
-class ThereAndBack(SynchronousTestCase):
-    """What a history shows the model of its calls is what blockops reads as calls."""
+class RoundTripTests(SynchronousTestCase):
+    """blockops reads the calls that a history shows to the model as the same calls."""
 
-    def read(self, text: str, schema: Any) -> list[tuple[str, Any]]:
-        offer = Offer(schemas={"f": schema})
-        parser = ToolCallParser(offer, Rules())
+    def calls_in(self, text: str, schema: Any) -> list[tuple[str, Any]]:
+        tools = OfferedTools(schemas={"f": schema})
+        parser = ToolCallParser(tools, TranslationOptions())
         made: list[tuple[str, str]] = []
         for delta in [*parser.feed(text), *parser.finish("stop")]:
-            if isinstance(delta, CallBegan):
+            if isinstance(delta, CallStarted):
                 made.append((delta.name, ""))
             elif isinstance(delta, CallArguments):
                 made[-1] = (made[-1][0], made[-1][1] + delta.text)
@@ -268,14 +272,14 @@ class ThereAndBack(SynchronousTestCase):
 
     @given(st.lists(st.dictionaries(NAMES, VALUES, max_size=3), min_size=1, max_size=3))
     def test_json(self, many: list[dict[str, Any]]) -> None:
-        for wording in (HermesWording(), LineWording()):
-            text = wording.answer("Well:", [wording.call("f", each) for each in many])
-            self.assertEqual(self.read(text, {}), [("f", each) for each in many])
+        for prompt in (HermesPrompt(), ToolCallLinePrompt()):
+            text = prompt.assistant_text("Well:", [prompt.call_text("f", each) for each in many])
+            self.assertEqual(self.calls_in(text, {}), [("f", each) for each in many])
 
     @given(st.dictionaries(NAMES, st.none() | st.booleans() | st.integers() | NAMES, max_size=4))
     def test_tags(self, arguments: dict[str, Any]) -> None:
-        wording = CoderWording()
+        prompt = QwenXmlPrompt()
         kinds = {bool: "boolean", int: "integer", str: "string", type(None): "null"}
         schema = {"properties": {k: {"type": kinds[type(v)]} for k, v in arguments.items()}}
-        text = wording.answer("", [wording.call("f", arguments)])
-        self.assertEqual(self.read(text, schema), [("f", arguments)])
+        text = prompt.assistant_text("", [prompt.call_text("f", arguments)])
+        self.assertEqual(self.calls_in(text, schema), [("f", arguments)])

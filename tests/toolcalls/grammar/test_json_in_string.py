@@ -1,4 +1,4 @@
-"""An object inside a string is unwrapped, once, as it streams."""
+"""An object in a string is unescaped, once, as it streams."""
 
 from __future__ import annotations
 
@@ -8,104 +8,104 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.toolcalls.grammar.json_in_string import WrappedObject
-from blockops.toolcalls.grammar.json_stream import Standing
+from blockops.toolcalls.grammar.json_in_string import JsonInString
+from blockops.toolcalls.grammar.json_states import Status
 from tests.toolcalls.grammar.test_json_stream import VALUES
-from tests.toolcalls.reading import cuts
+from tests.toolcalls.reading import splits
 
 
-def follow(pieces: list[str]) -> tuple[Standing, str, str, bool]:
-    """Return where the string stands, what it holds, what lies behind it, whether it is flawed."""
-    value = WrappedObject()
+def read_string(pieces: list[str]) -> tuple[Status, str, str, bool]:
+    """Return the string's status, its contents, the text after it, and if it has errors."""
+    value = JsonInString()
     out: list[str] = []
-    behind = ""
+    rest = ""
     for piece in pieces:
-        end = value.feed(piece, 0, out) if value.standing is Standing.OPEN else 0
-        behind += piece[end:]
-    if not value.began and value.standing is Standing.BROKEN:
-        # It is no call at all: where exactly that showed does not matter.
-        behind = ""
-    return value.standing, "".join(out) + value.closing, behind, bool(value.flaws)
+        end = value.feed(piece, 0, out) if value.status is Status.OPEN else 0
+        rest += piece[end:]
+    if not value.has_started and value.status is Status.BROKEN:
+        # Not a call: the parser does not use the position where this became certain.
+        rest = ""
+    return value.status, "".join(out) + value.closing_bracket, rest, bool(value.error_count)
 
 
-class WrappedTests(SynchronousTestCase):
-    def follow(self, text: str) -> tuple[Standing, str, str, bool]:
-        whole = follow([text])
-        for pieces in cuts(text):
-            self.assertEqual(whole, follow(pieces), pieces)
+class JsonInStringTests(SynchronousTestCase):
+    def read(self, text: str) -> tuple[Status, str, str, bool]:
+        whole = read_string([text])
+        for pieces in splits(text):
+            self.assertEqual(whole, read_string(pieces), pieces)
         return whole
 
-    def assert_unwrapped(self, text: str, held: str) -> None:
-        self.assertEqual((Standing.WHOLE, held, ", ", False), self.follow(text + ", "))
+    def assert_unescaped(self, text: str, contents: str) -> None:
+        self.assertEqual((Status.COMPLETE, contents, ", ", False), self.read(text + ", "))
 
     def test_object(self) -> None:
-        self.assert_unwrapped(r'"{\"a\": \"b\", \"c\": [1.50]}"', '{"a": "b", "c": [1.50]}')
+        self.assert_unescaped(r'"{\"a\": \"b\", \"c\": [1.50]}"', '{"a": "b", "c": [1.50]}')
 
     def test_escapes_of_both_levels(self) -> None:
-        self.assert_unwrapped(
+        self.assert_unescaped(
             r'"\n {\t\"a\":\n\"\\n\\\\ \u00e9 \\u00e9 \/\"}\n "', '{\t"a":\n"\\n\\\\ é \\u00e9 /"}'
         )
 
     def test_single_quotes_around(self) -> None:
-        self.assert_unwrapped("""'{"a": "it\\'s"}'""", '{"a": "it\'s"}')
+        self.assert_unescaped("""'{"a": "it\\'s"}'""", '{"a": "it\'s"}')
 
-    def test_raw_line_ends_and_what_is_mended_inside(self) -> None:
-        self.assert_unwrapped("\"{\n'a': 'b\nc',}\"", '{\n"a": "b\\nc"}')
+    def test_raw_line_ends_and_repairs_inside(self) -> None:
+        self.assert_unescaped("\"{\n'a': 'b\nc',}\"", '{\n"a": "b\\nc"}')
 
-    def test_pairs_become_one_character(self) -> None:
-        self.assert_unwrapped(r'"{\"a\": \"\ud83d\ude00\"}"', '{"a": "😀"}')
+    def test_surrogate_pairs_become_one_character(self) -> None:
+        self.assert_unescaped(r'"{\"a\": \"\ud83d\ude00\"}"', '{"a": "😀"}')
 
-    def test_halves_of_pairs_stay_escapes(self) -> None:
-        self.assert_unwrapped(
+    def test_lone_surrogates_stay_escapes(self) -> None:
+        self.assert_unescaped(
             r'"{\"a\": \"\ud83d \ude00 \ud83d\ud83d\ude00 \ud83d\"}"',
             r'{"a": "\ud83d \ude00 \ud83d😀 \ud83d"}',
         )
 
-    def test_nothing_inside(self) -> None:
+    def test_empty_string(self) -> None:
         for text in ('""', '" \\n\t"', "''"):
-            self.assertEqual((Standing.WHOLE, "", "", False), self.follow(text))
+            self.assertEqual((Status.COMPLETE, "", "", False), self.read(text))
 
     def test_anything_but_an_object(self) -> None:
         for text in ('"x"', '"[1]"', '" \\"{}\\""', '"null"', '"\\ud83d"'):
-            standing, held, _, _ = self.follow(text)
-            self.assertEqual((Standing.BROKEN, ""), (standing, held), text)
+            status, contents, _, _ = self.read(text)
+            self.assertEqual((Status.BROKEN, ""), (status, contents), text)
 
-    def test_broken_inside_passes_to_the_end_of_the_string(self) -> None:
+    def test_broken_object_passes_up_to_the_end_of_the_string(self) -> None:
         self.assertEqual(
-            (Standing.WHOLE, '{"a": oops, "b": 1}', "}", True),
-            self.follow(r'"{\"a\": oops, \"b\": 1}"}'),
+            (Status.COMPLETE, '{"a": oops, "b": 1}', "}", True),
+            self.read(r'"{\"a\": oops, \"b\": 1}"}'),
         )
 
-    def test_text_behind_the_object_passes_and_is_a_flaw(self) -> None:
+    def test_text_after_the_object_passes_and_is_an_error(self) -> None:
         self.assertEqual(
-            (Standing.WHOLE, '{"a": 1}x  y', "", True), self.follow(r'"{\"a\": 1}  x  y"')
+            (Status.COMPLETE, '{"a": 1}x  y', "", True), self.read(r'"{\"a\": 1}  x  y"')
         )
 
     def test_unknown_escape(self) -> None:
         self.assertEqual(
-            (Standing.WHOLE, '{"a": "\\d \\u12"}', "", True),
-            self.follow(r'"{\"a\": \"\d \u12\"}"'),
+            (Status.COMPLETE, '{"a": "\\d \\u12"}', "", True),
+            self.read(r'"{\"a\": \"\d \u12\"}"'),
         )
 
-    def test_quote_that_comes_too_early(self) -> None:
-        standing, held, behind, _ = self.follow('"{"a": 1}"')
-        self.assertEqual((Standing.BROKEN, "{", '"a": 1}"'), (standing, held, behind))
+    def test_unescaped_quote(self) -> None:
+        status, contents, rest, _ = self.read('"{"a": 1}"')
+        self.assertEqual((Status.BROKEN, "{", '"a": 1}"'), (status, contents, rest))
 
-    def test_only_a_whole_string_lacks_nothing(self) -> None:
-        value = WrappedObject()
+    def test_only_a_complete_string_has_a_completion(self) -> None:
+        value = JsonInString()
         value.feed('"{}', 0, [])
-        self.assertIsNone(value.missing())
+        self.assertIsNone(value.completion())
         value.feed('"', 0, [])
-        self.assertEqual("", value.missing())
+        self.assertEqual("", value.completion())
 
-    @given(meant=st.dictionaries(st.text(), VALUES), ascii_only=st.booleans())
-    def test_any_object_survives(self, meant: dict[str, object], *, ascii_only: bool) -> None:
-        text = json.dumps(json.dumps(meant, ensure_ascii=False), ensure_ascii=ascii_only)
+    @given(value=st.dictionaries(st.text(), VALUES), ascii_only=st.booleans())
+    def test_any_object_survives(self, value: dict[str, object], *, ascii_only: bool) -> None:
+        text = json.dumps(json.dumps(value, ensure_ascii=False), ensure_ascii=ascii_only)
         for pieces in ([text], list(text)):
-            standing, held, _, flawed = follow(pieces)
-            self.assertEqual((Standing.WHOLE, False), (standing, flawed))
-            self.assertEqual(meant, json.loads(held))
+            status, contents, _, has_errors = read_string(pieces)
+            self.assertEqual((Status.COMPLETE, False), (status, has_errors))
+            self.assertEqual(value, json.loads(contents))
 
     @given(st.text("{}[]\",:\\'u1d83c0e \n", max_size=25).map(lambda text: '"' + text))
-    def test_cuts_do_not_matter(self, text: str) -> None:
-        self.follow(text)
+    def test_every_split_gives_the_same(self, text: str) -> None:
+        self.read(text)

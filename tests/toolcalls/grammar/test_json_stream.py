@@ -1,4 +1,4 @@
-"""JSON that streams: where it ends, how it is written, what is mended, where it breaks."""
+"""Streaming JSON: its end, its spelling, the repairs, the errors."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.toolcalls.grammar.json_stream import (
-    MAX_COMMENTS,
-    MAX_DEPTH,
-    MAX_GAP,
-    MAX_WORD,
-    JsonValue,
-    Room,
-    Standing,
-)
-from tests.toolcalls.reading import cuts
+from blockops.toolcalls.grammar.json_states import MAX_COMMENTS, MAX_WORD, CommentBudget, Status
+from blockops.toolcalls.grammar.json_stream import MAX_DEPTH, MAX_HELD_SPACE, StreamingJson
+from tests.toolcalls.reading import splits
 
 VALUES = st.recursive(
     st.none()
@@ -30,36 +23,36 @@ VALUES = st.recursive(
 )
 
 
-def follow(pieces: list[str]) -> tuple[Standing, str, str, int]:
-    """Return where a value stands after `pieces`, its JSON, what lies behind it, its flaws."""
-    value = JsonValue()
+def read_value(pieces: list[str]) -> tuple[Status, str, str, int]:
+    """Return a value's status after `pieces`, its JSON, the text after it, its error count."""
+    value = StreamingJson()
     out: list[str] = []
-    behind = ""
+    rest = ""
     for piece in pieces:
-        end = value.feed(piece, 0, out) if value.standing is Standing.OPEN else 0
-        behind += piece[end:]
-    return value.standing, "".join(out) + value.closing, behind, value.flaws
+        end = value.feed(piece, 0, out) if value.status is Status.OPEN else 0
+        rest += piece[end:]
+    return value.status, "".join(out) + value.closing_bracket, rest, value.error_count
 
 
-class JsonCase(SynchronousTestCase):
-    def follow(self, text: str) -> tuple[Standing, str, str, int]:
-        """Follow `text` whole, and at every cut the same."""
-        whole = follow([text])
-        for pieces in cuts(text):
-            self.assertEqual(whole, follow(pieces), pieces)
+class JsonTestCase(SynchronousTestCase):
+    def read(self, text: str) -> tuple[Status, str, str, int]:
+        """Read `text` whole; assert that every split of it gives the same."""
+        whole = read_value([text])
+        for pieces in splits(text):
+            self.assertEqual(whole, read_value(pieces), pieces)
         return whole
 
     def assert_written(self, text: str, written: str) -> None:
-        """Assert that `text` is one value without flaws, written like that."""
-        self.assertEqual((Standing.WHOLE, written, " ", 0), self.follow(text + " "))
+        """Assert that `text` is one value without errors, and is written as `written`."""
+        self.assertEqual((Status.COMPLETE, written, " ", 0), self.read(text + " "))
 
-    def assert_breaks(self, text: str, in_front_of: str) -> None:
-        standing, _, behind, _ = self.follow(text)
-        self.assertEqual((Standing.BROKEN, in_front_of), (standing, behind))
+    def assert_breaks(self, text: str, expected_rest: str) -> None:
+        status, _, rest, _ = self.read(text)
+        self.assertEqual((Status.BROKEN, expected_rest), (status, rest))
 
 
-class AsWrittenTests(JsonCase):
-    """What is JSON passes as it was written."""
+class UnchangedTests(JsonTestCase):
+    """Valid JSON passes unchanged."""
 
     def test_spelling(self) -> None:
         for text in (
@@ -75,18 +68,18 @@ class AsWrittenTests(JsonCase):
         ):
             self.assert_written(text, text)
 
-    def test_white_space_in_front_is_dropped(self) -> None:
+    def test_leading_white_space_is_dropped(self) -> None:
         self.assert_written('\n\t {"a": 1}', '{"a": 1}')
 
-    def test_ends_where_it_ends(self) -> None:
-        self.assertEqual((Standing.WHOLE, '{"a": "}"}', "}, x", 0), self.follow('{"a": "}"}}, x'))
+    def test_the_text_after_a_value_is_not_read(self) -> None:
+        self.assertEqual((Status.COMPLETE, '{"a": "}"}', "}, x", 0), self.read('{"a": "}"}}, x'))
 
-    def test_goes_on(self) -> None:
+    def test_incomplete_values_are_open(self) -> None:
         for text in ("", " ", "{", '{"a"', '{"a":', '{"a": 12', '"abc', "[1,", "tru", '"\\u12'):
-            self.assertIs(Standing.OPEN, self.follow(text)[0], text)
+            self.assertIs(Status.OPEN, self.read(text)[0], text)
 
     def test_one_piece_passes_as_the_same_object(self) -> None:
-        value = JsonValue()
+        value = StreamingJson()
         value.feed('{"a": "', 0, [])
         piece = "some text"
         out: list[str] = []
@@ -98,16 +91,16 @@ class AsWrittenTests(JsonCase):
         self, value: object, *, ascii_only: bool, indent: int | None
     ) -> None:
         text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
-        self.assertEqual((Standing.WHOLE, text, "\n", 0), follow([*text, "\n"]))
-        self.assertEqual((Standing.WHOLE, text, "\n", 0), follow([text + "\n"]))
+        self.assertEqual((Status.COMPLETE, text, "\n", 0), read_value([*text, "\n"]))
+        self.assertEqual((Status.COMPLETE, text, "\n", 0), read_value([text + "\n"]))
 
     @given(st.text("{}[]\",:\\'/* \n1aeu+-.", max_size=30))
-    def test_cuts_do_not_matter(self, text: str) -> None:
-        self.follow(text)
+    def test_every_split_gives_the_same(self, text: str) -> None:
+        self.read(text)
 
 
-class MendedTests(JsonCase):
-    """JSON5 that means one thing only is written as JSON."""
+class RepairTests(JsonTestCase):
+    """JSON5 spellings with one possible meaning are written as JSON."""
 
     def test_control_characters(self) -> None:
         self.assert_written(
@@ -117,10 +110,10 @@ class MendedTests(JsonCase):
     def test_single_quotes(self) -> None:
         self.assert_written("{'a': 'it\\'s \"b\" \\\\ \\n'}", '{"a": "it\'s \\"b\\" \\\\ \\n"}')
 
-    def test_quote_escaped_in_vain(self) -> None:
+    def test_needlessly_escaped_quote(self) -> None:
         self.assert_written('"it\\\'s"', '"it\'s"')
 
-    def test_commas_too_many(self) -> None:
+    def test_trailing_commas(self) -> None:
         self.assert_written('{"a": [1, 2, ], \n}', '{"a": [1, 2 ] \n}')
 
     def test_words(self) -> None:
@@ -135,42 +128,42 @@ class MendedTests(JsonCase):
             '{\n"a"  :  1, \n  "b": [2  ]}',
         )
 
-    def test_white_space_behind_a_comma_is_bounded(self) -> None:
-        standing, written, _, _ = follow(["[1,", *[" " * 10] * 500, "2] "])
-        self.assertEqual((Standing.WHOLE, "[1," + " " * MAX_GAP + "2]"), (standing, written))
-        self.assertEqual(written, follow(["[1," + " " * 5000 + "2] "])[1])
+    def test_white_space_after_a_comma_is_bounded(self) -> None:
+        status, written, _, _ = read_value(["[1,", *[" " * 10] * 500, "2] "])
+        self.assertEqual((Status.COMPLETE, "[1," + " " * MAX_HELD_SPACE + "2]"), (status, written))
+        self.assertEqual(written, read_value(["[1," + " " * 5000 + "2] "])[1])
 
 
-class FlawedTests(JsonCase):
-    """An escape that JSON does not know passes, and the string goes on."""
+class UnknownEscapeTests(JsonTestCase):
+    """Unknown escapes pass, are counted as errors, and do not end the string."""
 
     def test_unknown_escapes(self) -> None:
         for text in ('"\\d+"', '"\\x41 \\U0001"', '"\\u12g4"', "'\\`'", '"\\\\\\q"'):
-            standing, written, _, flaws = self.follow(text + ",")
-            self.assertEqual((Standing.WHOLE, 1), (standing, min(flaws, 1)), text)
+            status, written, _, error_count = self.read(text + ",")
+            self.assertEqual((Status.COMPLETE, 1), (status, min(error_count, 1)), text)
             self.assertEqual(text[1:-1], written[1:-1])
 
-    def test_the_string_goes_on_behind_it(self) -> None:
+    def test_the_string_continues_after_it(self) -> None:
         self.assertEqual(
-            (Standing.WHOLE, '{"a": "\\d \\" }"}', "", 1), self.follow('{"a": "\\d \\" }"}')
+            (Status.COMPLETE, '{"a": "\\d \\" }"}', "", 1), self.read('{"a": "\\d \\" }"}')
         )
 
 
-class ControlTests(JsonCase):
-    def test_raw_control_character_behind_a_backslash(self) -> None:
+class ControlCharacterTests(JsonTestCase):
+    def test_raw_control_character_after_a_backslash(self) -> None:
         for char in "\n\t\x00\r\x1f":
             for quote in "\"'":
-                standing, written, behind, flaws = self.follow(f"{quote}a\\{char}b{char}{quote} ")
-                self.assertEqual((Standing.WHOLE, " ", 1), (standing, behind, flaws))
+                status, written, rest, error_count = self.read(f"{quote}a\\{char}b{char}{quote} ")
+                self.assertEqual((Status.COMPLETE, " ", 1), (status, rest, error_count))
                 self.assertEqual(f'"a\\{char}b' + json.dumps(char)[1:], written)
                 self.assertRaises(ValueError, json.loads, written)
 
 
-class BrokenTests(JsonCase):
-    """Anything else stops in front of it."""
+class BrokenTests(JsonTestCase):
+    """At any other error the reader stops before it."""
 
-    def test_where(self) -> None:
-        for text, rest in (
+    def test_positions(self) -> None:
+        for text, expected_rest in (
             ("}", "}"),
             ("oops ", " "),
             ("{1: 2}", "1: 2}"),
@@ -192,67 +185,67 @@ class BrokenTests(JsonCase):
             ("<", "<"),
             ('{"a": <', "<"),
         ):
-            self.assert_breaks(text, rest)
+            self.assert_breaks(text, expected_rest)
 
-    def test_what_was_held_is_not_lost(self) -> None:
-        for text, held in (("[1, <", ", "), ("[oops]", "oops"), ("[1/2", "/"), ("{a b", "")):
-            value = JsonValue()
+    def test_pending_text_is_not_lost(self) -> None:
+        for text, pending in (("[1, <", ", "), ("[oops]", "oops"), ("[1/2", "/"), ("{a b", "")):
+            value = StreamingJson()
             value.feed(text, 0, [])
-            self.assertEqual((Standing.BROKEN, held), (value.standing, value.held), text)
+            self.assertEqual((Status.BROKEN, pending), (value.status, value.pending), text)
 
     def test_depth_is_bounded(self) -> None:
         deep = "[" * MAX_DEPTH
-        self.assertIs(Standing.OPEN, follow([deep])[0])
-        self.assertIs(Standing.WHOLE, follow([deep + "]" * MAX_DEPTH])[0])
-        self.assertIs(Standing.BROKEN, follow([deep + "["])[0])
+        self.assertIs(Status.OPEN, read_value([deep])[0])
+        self.assertIs(Status.COMPLETE, read_value([deep + "]" * MAX_DEPTH])[0])
+        self.assertIs(Status.BROKEN, read_value([deep + "["])[0])
 
     def test_comments_are_bounded(self) -> None:
         for opener, closer in (("//", "\n"), ("/*", "*/")):
-            for size, standing in (
-                (MAX_COMMENTS, Standing.WHOLE),
-                (MAX_COMMENTS + 1, Standing.BROKEN),
+            for size, status in (
+                (MAX_COMMENTS, Status.COMPLETE),
+                (MAX_COMMENTS + 1, Status.BROKEN),
             ):
                 inside = "* " * MAX_COMMENTS
                 inside = inside[: size - (len(closer) if closer == "*/" else 0)]
                 text = f"[{opener}{inside}{closer}]"
-                self.assertIs(standing, follow([text])[0])
-                self.assertEqual(follow([text]), follow([*text]))
+                self.assertIs(status, read_value([text])[0])
+                self.assertEqual(read_value([text]), read_value([*text]))
 
-    def test_values_may_share_the_room_for_comments(self) -> None:
-        room = Room(9)
-        for text, standing, left in (
-            ("[/**/]", Standing.WHOLE, 7),
-            ("[//6 7 8 9", Standing.OPEN, 0),
+    def test_values_may_share_a_comment_budget(self) -> None:
+        budget = CommentBudget(9)
+        for text, status, remaining in (
+            ("[/**/]", Status.COMPLETE, 7),
+            ("[//6 7 8 9", Status.OPEN, 0),
         ):
-            value = JsonValue(room)
+            value = StreamingJson(budget)
             value.feed(text, 0, [])
-            self.assertEqual((standing, left), (value.standing, room.left))
-        value = JsonValue(room)
+            self.assertEqual((status, remaining), (value.status, budget.remaining))
+        value = StreamingJson(budget)
         value.feed("[/**/]", 0, [])
-        self.assertIs(Standing.BROKEN, value.standing)
+        self.assertIs(Status.BROKEN, value.status)
 
-    def test_a_word_that_is_no_key(self) -> None:
-        value = JsonValue(not_a_key="TOOL_CALL")
+    def test_forbidden_key(self) -> None:
+        value = StreamingJson(forbidden_key="TOOL_CALL")
         self.assertEqual(1, value.feed("{", 0, []))
         value.feed("TOOL_CALL: 1}", 0, [])
-        self.assertIs(Standing.BROKEN, value.standing)
+        self.assertIs(Status.BROKEN, value.status)
 
     def test_words_are_bounded(self) -> None:
         digits = "1" * MAX_WORD
-        self.assertEqual((Standing.WHOLE, f"[{digits}]"), follow([*f"[{digits}]"])[:2])
-        self.assertIs(Standing.BROKEN, follow([*f"[{digits}1]"])[0])
-        self.assertIs(Standing.BROKEN, follow([f"[{digits}1]"])[0])
+        self.assertEqual((Status.COMPLETE, f"[{digits}]"), read_value([*f"[{digits}]"])[:2])
+        self.assertIs(Status.BROKEN, read_value([*f"[{digits}1]"])[0])
+        self.assertIs(Status.BROKEN, read_value([f"[{digits}1]"])[0])
 
 
-class MissingTests(SynchronousTestCase):
-    """What is missing to the end, if it is brackets only."""
+class CompletionTests(SynchronousTestCase):
+    """The text missing at the end, if only brackets are."""
 
-    def missing(self, text: str) -> str | None:
-        value = JsonValue()
+    def completed(self, text: str) -> str | None:
+        value = StreamingJson()
         out: list[str] = []
         value.feed(text, 0, out)
-        missing = value.missing()
-        return None if missing is None else "".join(out) + missing
+        completion = value.completion()
+        return None if completion is None else "".join(out) + completion
 
     def test_brackets(self) -> None:
         for text, whole in (
@@ -267,7 +260,7 @@ class MissingTests(SynchronousTestCase):
             ('{"a": None', '{"a": null'),
             ("12", "12"),
         ):
-            self.assertEqual(whole, self.missing(text), text)
+            self.assertEqual(whole, self.completed(text), text)
 
     def test_more_than_brackets(self) -> None:
         for text in (
@@ -282,4 +275,4 @@ class MissingTests(SynchronousTestCase):
             "[1, /",
             '"\\',
         ):
-            self.assertIsNone(self.missing(text), text)
+            self.assertIsNone(self.completed(text), text)

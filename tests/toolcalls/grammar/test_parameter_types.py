@@ -1,4 +1,4 @@
-"""A parameter's text becomes the JSON value that its schema asks for."""
+"""A parameter's text becomes the JSON value that its schema requires."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.toolcalls.grammar.parameter_types import (
     MAX_LITERAL,
-    Kind,
     Parameters,
-    Value,
-    of_parameters,
+    ParameterType,
+    StreamingValue,
+    normalize_schema,
 )
 from tests.toolcalls.grammar.test_json_stream import VALUES
 
 
-def kind(schema: Any, **defs: Any) -> Kind:
-    """Return what a parameter of this schema may be."""
-    return Parameters({"properties": {"p": schema}, "$defs": defs}).kind("p")
+def type_of(schema: Any, **defs: Any) -> ParameterType:
+    """Return the type of a parameter with this schema."""
+    return Parameters({"properties": {"p": schema}, "$defs": defs}).type_of("p")
 
 
-class SchemaCase(SynchronousTestCase):
+class SchemaTestCase(SynchronousTestCase):
     def assert_written(self, schema: Any, cases: dict[str, str], **defs: Any) -> None:
-        """Assert that each text becomes that JSON."""
+        """Assert that each text (key) becomes that JSON (value)."""
         for text, written in cases.items():
-            self.assertEqual(written, kind(schema, **defs).written(text), text)
+            self.assertEqual(written, type_of(schema, **defs).to_json(text), text)
 
     def assert_stay_strings(self, schema: Any, *texts: str) -> None:
         for text in texts:
-            self.assertEqual(text, json.loads(kind(schema).written(text)), text)
+            self.assertEqual(text, json.loads(type_of(schema).to_json(text)), text)
 
 
-class TypeTests(SchemaCase):
+class TypeTests(SchemaTestCase):
     def test_integer(self) -> None:
         self.assert_written(
             {"type": "integer"},
@@ -55,7 +55,7 @@ class TypeTests(SchemaCase):
             {"type": "integer"}, "1.5", "five", "", "05", "true", "1e400", '"5"'
         )
 
-    def test_digits_without_end(self) -> None:
+    def test_thousands_of_digits(self) -> None:
         digits = "9" * 6000
         self.assert_written({"type": "integer"}, {digits: digits, digits + ".0": digits})
 
@@ -120,11 +120,11 @@ class TypeTests(SchemaCase):
         self.assert_stay_strings({"type": "object"}, "[]", "{", "{'a'}", "{(1,): 2}", "{[]: 1}")
 
     def test_string(self) -> None:
-        self.assertTrue(kind({"type": "string"}).is_string)
+        self.assertTrue(type_of({"type": "string"}).is_string)
         self.assert_stay_strings({"type": "string"}, "5", '"x"', " a\n", "null", "\x00 é 😀")
 
-    def test_half_a_character_stays_an_escape(self) -> None:
-        """A lone surrogate cannot be sent as it is."""
+    def test_lone_surrogate_stays_an_escape(self) -> None:
+        """A lone surrogate cannot be encoded as UTF-8."""
         self.assert_written({"type": "array"}, {r"('\ud83d',)": r'["\ud83d"]'})
         self.assert_written({"type": "array"}, {r"['\x41\ud83d', 'é']": r'["A\ud83d", "\u00e9"]'})
         self.assert_written(
@@ -132,22 +132,22 @@ class TypeTests(SchemaCase):
         )
         self.assert_written({"type": "array"}, {r"('\U0001f600', 'é')": '["😀", "é"]'})
 
-    def test_depth_without_end(self) -> None:
+    def test_deep_nesting(self) -> None:
         self.assert_stay_strings({"type": "array"}, "[" * 100_000, "[" * 50 + "'" + "]" * 50)
 
     def test_literals_are_bounded(self) -> None:
         longest = "(" + "1," * (MAX_LITERAL // 2 - 1) + ")"
-        self.assertEqual("[1, 1", kind({"type": "array"}).written(longest)[:5])
+        self.assertEqual("[1, 1", type_of({"type": "array"}).to_json(longest)[:5])
         self.assert_stay_strings({"type": "array"}, longest + " " * 0 + "\n\n#" * 3)
 
 
-class ListedTests(SynchronousTestCase):
-    """Parameters as Qwen-Agent declares them."""
+class SchemaListTests(SynchronousTestCase):
+    """Parameters declared as a list, as Qwen-Agent does."""
 
     def test_a_list(self) -> None:
         a = {"name": "a", "type": "integer", "description": "One.", "required": True}
-        listed = [a, {"name": "b", "type": "string", "required": False}, {"type": "x"}, 7]
-        schema = of_parameters(listed)
+        declared = [a, {"name": "b", "type": "string", "required": False}, {"type": "x"}, 7]
+        schema = normalize_schema(declared)
         self.assertEqual(
             schema,
             {
@@ -159,43 +159,43 @@ class ListedTests(SynchronousTestCase):
                 "required": ["a"],
             },
         )
-        self.assertEqual(Parameters(schema).kind("a").written("17"), "17")
-        self.assertEqual(Parameters(schema).kind("b").written("17"), '"17"')
+        self.assertEqual(Parameters(schema).type_of("a").to_json("17"), "17")
+        self.assertEqual(Parameters(schema).type_of("b").to_json("17"), '"17"')
 
-    def test_all_else_is_a_schema_or_nothing(self) -> None:
+    def test_other_values_are_unchanged_or_empty(self) -> None:
         for declared in ({"type": "object"}, True, "x"):
-            self.assertIs(of_parameters(declared), declared)
-        nothings: list[Any] = [None, [], {}, 0]
-        for nothing in nothings:
-            self.assertEqual(of_parameters(nothing), {})
+            self.assertIs(normalize_schema(declared), declared)
+        empty_values: list[Any] = [None, [], {}, 0]
+        for empty in empty_values:
+            self.assertEqual(normalize_schema(empty), {})
 
 
 class CertaintyTests(SynchronousTestCase):
-    """When a text is certain to be a string: at the same character at every cut."""
+    """A text is certain to be a string at the same character for every split."""
 
-    def assert_certain(self, schema: Any, certain: str, behind: str = "") -> None:
-        """Assert that `certain`, and nothing shorter, can only be a string."""
-        text = certain + behind
+    def assert_certain(self, schema: Any, certain: str, rest: str = "") -> None:
+        """Assert that `certain`, and nothing shorter, is certain to be a string."""
+        text = certain + rest
         for start in (0, len(certain) - 1):
-            value = Value(kind(schema))
-            value.add(text[:start])
-            seen = [start] if value.is_string else []
+            value = StreamingValue(type_of(schema))
+            value.feed(text[:start])
+            certain_at = [start] if value.is_string else []
             for at in range(start, len(text)):
-                value.add(text[at])
-                seen += [at + 1] if value.is_string else []
-            self.assertEqual([*range(len(certain), len(text) + 1)], seen, text)
-        value = Value(kind(schema))
-        value.add(text)
+                value.feed(text[at])
+                certain_at += [at + 1] if value.is_string else []
+            self.assertEqual([*range(len(certain), len(text) + 1)], certain_at, text)
+        value = StreamingValue(type_of(schema))
+        value.feed(text)
         self.assertTrue(value.is_string)
-        self.assertEqual(text, json.loads(value.written()))
+        self.assertEqual(text, json.loads(value.to_json()))
 
     def assert_open(self, schema: Any, *texts: str) -> None:
-        """Assert that each text may still be something else than a string."""
+        """Assert that no text is certain to be a string."""
         for text in texts:
             for step in (1, 7, len(text) + 1):
-                value = Value(kind(schema))
+                value = StreamingValue(type_of(schema))
                 for at in range(0, len(text), step):
-                    value.add(text[at : at + step])
+                    value.feed(text[at : at + step])
                     self.assertFalse(value.is_string, text)
 
     def test_words(self) -> None:
@@ -229,7 +229,7 @@ class CertaintyTests(SynchronousTestCase):
         self.assert_open({"type": "object"}, "{", "{'a': 1}" + " " * 5000)
         self.assert_open({"enum": [[1], {"a": 1}]}, "[", "{")
 
-    def test_what_is_no_json_and_too_long_for_python(self) -> None:
+    def test_invalid_json_that_is_too_long_for_python(self) -> None:
         long = "x y" + "x" * (MAX_LITERAL - 3)
         self.assert_certain({"type": "array"}, "[" + long, "]")
         self.assert_certain({"type": "array"}, " (" + long)
@@ -238,10 +238,10 @@ class CertaintyTests(SynchronousTestCase):
         self.assert_certain({"type": "array"}, r'["\x' + long[3:], '"]')
 
 
-class DeclarationTests(SchemaCase):
-    """What a schema allows, however it says so."""
+class DeclarationTests(SchemaTestCase):
+    """The types that a schema allows, in every way to declare them."""
 
-    def test_says_nothing(self) -> None:
+    def test_no_type(self) -> None:
         schemas: tuple[Any, ...] = (
             {},
             None,
@@ -259,10 +259,10 @@ class DeclarationTests(SchemaCase):
             {"minLength": 3},
         )
         for schema in schemas:
-            self.assertTrue(kind(schema).is_string, schema)
-        none: tuple[Any, ...] = (None, [], {"properties": []}, {"properties": {"q": {}}})
-        for parameters in none:
-            self.assertTrue(Parameters(parameters).kind("p").is_string, parameters)
+            self.assertTrue(type_of(schema).is_string, schema)
+        without_p: tuple[Any, ...] = (None, [], {"properties": []}, {"properties": {"q": {}}})
+        for parameters in without_p:
+            self.assertTrue(Parameters(parameters).type_of("p").is_string, parameters)
 
     def test_unions(self) -> None:
         for schema in (
@@ -276,7 +276,7 @@ class DeclarationTests(SchemaCase):
                 schema, {"7": "7", "null": "null", '"7"': '"\\"7\\""', "x": '"x"', "7.0": "7"}
             )
 
-    def test_unions_of_many(self) -> None:
+    def test_large_unions(self) -> None:
         many = {"oneOf": [{"const": number} for number in range(100)]}
         self.assert_written(many, {"80": "80", "100": '"100"'})
         steps = {f"d{at}": {"$ref": f"#/$defs/d{at + 1}"} for at in range(100)}
@@ -291,12 +291,12 @@ class DeclarationTests(SchemaCase):
         self.assert_written({"$ref": "#/$defs/size"}, {"7": "7", "x": '"x"'}, **defs)
         self.assert_written({"$ref": "#/$defs/a~1b~0c"}, {"7": "7"}, **defs)
         self.assert_written({"$ref": "#/$defs/size/type"}, {"7": '"7"'}, **defs)
-        self.assertTrue(kind({"$ref": "#/$defs/loop"}, **defs).is_string)
+        self.assertTrue(type_of({"$ref": "#/$defs/loop"}, **defs).is_string)
 
-    def test_reference_to_the_whole(self) -> None:
+    def test_reference_to_the_root(self) -> None:
         self.assert_written({"$ref": "#"}, {"{}": "{}", "5": '"5"'})
 
-    def test_the_function_s_schema_may_be_made_of_parts(self) -> None:
+    def test_the_schema_of_the_function_may_be_combined(self) -> None:
         parameters = Parameters(
             {
                 "$ref": "#/definitions/base",
@@ -304,8 +304,8 @@ class DeclarationTests(SchemaCase):
                 "definitions": {"base": {"properties": {"a": {"type": "integer"}}}},
             }
         )
-        self.assertEqual({"a", "b"}, set(parameters.declared))
-        self.assertEqual("1", parameters.kind("a").written("1"))
+        self.assertEqual({"a", "b"}, set(parameters.properties))
+        self.assertEqual("1", parameters.type_of("a").to_json("1"))
 
     def test_enum(self) -> None:
         self.assert_written(
@@ -326,18 +326,18 @@ class DeclarationTests(SchemaCase):
         )
         self.assert_written({"enum": [True, 0]}, {"1": '"1"', "False": '"False"', "-0.0": "-0.0"})
         self.assert_written({"enum": [1, 2.0]}, {"2": "2", "2.0": "2.0"})
-        self.assertTrue(kind({"enum": ["1", "2"]}).is_string)
+        self.assertTrue(type_of({"enum": ["1", "2"]}).is_string)
         self.assert_written({"enum": [10]}, {"9" * 6000: f'"{"9" * 6000}"'})
 
     def test_const(self) -> None:
         self.assert_written({"const": 3}, {"3": "3", "3.0": "3.0", "4": '"4"'})
-        self.assertTrue(kind({"const": "3"}).is_string)
+        self.assertTrue(type_of({"const": "3"}).is_string)
 
-    def test_scalars_of_python_stand_alone(self) -> None:
+    def test_python_scalars_must_be_the_whole_text(self) -> None:
         self.assert_stay_strings({"type": "integer"}, "5 # c", "# c\n5", "- 5", "5\\\n", "(5)")
         self.assert_written({"type": "array"}, {"[5, # c\n 6]": "[5, 6]"})
 
-    def test_implied(self) -> None:
+    def test_implied_types(self) -> None:
         for schema, text in (
             ({"properties": {"a": {}}}, '{"a": 1}'),
             ({"additionalProperties": False}, "{}"),
@@ -348,14 +348,14 @@ class DeclarationTests(SchemaCase):
 
     @given(VALUES)
     def test_any_value_survives(self, value: object) -> None:
-        every = {"type": ["null", "boolean", "integer", "number", "array", "object", "string"]}
+        any_type = {"type": ["null", "boolean", "integer", "number", "array", "object", "string"]}
         text = value if isinstance(value, str) else json.dumps(value)
         if not isinstance(value, str):
-            self.assertEqual(text, kind(every).written(f"\n{text} "))
+            self.assertEqual(text, type_of(any_type).to_json(f"\n{text} "))
 
     @given(st.text(), st.text("0123456789.eE+-_xTrueFalsNo[]{}\"':, ", max_size=12))
-    def test_any_text_becomes_json(self, text: str, near: str) -> None:
-        every = {"type": ["null", "boolean", "integer", "number", "array", "object", "string"]}
-        for each in (text, near):
-            for schema in (every, {"type": "integer"}, {"type": "array"}, {"enum": [1, None]}):
-                json.loads(kind(schema).written(each))
+    def test_any_text_becomes_json(self, text: str, value_like: str) -> None:
+        any_type = {"type": ["null", "boolean", "integer", "number", "array", "object", "string"]}
+        for each in (text, value_like):
+            for schema in (any_type, {"type": "integer"}, {"type": "array"}, {"enum": [1, None]}):
+                json.loads(type_of(schema).to_json(each))

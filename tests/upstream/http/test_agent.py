@@ -1,4 +1,4 @@
-"""Our agent, beside Twisted's: the plain way that it is checked against."""
+"""`SingleUseAgent`, also compared with Twisted's `Agent`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IClientReque
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from blockops.upstream.http.agent import OneShotAgent, WrongLength
+from blockops.upstream.http.agent import SingleUseAgent
+from blockops.upstream.http.connection import WrongLength
 from blockops.upstream.http.inflate import BadCoding
 from blockops.upstream.http.response_parser import BadResponse
 from tests.world import Backend, Reactor
@@ -47,16 +48,16 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def ours(reactor: Reactor) -> IAgent:
-    return OneShotAgent(reactor, BrowserLikePolicyForHTTPS(), 5, lambda: None)
+def single_use_agent(reactor: Reactor) -> IAgent:
+    return SingleUseAgent(reactor, BrowserLikePolicyForHTTPS(), 5, lambda: None)
 
 
-def twisteds(reactor: Reactor) -> IAgent:
+def twisted_agent(reactor: Reactor) -> IAgent:
     return Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False))
 
 
 class Body(Protocol):
-    """Keeps what it receives, and how that ended."""
+    """Records a body and its end."""
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
@@ -78,11 +79,11 @@ class Body(Protocol):
 
 
 class Call:
-    """One request of an agent, and the server's end of its connection."""
+    """One request of an agent, and the server side of its connection."""
 
     def __init__(
         self,
-        make: Callable[[Reactor], IAgent] = ours,
+        make: Callable[[Reactor], IAgent] = single_use_agent,
         method: bytes = b"GET",
         target: bytes = b"/v1/x",
         headers: Headers | None = None,
@@ -93,8 +94,8 @@ class Call:
         self.reactor = Reactor()
         self.response: IResponse | None = None
         self.failure: Failure | None = None
-        self.answered = make(self.reactor).request(method, URL + target, headers, body)
-        self.answered.addCallbacks(self._answer, self._fail)
+        self.result = make(self.reactor).request(method, URL + target, headers, body)
+        self.result.addCallbacks(self._respond, self._fail)
         if accepted:
             self.accept()
 
@@ -103,22 +104,22 @@ class Call:
         protocol: Any = factory.buildProtocol(IPv4Address("TCP", host, port))
         self.server = Backend(self.reactor, protocol)
 
-    def _answer(self, response: IResponse) -> None:
+    def _respond(self, response: IResponse) -> None:
         self.response = response
 
     def _fail(self, failure: Failure) -> None:
         self.failure = failure
 
-    def take(self, body: Body | None = None) -> Body:
-        """Let somebody have the response's body."""
+    def deliver(self, body: Body | None = None) -> Body:
+        """Deliver the response's body."""
         assert self.response is not None
         body = body or Body()
         self.response.deliverBody(body)
         return body
 
     def end(self, reason: Exception | None = None) -> None:
-        """Let the server end the connection."""
-        self.server.wire.lose(reason or ConnectionDone())
+        """Close the connection at the server's side."""
+        self.server.wire.connection_lost(reason or ConnectionDone())
 
     def error(self) -> Exception:
         assert self.failure is not None
@@ -126,8 +127,8 @@ class Call:
 
 
 @implementer(IBodyProducer)
-class Bytes:
-    """A body that is here."""
+class ReadyBody:
+    """A request body that is available at once."""
 
     def __init__(self, data: bytes, length: Any = None) -> None:
         self.length = len(data) if length is None else length
@@ -143,18 +144,18 @@ class Bytes:
 
 
 @implementer(IBodyProducer)
-class Flowing:
-    """A body that is still on its way."""
+class StreamingBody:
+    """A request body that arrives in pieces."""
 
     def __init__(self, length: Any = UNKNOWN_LENGTH) -> None:
         self.length = length
         self.state = "flowing"
-        self.over: Deferred[None] = Deferred()
+        self.done: Deferred[None] = Deferred()
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         self.put = consumer.write
         self.put(b"first")
-        return self.over
+        return self.done
 
     def pauseProducing(self) -> None:
         self.state = "paused"
@@ -166,10 +167,10 @@ class Flowing:
         self.state = "stopped"
 
 
-class Alike(SynchronousTestCase):
-    """Both agents, fed the same, tell the same."""
+class ComparisonTests(SynchronousTestCase):
+    """Both agents deliver the same for the same bytes."""
 
-    #: Headers that are about the connection: Twisted keeps them to itself.
+    #: Headers about the connection, which Twisted's agent hides.
     HIDDEN = frozenset({b"Content-Length", b"Transfer-Encoding", b"Connection"})
 
     heads = st.lists(
@@ -191,10 +192,10 @@ class Alike(SynchronousTestCase):
     @st.composite
     @staticmethod
     def responses(draw: Any) -> bytes:
-        """Return a response, or its beginning."""
-        lines = [b"HTTP/1.%d " % draw(st.integers(0, 1)) + draw(Alike.statuses)]
-        lines += draw(Alike.heads)
-        pieces = draw(Alike.bodies)
+        """Return a response, possibly truncated."""
+        lines = [b"HTTP/1.%d " % draw(st.integers(0, 1)) + draw(ComparisonTests.statuses)]
+        lines += draw(ComparisonTests.heads)
+        pieces = draw(ComparisonTests.bodies)
         framing = draw(st.sampled_from(["length", "chunks", "close"]))
         body = b"".join(pieces)
         if framing == "length":
@@ -204,21 +205,24 @@ class Alike(SynchronousTestCase):
             body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
             body += b"0\r\n\r\n"
         interim = draw(st.sampled_from([b"", b"HTTP/1.1 100 Continue\r\n\r\n"]))
-        whole: bytes = interim + b"\r\n".join([*lines, b"", b""]) + body
-        return whole[: draw(st.one_of(st.just(len(whole)), st.integers(0, len(whole))))]
+        response: bytes = interim + b"\r\n".join([*lines, b"", b""]) + body
+        return response[: draw(st.just(len(response)) | st.integers(0, len(response)))]
 
     def assert_alike(self, method: bytes, response: bytes, cuts: list[int]) -> None:
         ends = sorted({*cuts, 0, len(response)})
         pieces = [response[start:end] for start, end in pairwise(ends)]
-        self.assertEqual(self.told(ours, method, pieces), self.told(twisteds, method, pieces))
+        self.assertEqual(
+            self.outcome(single_use_agent, method, pieces),
+            self.outcome(twisted_agent, method, pieces),
+        )
 
-    def told(
+    def outcome(
         self, make: Callable[[Reactor], IAgent], method: bytes, pieces: list[bytes]
     ) -> tuple[object, ...]:
-        """Return what an agent makes of `pieces` and the connection's end."""
+        """Return the response that an agent delivers for `pieces` and the connection's end."""
         call = Call(make, method)
         body = Body()
-        call.answered.addCallback(lambda _: call.take(body) if call.response else None)
+        call.result.addCallback(lambda _: call.deliver(body) if call.response else None)
         for piece in pieces:
             call.server.send(piece)
         call.end()
@@ -247,11 +251,11 @@ class Alike(SynchronousTestCase):
                 self.assert_alike(b"GET", response[:cut], [])
 
 
-class Sent(SynchronousTestCase):
-    """What the server receives."""
+class RequestTests(SynchronousTestCase):
+    """The bytes that the server receives."""
 
     def sent(self, *args: Any, **more: Any) -> bytes:
-        return Call(ours, *args, **more).server.received()
+        return Call(single_use_agent, *args, **more).server.received()
 
     def test_a_request(self) -> None:
         headers = Headers({"X-One": ["1", "2"], "Accept-Encoding": ["gzip"]})
@@ -261,12 +265,12 @@ class Sent(SynchronousTestCase):
             b"Accept-Encoding: identity\r\nConnection: close\r\n\r\n",
         )
 
-    def test_the_target_is_sent_as_it_was_written(self) -> None:
+    def test_the_target_is_sent_unchanged(self) -> None:
         for target in (b'/v1/x?a="b"&c=<d>|e', b"/v1/x?", b"/v1/%7e/../x", b"/", b"/a?b=http://c/"):
             self.assertEqual(self.sent(b"GET", target).split(b" ")[1], target)
         self.assertEqual(self.sent(b"GET", b"").split(b" ")[1], b"/")
 
-    def test_what_would_be_another_request(self) -> None:
+    def test_characters_that_would_inject_a_request(self) -> None:
         for method, target in (
             (b"GET", b"/x HTTP/1.1\r\nA: b"),
             (b"GET", b"/ x"),
@@ -274,18 +278,22 @@ class Sent(SynchronousTestCase):
             (b"GET /", b"/x"),
             (b"", b"/x"),
         ):
-            self.assertRaises(ValueError, Call, ours, method, target, accepted=False)
+            self.assertRaises(ValueError, Call, single_use_agent, method, target, accepted=False)
 
-    def test_headers_that_are_ours_to_say(self) -> None:
-        said = {"Connection": ["keep-alive"], "Content-Length": ["9"], "Transfer-Encoding": ["x"]}
-        head = self.sent(b"POST", b"/x", Headers(cast("Any", said)), Bytes(b"hi"))
+    def test_managed_headers(self) -> None:
+        headers = {
+            "Connection": ["keep-alive"],
+            "Content-Length": ["9"],
+            "Transfer-Encoding": ["x"],
+        }
+        head = self.sent(b"POST", b"/x", Headers(cast("Any", headers)), ReadyBody(b"hi"))
         self.assertEqual(head.count(b"Content-Length"), 1)
         self.assertNotIn(b"keep-alive", head)
         self.assertNotIn(b"Transfer-Encoding", head)
         self.assertIn(b"Host: other\r\n", self.sent(headers=Headers({"Host": ["other"]})))
 
-    def test_the_standard_port_is_left_unsaid(self) -> None:
-        agent = ours(reactor := Reactor())
+    def test_the_default_port_is_omitted(self) -> None:
+        agent = single_use_agent(reactor := Reactor())
         agent.request(b"GET", b"http://192.0.2.7/").addErrback(lambda _: None)
         agent.request(b"GET", b"http://[::1]:81/").addErrback(lambda _: None)
         self.assertEqual(
@@ -297,60 +305,60 @@ class Sent(SynchronousTestCase):
             hosts.append(Backend(reactor, protocol).received().split(b"\r\n")[1])
         self.assertEqual(hosts, [b"Host: 192.0.2.7", b"Host: [::1]:81"])
 
-    def test_a_body_leaves_with_its_head(self) -> None:
+    def test_a_ready_body_is_sent_with_its_head(self) -> None:
         for body, end in (
-            (Bytes(b"hello"), b"Content-Length: 5\r\n\r\nhello"),
-            (Bytes(b"hello", UNKNOWN_LENGTH), b"chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
-            (Bytes(b""), b"Content-Length: 0\r\n\r\n"),
+            (ReadyBody(b"hello"), b"Content-Length: 5\r\n\r\nhello"),
+            (ReadyBody(b"hello", UNKNOWN_LENGTH), b"chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+            (ReadyBody(b""), b"Content-Length: 0\r\n\r\n"),
         ):
-            server = Call(ours, b"POST", body=body).server
+            server = Call(single_use_agent, b"POST", body=body).server
             self.assertTrue(server.received().endswith(end), server.received())
             self.assertEqual(server.wire.writes, 1)
             self.assertIsNone(server.wire.producer)
 
-    def test_no_body_has_a_length_where_one_is_expected(self) -> None:
+    def test_content_length_without_a_body(self) -> None:
         for method, count in ((b"GET", 0), (b"DELETE", 0), (b"POST", 1), (b"PUT", 1)):
             self.assertEqual(self.sent(method).count(b"Content-Length: 0\r\n"), count)
 
 
-class Flows(SynchronousTestCase):
-    """A body that is sent while it comes."""
+class StreamingBodyTests(SynchronousTestCase):
+    """Request bodies that are sent as they arrive."""
 
-    def call(self, body: Flowing) -> Call:
-        return Call(ours, b"POST", body=body)
+    def call(self, body: StreamingBody) -> Call:
+        return Call(single_use_agent, b"POST", body=body)
 
-    def test_in_chunks(self) -> None:
-        body = Flowing()
+    def test_chunked(self) -> None:
+        body = StreamingBody()
         call = self.call(body)
         self.assertTrue(call.server.received().endswith(b"\r\n\r\n5\r\nfirst\r\n"))
         self.assertEqual(call.server.wire.writes, 1)
         body.put(b"")
         body.put(b"last")
-        body.over.callback(None)
+        body.done.callback(None)
         self.assertTrue(call.server.received().endswith(b"first\r\n4\r\nlast\r\n0\r\n\r\n"))
         self.assertIsNone(call.server.wire.producer)
         call.server.send(OK)
-        self.assertEqual(call.take().content(), b"hello")
+        self.assertEqual(call.deliver().content(), b"hello")
 
-    def test_of_a_known_length(self) -> None:
-        body = Flowing(9)
+    def test_a_known_length(self) -> None:
+        body = StreamingBody(9)
         call = self.call(body)
         body.put(b"last")
-        body.over.callback(None)
+        body.done.callback(None)
         self.assertTrue(call.server.received().endswith(b"Length: 9\r\n\r\nfirstlast"))
 
-    def test_the_server_sets_the_pace(self) -> None:
-        body = Flowing()
+    def test_backpressure(self) -> None:
+        body = StreamingBody()
         call = self.call(body)
         call.server.pause()
         self.assertEqual(body.state, "paused")
         call.server.resume()
         self.assertEqual(body.state, "flowing")
 
-    def test_a_length_that_was_a_lie(self) -> None:
-        short, long = Flowing(9), Flowing(6)
+    def test_a_wrong_length(self) -> None:
+        short, long = StreamingBody(9), StreamingBody(6)
         for body, then in (
-            (short, lambda: short.over.callback(None)),
+            (short, lambda: short.done.callback(None)),
             (long, lambda: long.put(b"xx")),
         ):
             call = self.call(body)
@@ -359,54 +367,54 @@ class Flows(SynchronousTestCase):
             self.assertIsInstance(cast("Any", call.error()).reasons[0].value, WrongLength)
             self.assertTrue(call.server.wire.aborted)
         long.put(b"more of it")
-        long.over.callback(None)
+        long.done.callback(None)
 
     def test_a_body_that_fails(self) -> None:
-        body = Flowing()
+        body = StreamingBody()
         call = self.call(body)
-        body.over.errback(KeyError("gone"))
+        body.done.errback(KeyError("gone"))
         self.assertIsInstance(cast("Any", call.error()).reasons[0].value, KeyError)
         self.assertTrue(call.server.wire.aborted)
 
-    def test_a_body_that_fails_behind_the_answers_headers(self) -> None:
-        body = Flowing()
+    def test_a_body_that_fails_after_the_response_headers(self) -> None:
+        body = StreamingBody()
         call = self.call(body)
         call.server.send(OK[:-2])
-        taken = call.take()
-        body.over.errback(KeyError("gone"))
+        received = call.deliver()
+        body.done.errback(KeyError("gone"))
         call.reactor.advance(0)
-        assert taken.end is not None
-        taken.end.trap(ResponseFailed)
+        assert received.end is not None
+        received.end.trap(ResponseFailed)
 
-    def test_a_body_that_cannot_begin(self) -> None:
-        class Broken(Flowing):
+    def test_a_body_that_cannot_start(self) -> None:
+        class Broken(StreamingBody):
             def startProducing(self, consumer: IConsumer) -> Deferred[None]:
                 raise KeyError("gone")
 
         call = self.call(Broken())
         self.assertIsInstance(call.error(), RequestGenerationFailed)
 
-    def test_an_answer_before_the_body_is_sent(self) -> None:
-        body = Flowing()
+    def test_a_response_before_the_body_is_sent(self) -> None:
+        body = StreamingBody()
         call = self.call(body)
         call.server.send(b"HTTP/1.1 413 Too large\r\nContent-Length: 2\r\n\r\nno")
-        self.assertEqual(call.take().content(), b"no")
+        self.assertEqual(call.deliver().content(), b"no")
         self.assertEqual(body.state, "stopped")
         self.assertTrue(call.server.wire.aborted)
         self.assertIsNone(call.server.wire.producer)
 
-    def test_a_connection_that_breaks(self) -> None:
-        body = Flowing()
+    def test_connection_lost(self) -> None:
+        body = StreamingBody()
         call = self.call(body)
         call.end(ConnectionLost())
         self.assertIsInstance(call.error(), ResponseNeverReceived)
         self.assertEqual(body.state, "stopped")
 
 
-class Answers(SynchronousTestCase):
-    def test_what_it_provides(self) -> None:
+class ResponseTests(SynchronousTestCase):
+    def test_interfaces(self) -> None:
         call = Call()
-        verifyObject(IAgent, ours(call.reactor))
+        verifyObject(IAgent, single_use_agent(call.reactor))
         call.server.send(OK)
         response: Any = call.response
         verifyObject(IResponse, response)
@@ -416,11 +424,11 @@ class Answers(SynchronousTestCase):
         response.setPreviousResponse(response)
         self.assertIs(response.previousResponse, response)
 
-    def test_the_body_waits_for_somebody(self) -> None:
+    def test_the_body_is_held_until_it_is_delivered(self) -> None:
         call = Call()
         call.server.send(CHUNKED + b"5\r\nhello\r\n")
         self.assertEqual(call.server.wire.producerState, "paused")
-        body = call.take()
+        body = call.deliver()
         self.assertEqual(call.server.wire.producerState, "producing")
         self.assertEqual(body.pieces, [b"hello"])
         self.assertIsNone(body.end)
@@ -428,79 +436,79 @@ class Answers(SynchronousTestCase):
         self.assertEqual(body.pieces, [b"hello", b", you"])
         self.assertTrue(call.server.wire.aborted)
 
-    def test_a_whole_answer_waits_too(self) -> None:
+    def test_a_complete_body_is_held_too(self) -> None:
         call = Call()
         call.server.send(OK)
         call.reactor.advance(0)
-        body = call.take()
+        body = call.deliver()
         self.assertEqual(body.content(), b"hello")
         assert body.end is not None
         body.end.trap(ResponseDone)
-        self.assertRaises(RuntimeError, call.take)
+        self.assertRaises(RuntimeError, call.deliver)
 
-    def test_a_whole_answer_that_came_in_one_piece_is_had_at_once(self) -> None:
-        for answer, had in ((OK, True), (CHUNKED + b"5\r\nhello\r\n", False)):
+    def test_a_response_in_one_read_is_complete_when_it_fires(self) -> None:
+        for data, complete in ((OK, True), (CHUNKED + b"5\r\nhello\r\n", False)):
             call = Call()
-            taken: list[tuple[bytes, bool]] = []
+            delivered: list[tuple[bytes, bool]] = []
 
-            def take(_: object, call: Call = call) -> None:
-                body = call.take()
-                taken.append((body.content(), body.end is not None))  # noqa: B023 - asked at once
+            def deliver(_: object, call: Call = call) -> None:
+                body = call.deliver()
+                delivered.append((body.content(), body.end is not None))  # noqa: B023 - fires below
 
-            call.answered.addCallback(take)
-            call.server.send(answer)
-            self.assertEqual(taken, [(b"hello", had)])
-            self.assertEqual(call.server.wire.aborted, had)
+            call.result.addCallback(deliver)
+            call.server.send(data)
+            self.assertEqual(delivered, [(b"hello", complete)])
+            self.assertEqual(call.server.wire.aborted, complete)
 
-    def test_a_pause_from_before_the_first_byte_holds(self) -> None:
-        """With Twisted's agent it is undone (twisted#9623)."""
+    def test_a_pause_in_connection_made_holds(self) -> None:
+        """Twisted's agent resumes at once (twisted#9623)."""
 
-        class Full(Body):
+        class PausingBody(Body):
             def connectionMade(self) -> None:
                 self.source.pauseProducing()
 
         call = Call()
         call.server.send(CHUNKED)
-        body = call.take(Full())
+        body = call.deliver(PausingBody())
         self.assertEqual(call.server.wire.producerState, "paused")
         body.source.resumeProducing()
         self.assertEqual(call.server.wire.producerState, "producing")
 
-    def test_a_body_can_end_the_connection(self) -> None:
+    def test_the_receiver_can_abort_the_connection(self) -> None:
         for end in ("loseConnection", "stopProducing", "abortConnection"):
             call = Call()
             call.server.send(CHUNKED)
-            body = call.take()
+            body = call.deliver()
             getattr(body.source, end)()
             self.assertTrue(call.server.wire.aborted)
             call.reactor.advance(0)
             assert body.end is not None
             body.end.trap(ResponseFailed)
 
-    def test_a_body_without_a_length_that_breaks_off_is_not_whole(self) -> None:
-        for reason, ending in (
+    def test_a_body_that_ends_with_the_connection(self) -> None:
+        for reason, end in (
             (ConnectionDone(), PotentialDataLoss),
             (ConnectionLost(), ResponseFailed),
         ):
             call = Call()
             call.server.send(b"HTTP/1.0 200 OK\r\n\r\nhello")
-            body = call.take()
+            body = call.deliver()
             call.end(reason)
             assert body.end is not None
-            body.end.trap(ending)
+            body.end.trap(end)
 
-    def test_what_cannot_be_read(self) -> None:
+    def test_an_invalid_response(self) -> None:
         call = Call()
         call.server.send(b"SSH-2.0-OpenSSH_9\r\n")
-        failed = call.error()
-        self.assertIsInstance(cast("Any", failed).reasons[0].value, BadResponse)
+        error = call.error()
+        self.assertIsInstance(cast("Any", error).reasons[0].value, BadResponse)
         self.assertTrue(call.server.wire.aborted)
         call.reactor.advance(0)
 
-    def test_a_fault_in_the_middle(self) -> None:
+    def test_invalid_framing_within_a_body(self) -> None:
         call = Call()
         call.server.send(CHUNKED + b"5\r\nhello\r\n")
-        body = call.take()
+        body = call.deliver()
         call.server.send(b"2\r\nhi\r\nfive\r\n")
         self.assertEqual(body.content(), b"hellohi")
         assert body.end is not None
@@ -508,74 +516,74 @@ class Answers(SynchronousTestCase):
         self.assertTrue(call.server.wire.aborted)
 
 
-class Codings(SynchronousTestCase):
-    def answer(self, codings: bytes, body: bytes) -> tuple[Any, Body]:
+class ContentCodingTests(SynchronousTestCase):
+    def receive(self, codings: bytes, body: bytes) -> tuple[Any, Body]:
         call = Call()
         call.server.send(
             b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s"
             % (codings, len(body), body)
         )
-        return call.response, call.take()
+        return call.response, call.deliver()
 
-    def test_undone(self) -> None:
+    def test_decoded(self) -> None:
         once = gzip.compress(b"hello")
         for codings, body in ((b"gzip", once), (b"GZip, gzip", gzip.compress(once))):
-            response, taken = self.answer(codings, body)
-            self.assertEqual(taken.content(), b"hello")
+            response, received = self.receive(codings, body)
+            self.assertEqual(received.content(), b"hello")
             self.assertFalse(response.headers.hasHeader("Content-Encoding"))
             self.assertIs(response.length, UNKNOWN_LENGTH)
 
     def test_unknown(self) -> None:
-        response, taken = self.answer(b"br, gzip", gzip.compress(b"hello"))
-        self.assertEqual(taken.content(), b"hello")
+        response, received = self.receive(b"br, gzip", gzip.compress(b"hello"))
+        self.assertEqual(received.content(), b"hello")
         self.assertEqual(response.headers.getRawHeaders("Content-Encoding"), ["br"])
-        response, taken = self.answer(b"br", b"hello")
-        self.assertEqual((taken.content(), response.length), (b"hello", 5))
+        response, received = self.receive(b"br", b"hello")
+        self.assertEqual((received.content(), response.length), (b"hello", 5))
 
-    def test_a_lie(self) -> None:
-        _, taken = self.answer(b"gzip", b"hello")
-        assert taken.end is not None
-        taken.end.trap(ResponseFailed)
-        self.assertIsInstance(cast("Any", taken.end.value).reasons[0].value, BadCoding)
+    def test_a_wrong_content_encoding(self) -> None:
+        _, received = self.receive(b"gzip", b"hello")
+        assert received.end is not None
+        received.end.trap(ResponseFailed)
+        self.assertIsInstance(cast("Any", received.end.value).reasons[0].value, BadCoding)
 
 
-class Ends(SynchronousTestCase):
-    """Cancelled, at every stage; and failures to connect."""
+class CancellationTests(SynchronousTestCase):
+    """Cancellation at every stage, and failures to connect."""
 
     def test_while_connecting(self) -> None:
         call = Call(accepted=False)
-        call.answered.cancel()
+        call.result.cancel()
         self.assertIsInstance(call.error(), CancelledError)
         self.assertTrue(call.reactor.connectors[0].stoppedConnecting)
 
-    def test_a_connection_that_comes_all_the_same(self) -> None:
+    def test_a_connection_made_after_cancellation(self) -> None:
         call = Call(accepted=False)
-        call.answered.cancel()
+        call.result.cancel()
         call.accept()
         self.assertTrue(call.server.wire.aborted)
         self.assertEqual(call.server.received(), b"")
 
     def test_while_the_body_is_sent(self) -> None:
-        body = Flowing()
-        call = Call(ours, b"POST", body=body)
-        call.answered.cancel()
+        body = StreamingBody()
+        call = Call(single_use_agent, b"POST", body=body)
+        call.result.cancel()
         self.assertIsInstance(call.error(), CancelledError)
         self.assertTrue(call.server.wire.aborted)
         call.reactor.advance(0)
         self.assertEqual(body.state, "stopped")
 
     def test_while_waiting_for_headers(self) -> None:
-        for begun in (b"", b"HTTP/1.1 100 Continue\r\n\r\n", OK[:20]):
+        for received in (b"", b"HTTP/1.1 100 Continue\r\n\r\n", OK[:20]):
             call = Call()
-            call.server.send(begun)
-            call.answered.cancel()
+            call.server.send(received)
+            call.result.cancel()
             self.assertIsInstance(call.error(), CancelledError)
             self.assertTrue(call.server.wire.aborted)
             call.server.send(OK)
             call.reactor.advance(0)
             self.assertIsNone(call.response)
 
-    def test_refused(self) -> None:
+    def test_connection_refused(self) -> None:
         call = Call(accepted=False)
         factory = call.reactor.tcpClients[0][2]
         factory.clientConnectionFailed(
@@ -583,7 +591,7 @@ class Ends(SynchronousTestCase):
         )
         self.assertIsInstance(call.error(), ConnectError)
 
-    def test_closed_without_an_answer(self) -> None:
+    def test_closed_without_a_response(self) -> None:
         for reason in (ConnectionDone(), ConnectionLost(), ConnectionAborted()):
             call = Call()
             call.end(reason)

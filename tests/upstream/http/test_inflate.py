@@ -1,4 +1,4 @@
-"""Bodies that come compressed."""
+"""Decompression of response bodies."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.http import PotentialDataLoss
 
-from blockops.upstream.http.inflate import STEP, BadCoding, Inflating
+from blockops.upstream.http.inflate import MAX_STEP, BadCoding, InflatingProtocol
 
 TEXT = b"data: {}\n\n" * 50
 
 
 def raw_deflate(data: bytes) -> bytes:
-    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    return packer.compress(data) + packer.flush()
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
 
 
-PACKED = {
+COMPRESSED = {
     "gzip": (b"gzip", gzip.compress(TEXT)),
     "x-gzip": (b"x-gzip", gzip.compress(TEXT)),
     "two members and padding": (
@@ -34,13 +34,13 @@ PACKED = {
         gzip.compress(TEXT[:99]) + gzip.compress(TEXT[99:]) + b"\0\0",
     ),
     "deflate": (b"deflate", zlib.compress(TEXT)),
-    "deflate, and something behind it": (b"deflate", zlib.compress(TEXT) + b"x"),
-    "deflate as some understand it": (b"deflate", raw_deflate(TEXT)),
+    "deflate with trailing data": (b"deflate", zlib.compress(TEXT) + b"x"),
+    "raw deflate": (b"deflate", raw_deflate(TEXT)),
 }
 
 
-class Reader(Protocol):
-    """Keeps what it receives, and pauses behind each piece if told to."""
+class Receiver(Protocol):
+    """Records a body and its end; optionally pauses after each piece."""
 
     def __init__(self, *, pauses: bool = False) -> None:
         self.pieces: list[bytes] = []
@@ -68,10 +68,10 @@ class Transport(StringTransport):
         self.aborted = True
 
 
-class Inflation(SynchronousTestCase):
+class InflatingProtocolTests(SynchronousTestCase):
     def begin(self, coding: bytes, *, pauses: bool = False) -> None:
-        self.reader = Reader(pauses=pauses)
-        self.body = Inflating(self.reader, coding)
+        self.receiver = Receiver(pauses=pauses)
+        self.body = InflatingProtocol(self.receiver, coding)
         self.wire = Transport()
         self.body.makeConnection(self.wire)
 
@@ -79,107 +79,107 @@ class Inflation(SynchronousTestCase):
         self.body.connectionLost(Failure(reason()))
 
     def received(self) -> bytes:
-        return b"".join(self.reader.pieces)
+        return b"".join(self.receiver.pieces)
 
     def end(self) -> Failure:
-        assert self.reader.end is not None
-        return self.reader.end
+        assert self.receiver.end is not None
+        return self.receiver.end
 
-    def assert_refused(self) -> None:
-        """Assert that the body is taken for a broken one."""
+    def assert_failed(self) -> None:
+        """Assert that the body failed with `BadCoding`."""
         failure = self.end()
         failure.trap(ResponseFailed)
         self.assertIsInstance(cast("Any", failure.value).reasons[0].value, BadCoding)
 
     def test_each_coding(self) -> None:
-        for name, (coding, packed) in PACKED.items():
+        for name, (coding, compressed) in COMPRESSED.items():
             for reason in (ResponseDone, PotentialDataLoss):
                 self.begin(coding)
-                self.body.dataReceived(packed)
+                self.body.dataReceived(compressed)
                 self.finish(reason)
                 self.assertEqual(self.received(), TEXT, name)
                 self.end().trap(reason)
 
-    @given(st.sampled_from(list(PACKED)), st.lists(st.integers(0, 120), max_size=9))
+    @given(st.sampled_from(list(COMPRESSED)), st.lists(st.integers(0, 120), max_size=9))
     def test_any_cut(self, name: str, cuts: list[int]) -> None:
-        coding, packed = PACKED[name]
+        coding, compressed = COMPRESSED[name]
         self.begin(coding)
-        ends = sorted({min(cut, len(packed)) for cut in cuts} | {0, len(packed)})
+        ends = sorted({min(cut, len(compressed)) for cut in cuts} | {0, len(compressed)})
         for start, end in pairwise(ends):
-            self.body.dataReceived(packed[start:end])
+            self.body.dataReceived(compressed[start:end])
         self.finish()
         self.assertEqual(self.received(), TEXT)
         self.end().trap(ResponseDone)
 
-    def test_what_has_come_is_handed_on_at_once(self) -> None:
+    def test_flushed_data_is_delivered_at_once(self) -> None:
         self.begin(b"gzip")
-        packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
-        self.body.dataReceived(packer.compress(TEXT) + packer.flush(zlib.Z_SYNC_FLUSH))
+        compressor = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+        self.body.dataReceived(compressor.compress(TEXT) + compressor.flush(zlib.Z_SYNC_FLUSH))
         self.assertEqual(self.received(), TEXT)
 
-    def test_a_lie(self) -> None:
+    def test_a_wrong_coding(self) -> None:
         self.begin(b"gzip")
         self.body.dataReceived(b'{"choices": []}')
-        self.assert_refused()
+        self.assert_failed()
         self.assertTrue(self.wire.aborted)
         self.body.dataReceived(b"more")
         self.finish()
         self.assertEqual(self.received(), b"")
 
-    def test_a_lie_that_only_its_end_shows(self) -> None:
+    def test_a_wrong_coding_that_only_the_end_shows(self) -> None:
         self.begin(b"deflate")
         self.body.dataReceived(b'{"choices": []}')
         self.finish()
-        self.assert_refused()
+        self.assert_failed()
 
-    def test_a_body_that_ends_in_the_middle(self) -> None:
-        for coding, packed in PACKED.values():
+    def test_truncated(self) -> None:
+        for coding, compressed in COMPRESSED.values():
             for reason in (ResponseDone, PotentialDataLoss):
                 self.begin(coding)
-                self.body.dataReceived(packed[:12])
+                self.body.dataReceived(compressed[:12])
                 self.finish(reason)
-                self.assert_refused()
+                self.assert_failed()
 
-    def test_a_checksum_that_is_wrong(self) -> None:
+    def test_a_wrong_checksum(self) -> None:
         self.begin(b"gzip")
-        packed = bytearray(gzip.compress(TEXT))
-        packed[-6] ^= 1
-        self.body.dataReceived(bytes(packed))
-        self.assert_refused()
+        compressed = bytearray(gzip.compress(TEXT))
+        compressed[-6] ^= 1
+        self.body.dataReceived(bytes(compressed))
+        self.assert_failed()
 
-    def test_nothing_at_all(self) -> None:
+    def test_empty(self) -> None:
         self.begin(b"gzip")
         self.finish()
         self.end().trap(ResponseDone)
 
-    def test_a_connection_that_breaks(self) -> None:
+    def test_connection_lost(self) -> None:
         self.begin(b"gzip")
-        self.body.dataReceived(PACKED["gzip"][1])
-        failed = ResponseFailed([])
-        self.body.connectionLost(Failure(failed))
-        self.assertIs(self.end().value, failed)
+        self.body.dataReceived(COMPRESSED["gzip"][1])
+        error = ResponseFailed([])
+        self.body.connectionLost(Failure(error))
+        self.assertIs(self.end().value, error)
 
-    def test_a_bomb_goes_off_a_step_at_a_time(self) -> None:
-        size = 100 * STEP
+    def test_a_compression_bomb_is_delivered_in_steps(self) -> None:
+        size = 100 * MAX_STEP
         self.begin(b"gzip", pauses=True)
         self.body.dataReceived(gzip.compress(bytes(size)))
         self.finish()
         self.assertEqual(self.wire.producerState, "paused")
         for steps in range(1, 101):
-            self.assertEqual(len(self.reader.pieces), steps)
-            self.assertIsNone(self.reader.end)
-            self.reader.source.resumeProducing()
-        self.assertLessEqual(max(map(len, self.reader.pieces)), STEP)
+            self.assertEqual(len(self.receiver.pieces), steps)
+            self.assertIsNone(self.receiver.end)
+            self.receiver.source.resumeProducing()
+        self.assertLessEqual(max(map(len, self.receiver.pieces)), MAX_STEP)
         self.assertEqual(len(self.received()), size)
 
-    def test_a_reader_that_has_enough(self) -> None:
+    def test_the_receiver_can_close_the_connection(self) -> None:
         self.begin(b"gzip")
-        self.reader.source.loseConnection()
+        self.receiver.source.loseConnection()
         self.assertTrue(self.wire.aborted)
 
-    def test_the_wire_goes_on_when_all_is_handed_on(self) -> None:
+    def test_the_transport_resumes_when_all_is_delivered(self) -> None:
         self.begin(b"gzip", pauses=True)
-        self.body.dataReceived(PACKED["gzip"][1][:-1])
+        self.body.dataReceived(COMPRESSED["gzip"][1][:-1])
         self.assertEqual(self.wire.producerState, "paused")
-        self.reader.source.resumeProducing()
+        self.receiver.source.resumeProducing()
         self.assertEqual(self.wire.producerState, "producing")

@@ -1,5 +1,5 @@
-"""Twisted finds the format here."""
+"""The module in which Twisted finds the dialect."""
 
-from glm_format import GlmFormat
+from glm_format import GlmDialect
 
-glm = GlmFormat()
+glm = GlmDialect()

@@ -1,1 +1,5 @@
-"""One program a client: each runs in the clients' environment, as that client's manual has it."""
+"""
+One program for each client, which runs in the clients' environment and follows the client's manual.
+
+The programs import nothing from blockops or `tests`: their environment has only the clients.
+"""

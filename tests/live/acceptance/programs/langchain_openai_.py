@@ -1,4 +1,4 @@
-"""langchain-openai: `ChatOpenAI` with a bound tool, whole and in a stream."""
+"""langchain-openai: `ChatOpenAI` with a bound tool, non-streaming and streaming."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def loop(task: Task, ask: Callable[[Any, list[Any]], Any]) -> str:
+def run_loop(task: Task, send: Callable[[Any, list[Any]], Any]) -> str:
     tool = StructuredTool.from_function(task.add)
     chat: Any = ChatOpenAI(base_url=task.url, api_key="none", model="tiny", max_retries=0)
     model = chat.bind_tools([tool])
-    talk: list[Any] = [HumanMessage(task.question)]
+    history: list[Any] = [HumanMessage(task.question)]
     for _ in range(4):
-        message = ask(model, talk)
+        message = send(model, history)
         if not message.tool_calls:
             return str(message.content)
-        talk += [message, *(tool.invoke(call) for call in message.tool_calls)]
-    raise AssertionError("it calls for ever")
+        history += [message, *(tool.invoke(call) for call in message.tool_calls)]
+    raise AssertionError("the model still calls tools after 4 requests")
 
 
-def streamed(model: Any, talk: list[Any]) -> Any:
-    first, *more = model.stream(talk)
-    for chunk in more:
+def stream(model: Any, history: list[Any]) -> Any:
+    first, *others = model.stream(history)
+    for chunk in others:
         first += chunk
     return first
 
@@ -37,7 +37,7 @@ def streamed(model: Any, talk: list[Any]) -> Any:
 if __name__ == "__main__":
     run(
         {
-            "invoke": lambda task: loop(task, lambda model, talk: model.invoke(talk)),
-            "stream": lambda task: loop(task, streamed),
+            "invoke": lambda task: run_loop(task, lambda model, history: model.invoke(history)),
+            "stream": lambda task: run_loop(task, stream),
         }
     )

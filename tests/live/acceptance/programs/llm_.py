@@ -1,4 +1,4 @@
-"""`llm` from its command line, with a tool in a file, in a stream and whole."""
+"""The command line of `llm` with a tool in a file, streaming and non-streaming."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .task import Task, run
 _TOOL = """\
 def add(a: int, b: int) -> int:
     "Add two numbers."
-    with open({ran!r}, "a") as ran:
-        ran.write(f"[{{a}}, {{b}}]\\n")
+    with open({calls!r}, "a") as calls:
+        calls.write(f"[{{a}}, {{b}}]\\n")
     return a + b
 """
 
@@ -27,27 +27,29 @@ _MODEL = """\
 """
 
 
-def answer(task: Task, *options: str) -> str:
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+def run_llm(task: Task, *options: str) -> str:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         (folder / "extra-openai-models.yaml").write_text(_MODEL.format(url=task.url))
-        (folder / "tools.py").write_text(_TOOL.format(ran=str(folder / "ran")))
-        (folder / "ran").touch()
+        (folder / "tools.py").write_text(_TOOL.format(calls=str(folder / "calls")))
+        (folder / "calls").touch()
         program = str(Path(sys.executable).parent / "llm")
-        asked = [program, "-m", "tiny", "--key", "none", "--functions", str(folder / "tools.py")]
-        done = subprocess.run(
-            [*asked, *options, task.question],
-            env={**os.environ, "LLM_USER_PATH": made},
+        command = [program, "-m", "tiny", "--key", "none", "--functions", str(folder / "tools.py")]
+        result = subprocess.run(
+            [*command, *options, task.question],
+            env={**os.environ, "LLM_USER_PATH": temporary},
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        task.ran += [json.loads(line) for line in (folder / "ran").read_text().splitlines()]
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return done.stdout.strip()
+        task.tool_calls += [
+            json.loads(line) for line in (folder / "calls").read_text().splitlines()
+        ]
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return result.stdout.strip()
 
 
 if __name__ == "__main__":
-    run({"stream": answer, "whole": lambda task: answer(task, "--no-stream")})
+    run({"stream": run_llm, "non-streaming": lambda task: run_llm(task, "--no-stream")})

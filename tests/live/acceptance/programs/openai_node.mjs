@@ -1,30 +1,30 @@
-// The official `openai` package for Node: `runTools`, in a stream and whole.
+// The official `openai` package for Node: `runTools`, streaming and non-streaming.
 
 import { load, parameters, run } from "./task.mjs";
 
 const { default: OpenAI } = await load("openai");
 
-function runner({ url, question, add }, stream) {
+function startRunner({ url, question, add }, stream) {
   const client = new OpenAI({ baseURL: url, apiKey: "none", maxRetries: 0 });
-  const adding = {
+  const addTool = {
     type: "function",
     function: {
       name: "add",
       description: "Add two numbers.",
       parse: JSON.parse,
       parameters,
-      function: (given) => String(add(given)),
+      function: (args) => String(add(args)),
     },
   };
   return client.chat.completions.runTools({
     model: "tiny",
     stream,
     messages: [{ role: "user", content: question }],
-    tools: [adding],
+    tools: [addTool],
   });
 }
 
 await run({
-  stream: (task) => runner(task, true).finalContent(),
-  whole: (task) => runner(task, false).finalContent(),
+  stream: (task) => startRunner(task, true).finalContent(),
+  "non-streaming": (task) => startRunner(task, false).finalContent(),
 });

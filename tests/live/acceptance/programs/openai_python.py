@@ -1,4 +1,4 @@
-"""The official `openai` package: deltas by hand, its streaming helper, whole answers."""
+"""The official `openai` package: deltas, its streaming helper, non-streaming responses."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 
 
-def loop(task: Task, ask: Callable[[OpenAI, list[Any]], Message]) -> str:
-    """Let the model call until it answers in words."""
+def run_loop(task: Task, send: Callable[[OpenAI, list[Any]], Message]) -> str:
+    """Run the model's calls until it answers with text; return the text."""
     client = OpenAI(base_url=task.url, api_key="none", max_retries=0)
-    talk: list[Any] = task.messages()
+    history: list[Any] = task.messages()
     for _ in range(4):
-        message = ask(client, talk)
+        message = send(client, history)
         if message.get("role") != "assistant":
             raise AssertionError(f"the role is {message.get('role')!r}")
         if not message.get("tool_calls"):
             return str(message["content"])
-        talk.append(message)
+        history.append(message)
         for call in message["tool_calls"]:
             result = task.add(**json.loads(call["function"]["arguments"]))
-            talk.append({"role": "tool", "tool_call_id": call["id"], "content": str(result)})
-    raise AssertionError("it calls for ever")
+            history.append({"role": "tool", "tool_call_id": call["id"], "content": str(result)})
+    raise AssertionError("the model still calls tools after 4 requests")
 
 
-def deltas(client: OpenAI, talk: list[Any]) -> Message:
+def join_deltas(client: OpenAI, history: list[Any]) -> Message:
     message: Message = {"role": "assistant", "content": ""}
     calls: dict[int, Any] = {}
-    asked: Any = {"model": "tiny", "messages": talk, "tools": [TOOL], "stream": True}
-    for chunk in client.chat.completions.create(**asked):
+    request: Any = {"model": "tiny", "messages": history, "tools": [TOOL], "stream": True}
+    for chunk in client.chat.completions.create(**request):
         for choice in chunk.choices:
             message["content"] += choice.delta.content or ""
             for part in choice.delta.tool_calls or ():
-                new = {"type": "function", "function": {"name": "", "arguments": ""}}
-                call = calls.setdefault(part.index, new)
+                new_call = {"type": "function", "function": {"name": "", "arguments": ""}}
+                call = calls.setdefault(part.index, new_call)
                 call["id"] = part.id or call["id"]
                 call["function"]["name"] += part.function.name or ""
                 call["function"]["arguments"] += part.function.arguments or ""
     return message | ({"tool_calls": list(calls.values())} if calls else {})
 
 
-def helper(client: OpenAI, talk: list[Any]) -> Message:
-    asked: Any = {"model": "tiny", "messages": talk, "tools": [TOOL]}
-    with client.chat.completions.stream(**asked) as stream:
+def use_helper(client: OpenAI, history: list[Any]) -> Message:
+    request: Any = {"model": "tiny", "messages": history, "tools": [TOOL]}
+    with client.chat.completions.stream(**request) as stream:
         message = stream.get_final_completion().choices[0].message
     return dict(message.model_dump(exclude_none=True))
 
 
-def whole(client: OpenAI, talk: list[Any]) -> Message:
-    asked: Any = {"model": "tiny", "messages": talk, "tools": [TOOL]}
-    message = client.chat.completions.create(**asked).choices[0].message
+def send_non_streaming(client: OpenAI, history: list[Any]) -> Message:
+    request: Any = {"model": "tiny", "messages": history, "tools": [TOOL]}
+    message = client.chat.completions.create(**request).choices[0].message
     return dict(message.model_dump(exclude_none=True))
 
 
 if __name__ == "__main__":
     run(
         {
-            "deltas": lambda task: loop(task, deltas),
-            "helper": lambda task: loop(task, helper),
-            "whole": lambda task: loop(task, whole),
+            "deltas": lambda task: run_loop(task, join_deltas),
+            "helper": lambda task: run_loop(task, use_helper),
+            "non-streaming": lambda task: run_loop(task, send_non_streaming),
         }
     )

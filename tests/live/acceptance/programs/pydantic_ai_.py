@@ -1,4 +1,4 @@
-"""pydantic-ai: an `Agent` that runs its tools itself, whole and in a stream."""
+"""pydantic-ai: an `Agent` that runs its tools itself, non-streaming and streaming."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from .task import Task, run
 
 
-def agent(task: Task) -> Any:
+def create_agent(task: Task) -> Any:
     provider = OpenAIProvider(base_url=task.url, api_key="none")
     return Agent(OpenAIChatModel("tiny", provider=provider), tools=[task.add])
 
 
-def whole(task: Task) -> str:
-    return str(agent(task).run_sync(task.question).output)
+def run_agent(task: Task) -> str:
+    return str(create_agent(task).run_sync(task.question).output)
 
 
-def streamed(task: Task) -> str:
-    async def talk() -> str:
-        async with agent(task).run_stream(task.question) as result:
+def stream_agent(task: Task) -> str:
+    async def stream() -> str:
+        async with create_agent(task).run_stream(task.question) as result:
             return str(await result.get_output())
 
-    return asyncio.run(talk())
+    return asyncio.run(stream())
 
 
 if __name__ == "__main__":
-    run({"run": whole, "run_stream": streamed})
+    run({"run": run_agent, "run_stream": stream_agent})

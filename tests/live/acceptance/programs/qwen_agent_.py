@@ -1,5 +1,5 @@
 """
-qwen-agent: an `Assistant` that calls by the API's `tools`, or reads calls in text itself.
+qwen-agent: an `Assistant` that uses the API's `tools`, or parses calls in text itself.
 
     python -m programs.qwen_agent_ native|text
 """
@@ -16,26 +16,26 @@ from qwen_agent.tools.base import BaseTool
 from .task import PARAMETERS, Task, run
 
 
-def answer(task: Task, *, native: bool) -> str:
+def run_assistant(task: Task, *, is_native: bool) -> str:
     class Add(BaseTool):
         name = "add"
         description = "Add two numbers."
         parameters = PARAMETERS
 
         def call(self, params: Any, **_: Any) -> str:
-            given = json.loads(params) if isinstance(params, str) else params
-            return str(task.add(**given))
+            arguments = json.loads(params) if isinstance(params, str) else params
+            return str(task.add(**arguments))
 
     model = {
         "model": "tiny",
         "model_server": task.url,
         "api_key": "none",
-        "generate_cfg": {"use_raw_api": native, "max_retries": 0},
+        "generate_cfg": {"use_raw_api": is_native, "max_retries": 0},
     }
-    *_, said = Assistant(llm=model, function_list=[Add()]).run(task.messages())
-    return str(said[-1]["content"])
+    *_, messages = Assistant(llm=model, function_list=[Add()]).run(task.messages())
+    return str(messages[-1]["content"])
 
 
 if __name__ == "__main__":
-    native = sys.argv[1] == "native"
-    run({sys.argv[1]: lambda task: answer(task, native=native)})
+    is_native = sys.argv[1] == "native"
+    run({sys.argv[1]: lambda task: run_assistant(task, is_native=is_native)})

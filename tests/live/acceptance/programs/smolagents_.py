@@ -1,4 +1,4 @@
-"""smolagents: a `ToolCallingAgent`, which ends by calling `final_answer`, whole and in a stream."""
+"""smolagents: a `ToolCallingAgent`, which calls `final_answer`, non-streaming and streaming."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .task import Task, run
 class Add(Tool):
     name = "add"
     description = "Add two numbers."
-    inputs = {  # noqa: RUF012 - as smolagents wants it
+    inputs = {  # noqa: RUF012 - required by smolagents
         "a": {"type": "integer", "description": "one"},
         "b": {"type": "integer", "description": "the other"},
     }
@@ -26,7 +26,7 @@ class Add(Tool):
         return self.task.add(a, b)
 
 
-def answer(task: Task, *, stream: bool) -> str:
+def run_agent(task: Task, *, stream: bool) -> str:
     model = OpenAIModel(model_id="tiny", api_base=task.url, api_key="none")
     agent: Any = ToolCallingAgent(
         tools=[Add(task)], model=model, stream_outputs=stream, max_steps=4, verbosity_level=0
@@ -37,7 +37,7 @@ def answer(task: Task, *, stream: bool) -> str:
 if __name__ == "__main__":
     run(
         {
-            "whole": lambda task: answer(task, stream=False),
-            "stream": lambda task: answer(task, stream=True),
+            "non-streaming": lambda task: run_agent(task, stream=False),
+            "stream": lambda task: run_agent(task, stream=True),
         }
     )

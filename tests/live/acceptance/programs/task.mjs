@@ -1,19 +1,19 @@
-// What every client in Node is told to do, and how it says what came of it.
+// The task of each client in Node, and the format of its results.
 //
 //     node CLIENT.mjs FOLDER < {"url": ..., "keys": ["j-add", ...]}
 //
-// FOLDER is where the packages are installed. For each key and each way of the client one JSON object a
-// line comes out: which way, the numbers that the tool was called with, the answer that the user sees
-// in the end, or the error.
+// FOLDER contains the installed packages. The program prints one JSON object per line for each key and
+// each way of the client: `key`, `way`, `tool_calls` (the arguments of the tool's calls), and `final`
+// (the answer that the user sees) or `error`.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
-const required = createRequire(process.argv[2] + "/");
+const resolver = createRequire(process.argv[2] + "/");
 
-// The packages are not beside this file: `import` would look there.
-export const load = (name) => import(pathToFileURL(required.resolve(name)).href);
+// A plain `import` would look for the packages next to this file, where they are not installed.
+export const load = (name) => import(pathToFileURL(resolver.resolve(name)).href);
 
 export const parameters = {
   type: "object",
@@ -25,18 +25,18 @@ export async function run(ways) {
   const { url, keys } = JSON.parse(readFileSync(0, "utf8"));
   for (const key of keys) {
     for (const [way, answer] of Object.entries(ways)) {
-      const ran = [];
+      const toolCalls = [];
       const add = ({ a, b }) => {
-        ran.push([a, b]);
+        toolCalls.push([a, b]);
         return a + b;
       };
-      const told = { key, way, ran };
+      const result = { key, way, tool_calls: toolCalls };
       try {
-        told.final = await answer({ url: `${url}/v1`, question: `[[${key}]] What is 17 + 25?`, add });
+        result.final = await answer({ url: `${url}/v1`, question: `[[${key}]] What is 17 + 25?`, add });
       } catch (error) {
-        told.error = String(error.stack ?? error);
+        result.error = String(error.stack ?? error);
       }
-      console.log(JSON.stringify(told));
+      console.log(JSON.stringify(result));
     }
   }
 }

@@ -1,10 +1,11 @@
 """
-What every client in Python is told to do, and how it says what came of it.
+The task of each client in Python, and the format of its results.
 
     python -m programs.CLIENT < {"url": ..., "keys": ["j-add", ...]}
 
-For each key and each way of the client one JSON object a line comes out: which way, the numbers
-that the tool was called with, the answer that the user sees in the end, or the error.
+The program prints one JSON object per line for each key and each way of the client: `key`, `way`,
+`tool_calls` (the arguments of the tool's calls), and `final` (the answer that the user sees) or
+`error`.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ TOOL = {
 @dataclass
 class Task:
     """
-    One question, and the one tool there is to answer it with.
+    One question, and the tool to answer it with.
 
-    :param url: the API, with `/v1`
-    :param question: what the user says
-    :param ran: what the tool was called with so far
+    :param url: the URL of the API, with `/v1`
+    :param question: the user's message
+    :param tool_calls: the arguments of the tool's calls so far
     """
 
     url: str
     question: str
-    ran: list[list[int]] = field(default_factory=list)
+    tool_calls: list[list[int]] = field(default_factory=list)
 
     def add(self, a: int, b: int) -> int:
         """Add two numbers."""
-        self.ran.append([a, b])
+        self.tool_calls.append([a, b])
         return a + b
 
     def messages(self) -> list[dict[str, object]]:
@@ -54,16 +55,16 @@ class Task:
 
 
 def run(ways: Mapping[str, Callable[[Task], str]]) -> None:
-    """Do the task in each of `ways`, which return the final answer, for each key."""
-    asked = json.load(sys.stdin)
-    for key in asked["keys"]:
+    """Run each of `ways`, functions that return the final answer, for each key of the input."""
+    request = json.load(sys.stdin)
+    for key in request["keys"]:
         for name, way in ways.items():
-            task = Task(f"{asked['url']}/v1", f"[[{key}]] What is 17 + 25?")
-            told = {"key": key, "way": name, "ran": task.ran}
+            task = Task(f"{request['url']}/v1", f"[[{key}]] What is 17 + 25?")
+            result = {"key": key, "way": name, "tool_calls": task.tool_calls}
             try:
-                # Some clients print what they do.
+                # Some clients print their progress.
                 with contextlib.redirect_stdout(sys.stderr):
-                    told["final"] = way(task)
-            except Exception:  # noqa: BLE001 - whatever it is, that is the result
-                told["error"] = traceback.format_exc()
-            print(json.dumps(told), flush=True)  # noqa: T201 - that is its output
+                    result["final"] = way(task)
+            except Exception:  # noqa: BLE001 - any error is the result
+                result["error"] = traceback.format_exc()
+            print(json.dumps(result), flush=True)  # noqa: T201 - the program's output

@@ -5,7 +5,7 @@ import { load, parameters, run } from "./task.mjs";
 const { generateText, jsonSchema, stepCountIs, streamText, tool } = await load("ai");
 const { createOpenAICompatible } = await load("@ai-sdk/openai-compatible");
 
-const asked = ({ url, question, add }) => ({
+const buildRequest = ({ url, question, add }) => ({
   model: createOpenAICompatible({ name: "blockops", baseURL: url, apiKey: "none" })("tiny"),
   prompt: question,
   maxRetries: 0,
@@ -14,14 +14,14 @@ const asked = ({ url, question, add }) => ({
     add: tool({
       description: "Add two numbers.",
       inputSchema: jsonSchema(parameters),
-      execute: async (given) => add(given),
+      execute: async (args) => add(args),
     }),
   },
 });
 
-async function streamed(task) {
+async function stream(task) {
   let failure;
-  const result = streamText({ ...asked(task), onError: ({ error }) => { failure = error; } });
+  const result = streamText({ ...buildRequest(task), onError: ({ error }) => { failure = error; } });
   let text = "";
   for await (const part of result.textStream) text += part;
   if (failure) throw failure;
@@ -29,6 +29,6 @@ async function streamed(task) {
 }
 
 await run({
-  generateText: async (task) => (await generateText(asked(task))).text,
-  streamText: streamed,
+  generateText: async (task) => (await generateText(buildRequest(task))).text,
+  streamText: stream,
 });

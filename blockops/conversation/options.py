@@ -1,0 +1,59 @@
+"""What the operator and the backend decide for all conversations."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from blockops.conversation.context_window import ContextLimits
+from blockops.errors import ApiError
+from blockops.toolcalls.dialects.prompts import ToolPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationOptions:
+    """
+    The operator's settings for conversations.
+
+    :param limits: the thresholds of the context window
+    :param tools: "pass" sends tools unchanged, "prompt" writes them into the prompt, "auto" does so
+        for models whose backend has rejected tools
+    :param tool_prompt: how tools are described in a prompt
+    :param notices: where notices are inserted
+    :param prefill_notice_after: seconds without a first token after which a notice reports the
+        wait; 0 turns it off
+    :param model_name: the name in the session banner; empty for no banner
+    :param reset_pattern: matches the start of a message that resets the session
+    :param reset_on_shrink: a history shorter than the one before resets the session
+    :param max_sessions: the number of sessions that are remembered
+    :param session_idle: seconds without a request after which a session is forgotten
+    """
+
+    limits: ContextLimits
+    tools: Literal["pass", "prompt", "auto"]
+    tool_prompt: ToolPrompt
+    notices: Literal["content", "reasoning", "header", "off"]
+    prefill_notice_after: float
+    model_name: str
+    reset_pattern: re.Pattern[str]
+    reset_on_shrink: bool
+    max_sessions: int
+    session_idle: float
+
+
+class Compatibility(Protocol):
+    """
+    Features that the backend has rejected; implemented by `blockops.upstream.compatibility`.
+
+    :ivar supports_usage: False once the backend has rejected `stream_options.include_usage`
+    """
+
+    supports_usage: bool
+
+    def detect_usage_error(self, error: ApiError) -> bool: ...
+    def detect_tools_error(
+        self, error: ApiError, model: str | None, *, with_results: bool
+    ) -> bool: ...
+    def record_tools_rejected(self, model: str | None, error: ApiError) -> None: ...
+    def rejects_tools(self, model: str | None) -> bool: ...

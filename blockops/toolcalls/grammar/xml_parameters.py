@@ -1,0 +1,388 @@
+"""
+Reads one function whose name and parameters stand in tags, as it streams.
+
+    function  = "<function=" NAME ">" space { parameter space } "</function>"
+    parameter = "<parameter=" KEY ">" VALUE "</parameter>"
+
+`<function name="NAME">` and `<parameter name="KEY">` mean the same, and white space may stand
+around `=`. White space between tags is at most `MAX_SPACE` characters.
+
+The states of `XmlCallReader`:
+
+    state           reads                            next state or result
+    before_head     white space after <tool_call>    function_head
+    function_head   <function=NAME>                  first_element; not a call if the text differs
+                                                       or a call of NAME is not allowed
+    first_element   <parameter=KEY> or the end       the call starts: value_start; after_empty at
+                                                       </function> in a <tool_call>; finished at
+                                                       other ends. Not a call if the text differs
+    after_empty     white space after </function>    finished: the next character, or `MAX_SPACE`,
+                                                       shows that the call was not cut off
+    value_start     the framing line end             value
+    value           up to an end of the value        value_start at the next parameter; finished
+
+The ends of a VALUE:
+
+- `</parameter>`, if a parameter's head or `</function>` follows. In a `<tool_call>`, `</tool_call>`
+  or `<function` must follow that `</function>` (or `<tool_call>` and `<function`, where the model
+  forgot `</tool_call>`), or the end of the text. So these tags may stand in a value, as long as the
+  text there does not look like its end.
+- If the model forgot `</parameter>`: a parameter's head at the start of a line, if its name is
+  declared and did not occur yet; or `</function>` with `</tool_call>` after it.
+- The end of the text, if the model stopped by itself, in a value or after it: the call is then
+  complete. A closing tag that has begun there does not belong to the value: that is `</p` or `</f`
+  and any continuation of it, and after the framing line end a `<` is enough.
+
+A VALUE is taken verbatim. If it starts with a line end, LF or CRLF, that one is framing, and so is
+another of its kind before the closing tag.
+
+A value that can only be a string is sent as it arrives. Any other is held until it is complete, or
+certain to be a string, and is converted by `ParameterType`. If it grows beyond `max_hold`, it
+becomes a string. If it is cut off, the held text is sent as a string without an end.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from json.encoder import encode_basestring
+
+from blockops.toolcalls.deltas import CallArguments, CallFinished, CallStarted, Delta
+from blockops.toolcalls.grammar.json_states import SPACE
+from blockops.toolcalls.grammar.parameter_types import Parameters, ParameterType, StreamingValue
+from blockops.toolcalls.grammar.tool_call_tag import MIN_PARTIAL_TAG
+from blockops.toolcalls.grammar.xml_patterns import (
+    FIRST_ELEMENT,
+    FUNCTION,
+    FUNCTION_HEAD,
+    LAST_TAGS,
+    MAX_SPACE,
+    PARAMETER_HEAD,
+    PARTIAL_FIRST_ELEMENT,
+    PARTIAL_FUNCTION_HEAD,
+    PARTIAL_PARAMETER_HEAD,
+    PARTIAL_UNCLOSED_VALUE_END,
+    PARTIAL_VALUE_END,
+    PARTIAL_VALUE_END_IN_TAG,
+    POSSIBLE_VALUE_END,
+    STRING_TEXT,
+    UNCLOSED_VALUE_END,
+    VALUE_END,
+    VALUE_END_IN_TAG,
+    name_in,
+)
+from blockops.toolcalls.reader import (
+    CallEnded,
+    CallReader,
+    CallTruncated,
+    FeedResult,
+    FinishResult,
+    NotACall,
+    OpeningContext,
+)
+from blockops.toolcalls.verbatim import Verbatim
+
+_STRING = ParameterType()
+
+
+class XmlCallReader(ABC):
+    """
+    Reads one function, from after `<tool_call>` or `<function` to after `</function>`.
+
+    A subclass defines the reader of the text after it.
+
+    :param is_in_tag: True if the function is in a `<tool_call>`; otherwise its name must be offered
+    """
+
+    def __init__(self, context: OpeningContext, *, is_in_tag: bool) -> None:
+        self._context = context
+        self._is_in_tag = is_in_tag
+        self._value_end = VALUE_END_IN_TAG if is_in_tag else VALUE_END
+        self._partial_value_end = PARTIAL_VALUE_END_IN_TAG if is_in_tag else PARTIAL_VALUE_END
+        self._state: Callable[[str, int], int] = (
+            self._before_head if is_in_tag else self._function_head
+        )
+        # Text that was read and has to be read again when more arrives.
+        self._pending = "" if is_in_tag else FUNCTION
+        self._result: FeedResult = None
+        self._deltas: list[Delta] = []
+        # JSON of the arguments that was not appended to `_deltas` yet.
+        self._argument_pieces: list[str] = []
+        self._name = ""
+        self._parameters = Parameters(None)
+        self._keys: set[str] = set()
+        self._type = _STRING
+        # The line end that frames the value, or "".
+        self._framing = ""
+        self._is_at_line_start = False
+        # The text of a value that is not certain to be a string.
+        self._held_value = StreamingValue(_STRING)
+
+    @property
+    def verbatim(self) -> Verbatim | None:
+        """See `SupportsVerbatim`."""
+        is_within_line = not self._pending and not self._is_at_line_start
+        is_in_string = self._state == self._value and self._type.is_string
+        return STRING_TEXT if is_within_line and is_in_string else None
+
+    def feed(self, text: str, out: list[Delta]) -> FeedResult:
+        """Read the next piece of the text; see `CallReader.feed`."""
+        if self._pending:
+            text = self._pending + text
+            self._pending = ""
+        self._deltas = out
+        pos = 0
+        size = len(text)
+        while pos < size and self._result is None:
+            pos = self._state(text, pos)
+        self._flush_arguments()
+        return self._result
+
+    def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
+        """Return the result at the end of the text; see `CallReader.finish`."""
+        self._deltas = out
+        has_started = bool(self._keys) or self._state == self._after_empty
+        result: FinishResult = CallTruncated() if has_started else NotACall()
+        if is_complete and self._state == self._first_element:
+            result = self._finish_before_parameters()
+        elif is_complete and self._state == self._after_empty:
+            result = self._end_arguments("")
+        elif is_complete and self._state in (self._value_start, self._value):
+            result = self._finish_in_value()
+        is_held = not self._type.is_string and self._held_value.length
+        if isinstance(result, CallTruncated) and is_held:
+            self._send_held_value("")
+        self._flush_arguments()
+        if isinstance(result, CallEnded):
+            out.append(CallFinished())
+        return result
+
+    @abstractmethod
+    def _reader_after(self) -> CallReader:
+        """Return the reader of the text after `</function>`."""
+        ...
+
+    def _flush_arguments(self) -> None:
+        if self._argument_pieces:
+            self._deltas.append(CallArguments("".join(self._argument_pieces)))
+            self._argument_pieces.clear()
+
+    def _wait_for_more(self, text: str, pos: int) -> int:
+        """Keep the text from `pos`, to read it again when more has arrived."""
+        self._pending = text[pos:]
+        return len(text)
+
+    def _reject(self, text: str) -> int:
+        self._result = NotACall()
+        return len(text)
+
+    def _end_arguments(self, rest: str, next_reader: CallReader | None = None) -> CallEnded:
+        self._argument_pieces.append("}")
+        return CallEnded(rest, next_reader)
+
+    def _finish_call(self, text: str, pos: int, next_reader: CallReader | None = None) -> int:
+        self._result = self._end_arguments(text[pos:], next_reader)
+        self._flush_arguments()
+        self._deltas.append(CallFinished())
+        return len(text)
+
+    # Before the parameters.
+
+    def _before_head(self, text: str, pos: int) -> int:
+        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
+        self._state = self._before_head if pos == len(text) else self._function_head
+        return pos
+
+    def _function_head(self, text: str, pos: int) -> int:
+        head = FUNCTION_HEAD.match(text, pos)
+        if not head:
+            is_partial = PARTIAL_FUNCTION_HEAD.match(text, pos)
+            return self._wait_for_more(text, pos) if is_partial else self._reject(text)
+        self._name = name_in(head)
+        schemas = self._context.tools.schemas
+        is_allowed = self._is_in_tag and self._context.allows(self._name)
+        if self._name not in schemas and not is_allowed:
+            return self._reject(text)
+        self._parameters = Parameters(schemas.get(self._name))
+        self._state = self._first_element
+        return head.end()
+
+    def _first_element(self, text: str, pos: int) -> int:
+        match = FIRST_ELEMENT.match(text, pos)
+        if not match:
+            is_partial = PARTIAL_FIRST_ELEMENT.match(text, pos)
+            return self._wait_for_more(text, pos) if is_partial else self._reject(text)
+        function_end, closing_tag = match[4], match[5]
+        self._start_call()
+        if closing_tag:
+            return self._finish_call(text, match.end())
+        if function_end and not self._is_in_tag:
+            return self._finish_call(text, match.end(), self._reader_after())
+        if function_end:
+            self._state = self._after_empty
+        else:
+            self._start_value(name_in(match))
+        return match.end()
+
+    def _start_call(self) -> None:
+        self._deltas.append(CallStarted(self._name))
+        self._argument_pieces.append("{")
+
+    def _after_empty(self, text: str, pos: int) -> int:
+        end = SPACE.match(text, pos).end()  # type: ignore[union-attr]
+        if end == len(text) and end - pos <= MAX_SPACE:
+            return self._wait_for_more(text, pos)
+        return self._finish_call(text, pos, self._reader_after())
+
+    def _finish_before_parameters(self) -> NotACall | CallEnded:
+        """Return the result at the end of the text for a call without parameters."""
+        tail = self._pending.lstrip()
+        if tail and not tail.startswith("</"):
+            return NotACall()
+        self._start_call()
+        return self._end_arguments("")
+
+    # In a value.
+
+    def _start_value(self, key: str) -> None:
+        self._type = self._parameters.type_of(key)
+        separator = ", " if self._keys else ""
+        self._argument_pieces.append(f"{separator}{encode_basestring(key)}: ")
+        if self._type.is_string:
+            self._argument_pieces.append('"')
+        self._keys.add(key)
+        self._held_value = StreamingValue(self._type)
+        self._state = self._value_start
+
+    def _value_start(self, text: str, pos: int) -> int:
+        if text.startswith("\r", pos) and pos + 1 == len(text):
+            return self._wait_for_more(text, pos)
+        self._framing = "\n" if text.startswith("\n", pos) else ""
+        if text.startswith("\r\n", pos):
+            self._framing = "\r\n"
+        self._is_at_line_start = bool(self._framing)
+        self._state = self._value
+        return pos + len(self._framing)
+
+    def _value(self, text: str, pos: int) -> int:
+        tag_pos = pos
+        while candidate := POSSIBLE_VALUE_END.search(text, tag_pos):
+            tag_pos = candidate.start()
+            end = (
+                self._value_end.match(text, tag_pos)
+                or UNCLOSED_VALUE_END.match(text, tag_pos)
+                or self._next_parameter_head(text, pos, tag_pos)
+            )
+            if end:
+                return self._end_value(text, pos, end)
+            if self._may_be_value_end(text, pos, tag_pos):
+                return self._take_until(text, pos, self._without_framing(text, pos, tag_pos))
+            tag_pos += 1
+        return self._take_until(text, pos, self._without_framing(text, pos, len(text)))
+
+    def _next_parameter_head(self, text: str, pos: int, tag_pos: int) -> re.Match[str] | None:
+        """Match the head of the next parameter, after a value whose `</parameter>` is missing."""
+        head = PARAMETER_HEAD.match(text, tag_pos)
+        if not head or not self._is_line_start(text, pos, tag_pos):
+            return None
+        key = name_in(head)
+        return head if key in self._parameters.properties and key not in self._keys else None
+
+    def _is_line_start(self, text: str, pos: int, tag_pos: int) -> bool:
+        return text[tag_pos - 1] == "\n" if tag_pos > pos else self._is_at_line_start
+
+    def _may_be_value_end(self, text: str, pos: int, tag_pos: int) -> bool:
+        """Return True if the text at `tag_pos` is the beginning of an end of the value."""
+        if self._partial_value_end.match(text, tag_pos):
+            return True
+        if PARTIAL_UNCLOSED_VALUE_END.match(text, tag_pos):
+            return True
+        is_partial_head = bool(PARTIAL_PARAMETER_HEAD.match(text, tag_pos))
+        return is_partial_head and self._is_line_start(text, pos, tag_pos)
+
+    def _without_framing(self, text: str, pos: int, end: int) -> int:
+        """Return `end`, or the position of the framing line end (or half of it) before it."""
+        framing = self._framing
+        if framing and text.endswith(framing, pos, end):
+            return end - len(framing)
+        is_partial = framing == "\r\n" and end == len(text) and text.endswith("\r", pos)
+        return end - 1 if is_partial else end
+
+    def _take_until(self, text: str, pos: int, end: int) -> int:
+        """Add the text from `pos` to `end` to the value; keep the rest, to read it again."""
+        self._take_text(text, pos, end)
+        return self._wait_for_more(text, end)
+
+    def _take_text(self, text: str, pos: int, end: int) -> None:
+        """Add the text from `pos` to `end` to the value."""
+        if end == pos:
+            return
+        piece = text[pos:end]
+        self._is_at_line_start = piece[-1] == "\n"
+        if self._type.is_string:
+            self._argument_pieces.append(encode_basestring(piece)[1:-1])
+            return
+        max_hold = self._context.max_hold
+        limit = max_hold + 1 - self._held_value.length
+        self._held_value.feed(piece[:limit])
+        if self._held_value.is_string:
+            self._send_held_value(piece[limit:])
+        elif self._held_value.length > max_hold:
+            self._context.counters["gave_up"] += 1
+            self._send_held_value(piece[limit:])
+
+    def _send_held_value(self, rest: str) -> None:
+        """Send the held text and `rest` as the beginning of a string."""
+        self._type = _STRING
+        self._argument_pieces.append(encode_basestring(self._held_value.text() + rest)[:-1])
+
+    def _close_value(self) -> None:
+        self._argument_pieces.append('"' if self._type.is_string else self._held_value.to_json())
+
+    def _end_value(self, text: str, pos: int, end: re.Match[str]) -> int:
+        """
+        End the value; start the next parameter or finish the call.
+
+        :param pos: the beginning of the value's last part
+        :param end: the match of the end of the value
+        """
+        self._take_text(text, pos, self._without_framing(text, pos, end.start()))
+        self._close_value()
+        if end.re is not UNCLOSED_VALUE_END and (key := name_in(end)):
+            self._start_value(key)
+            return end.end()
+        if end.re is VALUE_END or (end.re is VALUE_END_IN_TAG and not end[4]):
+            return self._finish_call(text, end.end(), self._reader_after())
+        return self._finish_call(text, end.end())
+
+    def _finish_in_value(self) -> CallEnded | CallTruncated:
+        """Return the result at the end of the text for a call whose last value has begun."""
+        tail = self._pending
+        if self._framing and tail.startswith(self._framing):
+            tail = tail[len(self._framing) :]
+        rest = ""
+        if tags := LAST_TAGS.match(tail):
+            function_end, rest = tags[1], tags[2] or ""
+            if rest.startswith("<p") and not function_end:
+                # Another parameter has begun: the client gets its text, and the call is truncated.
+                self._take_text(self._pending, 0, len(self._pending))
+                return CallTruncated()
+            rest = "" if rest.startswith("</") else rest
+        elif not self._is_partial_end(tail):
+            self._take_text(self._pending, 0, len(self._pending))
+        self._close_value()
+        return self._end_arguments(rest)
+
+    def _is_partial_end(self, tail: str) -> bool:
+        """
+        Return True if the pending text is markup, and no part of it belongs to the value.
+
+        :param tail: the pending text without the framing: "" or the beginning of a closing tag
+        """
+        if not tail:
+            return len(self._pending) == len(self._framing)
+        is_framed = len(tail) < len(self._pending)
+        return (is_framed or len(tail) >= MIN_PARTIAL_TAG) and any(
+            tag.startswith(tail) for tag in ("</parameter>", "</function>")
+        )

@@ -1,0 +1,108 @@
+"""
+The rule of words (CONTRIBUTING.md), as far as a machine can check it.
+
+`FORBIDDEN` has the phrases of a private language that this project once spoke. `EXCEPTIONS` lists
+the lines that may contain one: a real proxy is in front of, or behind, a real server.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+THIS_FILE = Path(__file__)  # it has to name the phrases
+ROOT = THIS_FILE.parent.parent
+
+FORBIDDEN = re.compile(
+    r"\b(?i:behind|anew|nobody|somebody|whoever|as far as|Return what|Take note|Say whether"
+    r"|in front of)\b"
+    # Case matters here: `is None` is code.
+    r"|\bis none\b"
+)
+
+#: What is read: (folder, suffixes of the files that have prose or code of ours).
+SOURCES = (
+    ("blockops", (".py",)),
+    ("twisted", (".py",)),
+    ("docs", (".py", ".md")),
+    ("tests", (".py", ".md", ".toml", ".mjs", ".sh")),
+    ("benchmarks", (".py", ".md")),
+)
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "blockops.service",
+    "setup.cfg",
+    "pyproject.toml",
+    ".ci/audited",
+    ".ci/lock",
+    ".ci/run",
+)
+
+#: Lines that mean a real proxy, or that are the text of a model or a backend: file -> the lines,
+#: stripped.
+EXCEPTIONS: dict[str, set[str]] = {}
+
+#: Identifiers that say nothing of their value.
+PARTICIPLES = frozenset(
+    {"said", "told", "asked", "came", "held", "heard", "wished", "gone", "spoken", "meant"}
+)
+
+
+def files() -> Iterator[Path]:
+    for folder, suffixes in SOURCES:
+        yield from (
+            path
+            for path in sorted((ROOT / folder).rglob("*"))
+            if path.suffix in suffixes and path != THIS_FILE
+        )
+    yield from (ROOT / page for page in PAGES if (ROOT / page).exists())
+
+
+def identifiers(source: str) -> Iterator[tuple[int, str]]:
+    """Yield every name that `source` defines, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
+
+
+class WordsTests(SynchronousTestCase):
+    def test_no_forbidden_phrase(self):
+        found = []
+        for path in files():
+            name = str(path.relative_to(ROOT))
+            allowed = EXCEPTIONS.get(name, set())
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+                if FORBIDDEN.search(line) and line.strip() not in allowed:
+                    found.append(f"{name}:{number}: {line.strip()}")
+        self.assertEqual(found, [])
+
+    def test_every_exception_is_needed(self):
+        for name, lines in EXCEPTIONS.items():
+            present = {line.strip() for line in (ROOT / name).read_text("utf-8").splitlines()}
+            self.assertEqual(lines - present, set(), name)
+            self.assertEqual({line for line in lines if not FORBIDDEN.search(line)}, set(), name)
+
+    def test_no_name_is_a_bare_participle(self):
+        found = [
+            f"{path.relative_to(ROOT)}:{line}: {name}"
+            for path in sorted((ROOT / "blockops").rglob("*.py"))
+            for line, name in identifiers(path.read_text("utf-8"))
+            if name.strip("_").lower() in PARTICIPLES
+        ]
+        self.assertEqual(found, [])
+
+    def test_a_phrase_is_found_wherever_it_stands(self):
+        for text in ("# the text behind it", "Return what", "AS FAR AS", "(in front of)"):
+            self.assertIsNotNone(FORBIDDEN.search(text), text)
+        self.assertIsNone(FORBIDDEN.search("a fragmenthind, a new one, some body"))
