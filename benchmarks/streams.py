@@ -86,7 +86,7 @@ class Script(NamedTuple):
 
     @classmethod
     def find(cls, body: bytes) -> Script | None:
-        """Return the last script in a request's body, or None if there is none."""
+        """Return the last script in a request's body, or None if it has none."""
         start = body.rfind(MARKER)
         if start < 0:
             return None

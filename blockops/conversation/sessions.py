@@ -75,7 +75,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 class ClientIdentity(NamedTuple):
     """
-    What a request's head and connection contribute to the choice of its session.
+    The parts of a session's identity that a request's head and connection have, not its body.
 
     :param session_id: the header `X-Session-Id`; empty if it is missing
     :param address: the client's address; empty for a Unix socket

@@ -95,7 +95,7 @@ class InFlightRequests:
         self.start(request, error_response_handler(error))
 
     def log_rejected(self, connection: ClientConnection, error: ApiError) -> None:
-        """Log and count a request that `connection` rejected before it was complete."""
+        """Log and count an incomplete or invalid request that `connection` rejected."""
         self._metrics.request_rejected(error.status)
         address = getattr(connection.getPeer(), "host", None)
         if not self._should_log(connection.api_key_owner, address):
@@ -125,7 +125,7 @@ class InFlightRequests:
             exchange.cancel_with(_shutdown_error())
 
     def abort_all(self) -> None:
-        """Abort the connections of all requests in flight: their clients do not read."""
+        """Abort the connections of all requests in flight."""
         for exchange in list(self._exchanges):
             exchange.client_response.abort()
 

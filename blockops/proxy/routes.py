@@ -134,10 +134,10 @@ class StatusResource(Resource):
         return self._routes.get(unquote_to_bytes(raw_path)) if raw_path.startswith(b"/") else None
 
     def render(self, request: Request) -> int:
-        proxy_request = cast("ClientRequest", request)
-        early_response = proxy_request.early_response
+        client_request = cast("ClientRequest", request)
+        early_response = client_request.early_response
         if early_response is not None:
-            self._in_flight.start(proxy_request, early_response_handler(early_response))
+            self._in_flight.start(client_request, early_response_handler(early_response))
             return NOT_DONE_YET
         route = self.find_route(request.path, request.method)
         method = request.method.decode("latin-1")
@@ -146,7 +146,7 @@ class StatusResource(Resource):
             error = ApiError(
                 404, f"There is nothing at {path}. {self.not_found_hint}", code="unknown_route"
             )
-            self._in_flight.reject(proxy_request, error)
+            self._in_flight.reject(client_request, error)
         elif method not in route.methods:
             allowed = ", ".join(route.methods)
             request.setHeader("Allow", allowed)
@@ -155,9 +155,9 @@ class StatusResource(Resource):
                 f"{path} does not support {method}. Send {allowed}.",
                 code="method_not_allowed",
             )
-            self._in_flight.reject(proxy_request, error)
+            self._in_flight.reject(client_request, error)
         else:
-            self._in_flight.start(proxy_request, route.handler, route.label)
+            self._in_flight.start(client_request, route.handler, route.label)
         return NOT_DONE_YET
 
 

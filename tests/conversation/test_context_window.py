@@ -101,6 +101,17 @@ def find_errors(messages: list[Any]) -> list[str]:
 
 
 class TrimTests(SynchronousTestCase):
+    def test_history_without_the_shortened_result_is_unchanged(self) -> None:
+        conversation = TrimmedConversation()
+        task = [system("You are an agent."), user("Find the bug.")]
+        result = conversation.trim([*task, *call_step(0, 10 * conversation.limits.hard)])
+        self.assertEqual((result.dropped_steps, result.shortened_results), (0, 1))
+        self.assertNotEqual(result.trim_point, TrimPoint())
+        result = conversation.trim([*task, *call_step(1)])
+        self.assertEqual(
+            [message.raw for message in result.messages], to_json(*task, *call_step(1))
+        )
+
     def test_history_that_fits_is_unchanged(self) -> None:
         conversation = TrimmedConversation()
         messages = agent_history(10)

@@ -62,6 +62,12 @@ class SessionsTests(SynchronousTestCase):
         sessions.get_or_create("two", 130)
         self.assertEqual(len(sessions), 1)
 
+    def test_without_an_idle_time_every_request_is_a_session(self) -> None:
+        sessions = Sessions(10, 0)
+        one = sessions.get_or_create("one", 5)
+        self.assertIsNot(sessions.get_or_create("one", 5), one)
+        self.assertEqual(len(sessions), 0)
+
     def test_limit_forgets_the_least_recent(self) -> None:
         sessions = Sessions(2, 1_000)
         one = sessions.get_or_create("one", 0)

@@ -258,6 +258,10 @@ class CallTests(SynchronousTestCase):
         received = self.rewritten_message(calling({"id": "1", "type": "custom"}))
         self.assertIn('"name": ""', received["content"])
 
+    def test_calls_whose_function_is_not_an_object(self) -> None:
+        received = self.rewritten_message(calling({"id": "1", "type": "function", "function": "f"}))
+        self.assertIn('"name": ""', received["content"])
+
     def test_custom_calls(self) -> None:
         call = {"id": "1", "type": "custom", "custom": {"name": "sh", "input": "ls -l"}}
         received = self.rewritten_message(calling(call))

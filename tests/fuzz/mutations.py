@@ -7,8 +7,17 @@ import random
 import re
 from pathlib import Path
 
-from tests.faults.client import encode_request_head, encode_request
-from tests.faults.scripts import CHUNKED, LAST_CHUNK, ERROR, STREAM, JSON_BODY, encode_response, encode_chunks, encode_response_head
+from tests.faults.client import encode_request, encode_request_head
+from tests.faults.scripts import (
+    CHUNKED,
+    ERROR,
+    JSON_BODY,
+    LAST_CHUNK,
+    STREAM,
+    encode_chunks,
+    encode_response,
+    encode_response_head,
+)
 
 #: Bytes. Larger captures show nothing more than the smaller ones, and take longer.
 _MAX_CAPTURE = 4000
@@ -63,7 +72,9 @@ BODIES = [
 ]
 
 _CHUNKED_BODY = (
-    encode_request_head(b"").replace(b"Content-Length: 0", CHUNKED.encode()) + encode_chunks(BODIES[0]) + LAST_CHUNK
+    encode_request_head(b"").replace(b"Content-Length: 0", CHUNKED.encode())
+    + encode_chunks(BODIES[0])
+    + LAST_CHUNK
 )
 
 #: Requests, with head and body.
@@ -85,7 +96,9 @@ RESPONSES = [
     encode_response_head() + STREAM,
     encode_response(STREAM, stream=True),
     encode_response(JSON_BODY, stream=False),
-    encode_response_head(CHUNKED, stream=False) + encode_chunks(JSON_BODY[:50], JSON_BODY[50:]) + LAST_CHUNK,
+    encode_response_head(CHUNKED, stream=False)
+    + encode_chunks(JSON_BODY[:50], JSON_BODY[50:])
+    + LAST_CHUNK,
     b"HTTP/1.1 100 Continue\r\n\r\n" + encode_response(JSON_BODY, stream=False),
     encode_response_head("Content-Length: 100", status="500 Oops", stream=False) + ERROR,
     encode_response(ERROR, stream=False),

@@ -67,7 +67,10 @@ STAGES: dict[str, tuple[Script, Script, str | None]] = {
     ),
     "in an endless stream": (
         (Send(STREAM_REQUEST), WaitFor(b"data: ")),
-        (Send(encode_response_head(CHUNKED)), Flood(encode_chunks(event({"content": "x"})), pause=0.001)),
+        (
+            Send(encode_response_head(CHUNKED)),
+            Flood(encode_chunks(event({"content": "x"})), pause=0.001),
+        ),
         "client left",
     ),
     "in a JSON response": (
@@ -236,7 +239,9 @@ class SlowClientTests(QuietTestCase):
 
     async def test_stalled_client_is_disconnected(self) -> None:
         flood = Flood(encode_chunks(event({"content": "x" * 10_000})))
-        fixture = self.start((Send(encode_response_head(CHUNKED)), flood), client_timeout=0.3, heartbeat=0.4)
+        fixture = self.start(
+            (Send(encode_response_head(CHUNKED)), flood), client_timeout=0.3, heartbeat=0.4
+        )
         client = await fixture.connect()
         client.play((SetReadSize(0), Send(STREAM_REQUEST)))
         await fixture.wait_until_idle()

@@ -22,7 +22,7 @@ from blockops.server.limits import KEEP_ALIVE, MAX_HEAD, MAX_LINE, MIN_UPLOAD_RA
 from blockops.settings.table import TABLE, Settings
 from blockops.upstream import backend
 from blockops.upstream.http import response_parser
-from tests.faults.client import encode_request_head, encode_request
+from tests.faults.client import encode_request, encode_request_head
 from tests.faults.responses import judge
 from tests.faults.scripts import EVENTS, JSON_BODY
 from tests.world import DONE, IDLE, Client, World, chat, chunk

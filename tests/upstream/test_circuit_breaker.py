@@ -478,7 +478,9 @@ class SocketTests(TestCase):
     async def test_no_request_fails(self) -> None:
         # More retries than by default, for a busy machine.
         settings = {"connect_retries": 8, "circuit_after": 100}
-        house = RunningDaemon(self, lambda request_: good_response(request_.is_streaming), **settings)
+        house = RunningDaemon(
+            self, lambda request_: good_response(request_.is_streaming), **settings
+        )
         await house.pause_backend()
         clients = [await house.connect() for _ in range(3)]
         for stream, client in zip((True, False, True), clients, strict=True):
@@ -492,7 +494,10 @@ class SocketTests(TestCase):
 
     async def test_recovery_after_rejections(self) -> None:
         house = RunningDaemon(
-            self, lambda request_: good_response(request_.is_streaming), circuit_pause=0.3, circuit_after=1
+            self,
+            lambda request_: good_response(request_.is_streaming),
+            circuit_pause=0.3,
+            circuit_after=1,
         )
         await house.pause_backend()
         outcomes = []

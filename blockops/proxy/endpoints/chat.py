@@ -161,7 +161,7 @@ class ChatEndpoint:
 
 
 def client_identity(request: ClientRequest) -> ClientIdentity:
-    """Return what the request's head and connection contribute to the choice of its session."""
+    """Return the parts of a session's identity that the head and the connection have."""
     return ClientIdentity(
         session_id=_header(request, b"X-Session-Id"),
         address=str(getattr(request.getClientAddress(), "host", "")),
