@@ -124,18 +124,21 @@ class Daemon(MultiService):
 
         A key that cannot be read keeps its value. All other settings need a restart.
         """
-        self._notifier.reloading()
+        if self.running:  # A stopping daemon must not report that it is ready.
+            self._notifier.reloading()
         if self.components.api_keys is not None:
             self.components.api_keys.reload()
         try:
             settings = self._read_settings()
         except SettingError as error:
             self._log.error("The backend's key is unchanged: {error}", error=error)
+            self.components.traffic_log.reopen()
         else:
             self.components.backend_client.key = settings.backend_key
             self.components.traffic_log.reopen(secrets_to_hide(settings))
-        self._log.info("Reloaded the keys and the traffic log. Other settings need a restart")
-        self._notify_ready()
+            self._log.info("Reloaded the keys and the traffic log. Other settings need a restart")
+        if self.running:
+            self._notify_ready()
 
     def stopService(self) -> Deferred[None]:
         """

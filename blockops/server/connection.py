@@ -67,6 +67,7 @@ from blockops.errors import ApiError
 from blockops.net.socket_state import unsent_bytes
 from blockops.net.writer import ClosedWriter, Writer, make_writer
 from blockops.server.body_budget import BodyBudget
+from blockops.server.common_headers import common_headers
 from blockops.server.http1.body import Body, ChunkedBody, FixedLengthBody
 from blockops.server.http1.head import (
     RequestHead,
@@ -546,7 +547,7 @@ class ClientConnection(TwistedProtocol):
         headers = self.request.responseHeaders if self.request is not None else Headers()
         self._state = _State.REJECTED
         self._body_deadline = None
-        self._writer.write(error_response(error, headers))
+        self._writer.write(error_response(error, common_headers(), headers))
         self.site.on_rejected(self, error)
         self.set_deadline(LINGER)
 

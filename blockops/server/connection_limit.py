@@ -25,6 +25,7 @@ from twisted.web.http_headers import Headers
 
 from blockops.errors import ApiError
 from blockops.net.addresses import is_local
+from blockops.server.common_headers import common_headers
 from blockops.server.http1.serialize import error_response
 from blockops.server.limits import LOG_INTERVAL, MAX_LINGERING, REJECTION_LINGER, RETRY_AFTER
 
@@ -133,7 +134,7 @@ class RejectedConnection(Protocol):
             # Nothing can be sent before the TLS handshake, and no timeout bounds the handshake.
             transport.abortConnection()
             return
-        transport.write(error_response(self._error, Headers()))
+        transport.write(error_response(self._error, common_headers(), Headers()))
         # A socket that is closed with unread input sends a reset, which may destroy the response on
         # its way. So half-close, and discard input for `REJECTION_LINGER`.
         if secure or not lingers:

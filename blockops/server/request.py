@@ -5,22 +5,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import cast
 from urllib.parse import unquote_to_bytes as unquote
 
 from twisted.python.failure import Failure
-from twisted.web.http import NO_BODY_CODES, OK, HTTPChannel, datetimeToString
+from twisted.web.http import NO_BODY_CODES, OK, HTTPChannel
 from twisted.web.http_headers import Headers
 from twisted.web.server import Request, Site
 
 from blockops.errors import ApiError
 from blockops.net.socket_state import unsent_bytes
 from blockops.server.access.cors import PreflightResponse
+from blockops.server.common_headers import common_headers
 from blockops.server.connection import ClientConnection
 from blockops.server.http1.head import RequestHead
-from blockops.server.http1.serialize import SERVER, header_lines
+from blockops.server.http1.serialize import header_lines
 from blockops.server.limits import LINGER, body_too_large
 from blockops.server.upload import StreamingUpload, ignore_data
 
@@ -270,25 +270,6 @@ class ClientRequest(Request):
         # No `100 Continue` is sent for a body that is not wanted.
         self.requestHeaders.removeHeader(b"Expect")
         self.channel.reject(error)
-
-
-class CommonHeaders:
-    """The headers that all routes' responses have. They contain the date: made once a second."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._lines = b""
-
-    def __call__(self) -> bytes:
-        """Return the headers as bytes, each with its line end."""
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._lines = b"Server: %s\r\nDate: %s\r\n" % (SERVER, datetimeToString(second))
-        return self._lines
-
-
-common_headers = CommonHeaders()
 
 
 def origin_form(target: bytes) -> bytes:

@@ -100,12 +100,15 @@ class BackendProbe:
         )
         return result
 
-    async def _request(self, call: str, body: Any) -> ProbeResponse:
+    async def _request(self, call: str, body: Any) -> ProbeResponse | None:
         method, _, target = call.partition(" ")
         headers = Headers({"Content-Type": ["application/json"]}) if body is not None else None
         data = None if body is None else msgspec.json.encode(body)
         response: IResponse = await self._client.request(method, target, headers, data)
-        content, _ = await collect(response, MAX_BODY, lambda _: None)
+        content, is_complete = await collect(response, MAX_BODY, lambda _: None)
+        if not is_complete:
+            # A truncated body implies nothing about the backend's features.
+            return None
         server = response.headers.getRawHeaders(b"Server", [b""])[0]
         return ProbeResponse(response.code, content, server.decode("latin-1"))
 

@@ -84,12 +84,12 @@ class ReloadTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.settings = {"backend_key": "old"}
         self.error: SettingError | None = None
-        self.reopened: list[tuple[str, ...]] = []
+        self.reopened: list[tuple[str, ...] | None] = []
         self.signals = FakeSignals()
         self.world = World(
             backend_key="old", signals=self.signals, read_settings=self.read_settings
         )
-        self.patch(self.world.traffic, "reopen", self.reopened.append)
+        self.patch(self.world.traffic, "reopen", lambda secrets=None: self.reopened.append(secrets))
 
     def read_settings(self) -> Settings:
         if self.error is not None:
@@ -114,13 +114,24 @@ class ReloadTests(SynchronousTestCase):
         errors = [each for each in logs if each["log_level"] is LogLevel.error]
         self.assertEqual(len(errors), 1)
         self.assertIn("BACKEND_KEY_FILE: cannot be read", str(errors[0]["error"]))
+        self.assertFalse([each for each in logs if "Reloaded" in str(each.get("log_format"))])
+        self.assertEqual(self.reopened, [None])
         self.assertIn(b"Authorization: Bearer old\r\n", self.backend_request())
 
     def test_systemd_notifications(self) -> None:
         notifier = RecordingNotifier("/run/notify")
         daemon = Daemon(Settings(log_file=None), Reactor(), notifier=notifier)
+        daemon.running = True
         daemon.reload()
         self.assertEqual(notifier.messages, ["RELOADING", "READY"])
+
+    def test_a_stopping_daemon_does_not_become_ready(self) -> None:
+        notifier = RecordingNotifier("/run/notify")
+        daemon = Daemon(Settings(log_file=None), Reactor(), notifier=notifier)
+        daemon.running = True
+        daemon.stopService()
+        daemon.reload()
+        self.assertEqual(notifier.messages, ["STOPPING"])
 
     def test_second_stop_signal(self) -> None:
         client, backend = self.world.start_chat()

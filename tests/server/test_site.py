@@ -43,6 +43,7 @@ class InvalidRequests(SynchronousTestCase):
         client = World().client()
         client.send(b"GET /" + b"x" * (MAX_LINE + 100))
         self.assertEqual(client.status(), 414)
+        self.assertIn("date", client.headers())  # RFC 9110, section 6.6.1
         self.assertIn("request line", client.error()["message"])
 
     def test_a_long_header(self) -> None:

@@ -41,6 +41,12 @@ class BackendProbeTests(SynchronousTestCase):
         self.assertIsNone(self.successResultOf(self.response))
         self.assertTrue(backend.wire.aborted)
 
+    def test_truncated(self) -> None:
+        backend = self.backend()
+        backend.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")
+        backend.disconnect()
+        self.assertIsNone(self.successResultOf(self.response))
+
     def test_unreachable(self) -> None:
         self.backend().disconnect()
         self.assertIsNone(self.successResultOf(self.response))

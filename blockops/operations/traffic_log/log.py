@@ -59,7 +59,7 @@ class NoTrafficLog:
     def write(self, record: Record) -> None:
         """Do nothing."""
 
-    def reopen(self, secrets: tuple[str, ...]) -> None:
+    def reopen(self, secrets: tuple[str, ...] | None = None) -> None:
         """Do nothing."""
 
     def close(self) -> Deferred[None]:
@@ -148,14 +148,14 @@ class TrafficLog:
         self._flush_call = None
         self._queue.flush()
 
-    def reopen(self, secrets: tuple[str, ...]) -> None:
+    def reopen(self, secrets: tuple[str, ...] | None = None) -> None:
         """
         Reopen the file now if it was moved or removed, not only at the next line.
 
         :param secrets: texts that are masked from now on; the previous ones stay masked too, since
-            responses to earlier requests may still contain them
+            responses to earlier requests may still contain them. None changes nothing
         """
-        if secrets != self._secrets:
+        if secrets is not None and secrets != self._secrets:
             masked = {*secrets, *self._secrets}
             # The longest first: a secret may be part of another.
             self._writer.secrets = tuple(sorted(masked, key=len, reverse=True))

@@ -24,15 +24,16 @@ def header_lines(headers: Headers) -> bytes:
     )
 
 
-def error_response(error: ApiError, headers: Headers) -> bytes:
+def error_response(error: ApiError, common: bytes, headers: Headers) -> bytes:
     """
     Return the complete response for `error`, the last one of its connection.
 
+    :param common: the lines of the headers that every response has
     :param headers: further headers of the response
     """
     body = error.body()
     lines = header_lines(headers) + b"".join(b"%s: %s\r\n" % header for header in error.headers())
     return (
-        b"HTTP/1.1 %d %s\r\nServer: %s\r\nContent-Type: application/json\r\n"
+        b"HTTP/1.1 %d %s\r\n%sContent-Type: application/json\r\n"
         b"%sContent-Length: %d\r\nConnection: close\r\n\r\n%s"
-    ) % (error.status, HTTPStatus(error.status).phrase.encode(), SERVER, lines, len(body), body)
+    ) % (error.status, HTTPStatus(error.status).phrase.encode(), common, lines, len(body), body)
