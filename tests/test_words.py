@@ -76,6 +76,27 @@ def identifiers(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
 
 
+def undefined_fields(source: str) -> Iterator[str]:
+    """Yield the `:param:` and `:ivar:` fields of docstrings whose name `source` does not define."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        functions = [node] if not isinstance(node, ast.ClassDef) else node.body
+        parameters = {
+            argument.arg
+            for function in functions
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            for argument in ast.walk(function.args)
+            if isinstance(argument, ast.arg)
+        }
+        attributes = {name for _, name in identifiers(ast.unparse(node))}
+        if isinstance(node, ast.ClassDef):
+            parameters |= attributes  # the fields of a dataclass are its parameters
+        for field, name in re.findall(r":(param|ivar) (\w+):", ast.get_docstring(node) or ""):
+            if name not in (parameters if field == "param" else attributes):
+                yield f"{node.name}: :{field} {name}:"
+
+
 class WordsTests(SynchronousTestCase):
     def test_no_forbidden_phrase(self):
         found = []
@@ -101,6 +122,26 @@ class WordsTests(SynchronousTestCase):
             if name.strip("_").lower() in PARTICIPLES
         ]
         self.assertEqual(found, [])
+
+    def test_documented_parameters_and_attributes_exist(self):
+        found = [
+            f"{path.relative_to(ROOT)}: {problem}"
+            for path in sorted((ROOT / "blockops").rglob("*.py"))
+            for problem in undefined_fields(path.read_text("utf-8"))
+        ]
+        self.assertEqual(found, [])
+
+    def test_undefined_fields_are_found(self):
+        source = (
+            "class C:\n"
+            '    """Text.\n\n    :param a: x\n    :param b: y\n'
+            '    :ivar c: z\n    :ivar d: z\n    """\n'
+            "    def __init__(self, a):\n        self.c = a\n"
+            'def f(x):\n    """Text.\n\n    :param y: z\n    """\n'
+        )
+        self.assertEqual(
+            list(undefined_fields(source)), ["C: :param b:", "C: :ivar d:", "f: :param y:"]
+        )
 
     def test_a_phrase_is_found_wherever_it_stands(self):
         for text in ("# the text behind it", "Return what", "AS FAR AS", "(in front of)"):

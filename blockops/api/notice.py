@@ -14,7 +14,7 @@ class Notice:
 
     :param place: where it is inserted
     :param text: its text, which may be set until the answer begins; empty for no notice
-    :ivar delivered: True once it is part of the answer
+    :ivar is_delivered: True once it is part of the answer
     """
 
     __slots__ = ("is_delivered", "place", "text")

@@ -17,7 +17,7 @@ class BodyBudget:
     Counts the bytes of buffered request bodies.
 
     :param limit: the most bytes at the same time
-    :ivar reserved: the bytes at present
+    :ivar reserved_size: the bytes at present
     :ivar rejections: requests that were rejected because the budget was used up
     """
 

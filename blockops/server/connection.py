@@ -104,7 +104,7 @@ class ConnectionOwner(Protocol):
     The part of `blockops.server.site.Site` that connections use.
 
     :ivar paused_connections: those whose input is paused while no response is unread
-    :ivar closing: each connection closes after its current response
+    :ivar is_closing: each connection closes after its current response
     """
 
     reactor: Any
@@ -159,7 +159,7 @@ class ClientConnection(TwistedProtocol):
 
     :ivar request: the current request; None between two requests
     :ivar deadline: when `on_deadline` is to be called, in seconds of the reactor's clock, or None
-    :ivar persistent: the connection stays open after the current response
+    :ivar is_persistent: the connection stays open after the current response
     """
 
     __slots__ = (

@@ -256,4 +256,4 @@ class ClientResponse:
             self._source.resumeProducing()
 
     def stopProducing(self) -> None:
-        """Do nothing: the connection is closing, and `disconnected` follows."""
+        """Do nothing: the connection is closing, and `mark_disconnected` is called next."""

@@ -59,7 +59,7 @@ class Site(TwistedSite):
     :ivar connections: those that are open
     :ivar paused_connections: those whose disconnect Twisted's transports do not notice, because
         input is paused and no response is unread
-    :ivar closing: each connection closes after its current response
+    :ivar is_closing: each connection closes after its current response
     """
 
     noisy = False

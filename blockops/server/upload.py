@@ -26,7 +26,7 @@ class StreamingUpload:
 
     :param length: of the body in bytes; None if it is unknown
     :param client: the producer of the data, paused when the consumer is slower
-    :ivar complete: the whole body has arrived
+    :ivar is_complete: the whole body has arrived
     :ivar size: bytes that have arrived
     :ivar on_failure: is called with the error for the client if the body will not be complete
     """
