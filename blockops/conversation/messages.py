@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from blockops.api.lenient_json import DECODE_ERRORS
-from blockops.conversation.cache import RecentCache
 from blockops.conversation.notices import remove_notices
+from blockops.conversation.recent_cache import RecentCache
 
 #: Messages whose `MessageInfo` is cached, in each of the cache's two generations: six long
 #: sessions, about 1.5 MB. Parsing a message again takes microseconds, so a larger cache would cost

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from blockops.api.chat.request import ChatRequest
-from blockops.conversation.cache import RecentCache
 from blockops.conversation.context_window import TrimPoint
 from blockops.conversation.messages import DIGEST_SIZE, Message, MessageInfo, first_user_digest
 from blockops.conversation.notices import NoticeKind
+from blockops.conversation.recent_cache import RecentCache
 from blockops.conversation.token_counts import ModelCounts
 
 #: Histories of one session, in each of the cache's two generations: an agent has sub-agents.

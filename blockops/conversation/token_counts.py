@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blockops.conversation.cache import RecentCache
 from blockops.conversation.messages import MessageInfo, digest, estimate_tokens
+from blockops.conversation.recent_cache import RecentCache
 
 #: Messages whose counts are stored, for each model, in each of the cache's two generations.
 MAX_COUNTS = 40_000

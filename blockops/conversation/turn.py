@@ -23,7 +23,6 @@ import msgspec
 from blockops.api.chat.request import ChatRequest
 from blockops.api.notice import Notice
 from blockops.conversation import notices
-from blockops.conversation.cache import RecentCache
 from blockops.conversation.context_window import ContextTrimmer
 from blockops.conversation.feedback import AnswerFeedback, PrefillNotice
 from blockops.conversation.messages import (
@@ -36,6 +35,7 @@ from blockops.conversation.messages import (
 )
 from blockops.conversation.notices import NoticeKind
 from blockops.conversation.options import Compatibility, ConversationOptions
+from blockops.conversation.recent_cache import RecentCache
 from blockops.conversation.sessions import ClientIdentity, Session, Sessions, identify
 from blockops.conversation.token_counts import TokenCounts, tools_info, upper_bound
 from blockops.conversation.tools_in_prompt import TOOL_FIELDS, ToolsInPrompt

@@ -38,7 +38,7 @@ from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.parser import COMPLETE_REASONS, ToolCallParser
 from blockops.toolcalls.tools import OfferedTools
 from blockops.toolcalls.verbatim import Verbatim
-from blockops.translation.backend_calls import BackendToolCalls
+from blockops.translation.structured_calls import StructuredCalls
 
 # Finish reasons that are passed to the parser. It gets None in place of any other.
 _KNOWN_REASONS = COMPLETE_REASONS | {"length", "content_filter"}
@@ -60,7 +60,6 @@ class ChoiceTranslator:
     """
 
     __slots__ = (
-        "_backend_calls",
         "_call_count",
         "_index",
         "_index_offset",
@@ -70,6 +69,7 @@ class ChoiceTranslator:
         "_parser",
         "_report",
         "_state",
+        "_structured_calls",
     )
 
     def __init__(
@@ -87,7 +87,7 @@ class ChoiceTranslator:
         self._report = report
         self._call_count = 0
         self._open_calls = 0
-        self._backend_calls = BackendToolCalls()
+        self._structured_calls = StructuredCalls()
         self._index_offset = 0
         self._state = ChoiceTranslator._await_role
 
@@ -163,9 +163,9 @@ class ChoiceTranslator:
         if self.is_finished:
             return []
         deltas = [*self.start(), *self._flush_parser()]
-        if self._open_calls or not self._backend_calls.is_complete:
+        if self._open_calls or not self._structured_calls.is_complete:
             reason = "length"
-        elif self._call_count or self._backend_calls.has_started:
+        elif self._call_count or self._structured_calls.has_started:
             reason = self._finish_reason("tool_calls")
         else:
             reason = "stop"
@@ -191,7 +191,7 @@ class ChoiceTranslator:
     def _translate(self, choice: ChunkChoice) -> ChoiceRewrite | None:
         delta = choice.delta or _NO_DELTA
         if delta.tool_calls or delta.function_call is not None:
-            return self._start_backend_calls(choice, delta)
+            return self._start_structured_calls(choice, delta)
         if choice.finish_reason:
             return self._translate_last(delta.content, choice.finish_reason)
         result = self.feed(delta.content) if delta.content else None
@@ -211,7 +211,7 @@ class ChoiceTranslator:
             return None
         return ChoiceRewrite([*encoded, last])
 
-    def _start_backend_calls(self, choice: ChunkChoice, delta: Delta) -> ChoiceRewrite | None:
+    def _start_structured_calls(self, choice: ChunkChoice, delta: Delta) -> ChoiceRewrite | None:
         deltas = self._parser.feed(delta.content) if delta.content else []
         is_unchanged = _is_unchanged(deltas, delta.content)
         rest = self._parser.finish(None)
@@ -236,7 +236,7 @@ class ChoiceTranslator:
         :param content: the deltas for its content
         :param is_unchanged: True if they are the content that was received
         """
-        for name in self._backend_calls.record(choice.delta or _NO_DELTA):
+        for name in self._structured_calls.record(choice.delta or _NO_DELTA):
             self._report.add_call(name, STRUCTURED)
         reason = self._finish_reason(choice.finish_reason) if choice.finish_reason else None
         last = [self._last_delta(reason)] if reason else []
@@ -262,7 +262,7 @@ class ChoiceTranslator:
             return "length"  # truncated, whatever the backend reports
         if not self._call_count:
             # mlx-lm reports "tool_calls" for calls that it could not parse and did not send.
-            is_lost = backend_reason == "tool_calls" and not self._backend_calls.has_started
+            is_lost = backend_reason == "tool_calls" and not self._structured_calls.has_started
             return "stop" if is_lost else backend_reason
         return "stop" if self._is_forced else "tool_calls"
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
+from blockops.api.chat.chunk_template import split_template
 from blockops.api.chat.chunks import OutgoingDelta, TextFragment, make_delta
-from blockops.api.chat.template import split_template
 from blockops.toolcalls.verbatim import Verbatim
 
 _decode_string = msgspec.json.Decoder(str).decode

@@ -8,7 +8,6 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.conversation.cache import RecentCache
 from blockops.conversation.messages import (
     MessageInfo,
     MessageParser,
@@ -18,6 +17,7 @@ from blockops.conversation.messages import (
     strip_reset_command,
 )
 from blockops.conversation.notices import leading_block, session_banner
+from blockops.conversation.recent_cache import RecentCache
 from tests.conversation.histories import assistant, decoded, system, to_json, tool_result, user
 
 

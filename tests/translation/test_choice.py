@@ -27,8 +27,8 @@ from blockops.toolcalls.deltas import Delta as ParserDelta
 from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.tools import OfferedTools
 from blockops.translation import choice as choice_module
-from blockops.translation.backend_calls import BackendToolCalls
 from blockops.translation.choice import ChoiceTranslator
+from blockops.translation.structured_calls import StructuredCalls
 from tests.api.requests import counted_ids
 
 FIRST = "call_" + "0" * 24
@@ -334,7 +334,7 @@ class EndTests(ChoiceTestCase):
         )
         self.assertEqual(self.translator(role=False).flush(), [])
 
-    def test_flush_after_backend_calls(self) -> None:
+    def test_flush_after_structured_calls(self) -> None:
         choice = self.translator()
         choice.receive(part(tool_calls=[ToolCall(0, Function("g"))]))
         self.assertEqual(choice.flush(), [])
@@ -424,17 +424,17 @@ class BackendCallTests(ChoiceTestCase):
         self.assertEqual(self.report.tool_names, ["g"])
 
 
-class BackendToolCallsTests(SynchronousTestCase):
+class StructuredCallsTests(SynchronousTestCase):
     """The record of calls structured by the backend."""
 
     def record(self, *calls: ToolCall) -> tuple[list[str], bool]:
-        calls_seen = BackendToolCalls()
+        calls_seen = StructuredCalls()
         names = [name for call in calls for name in calls_seen.record(Delta(tool_calls=[call]))]
         return names, calls_seen.is_complete
 
     def test_none(self) -> None:
         self.assertEqual(self.record(), ([], True))
-        self.assertFalse(BackendToolCalls().has_started)
+        self.assertFalse(StructuredCalls().has_started)
 
     def test_name_repeated(self) -> None:
         calls = [ToolCall(0, Function("f", "{")), ToolCall(0, Function("f", "}"))]

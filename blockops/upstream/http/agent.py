@@ -29,7 +29,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IPolicyForHT
 from zope.interface import implementer
 
 from blockops.net.addresses import parse_ip
-from blockops.upstream.http import nearby
+from blockops.upstream.http import loopback
 from blockops.upstream.http.connection import BackendConnection, BackendRequest
 
 #: Seconds after which the next address of a host name is tried while the one before it is pending.
@@ -126,7 +126,7 @@ class _Origin:
         self._is_tls = uri.scheme == b"https"
         self._endpoint = self._make_endpoint(policy)
         plain = self._endpoint is None
-        self._loopback_family = nearby.loopback_family(reactor, self._host) if plain else None
+        self._loopback_family = loopback.loopback_family(reactor, self._host) if plain else None
         self.netloc = uri.netloc
 
     def _make_endpoint(self, policy: IPolicyForHTTPS) -> IStreamClientEndpoint | None:
@@ -148,7 +148,7 @@ class _Origin:
     def connect(self, connection: BackendConnection) -> Callable[[], object]:
         """Start to connect `connection`; return a function that cancels the attempt."""
         factory = _Factory(connection)
-        if self._loopback_family is not None and nearby.connect_now(
+        if self._loopback_family is not None and loopback.connect_now(
             self._reactor, self._loopback_family, self._host, self._port, factory
         ):
             return _noop

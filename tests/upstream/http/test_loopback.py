@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from blockops.upstream.http.agent import SingleUseAgent
-from blockops.upstream.http.nearby import connect_now, loopback_family
+from blockops.upstream.http.loopback import connect_now, loopback_family
 
 HERE = "127.0.0.1"
 FACTORY = cast("IProtocolFactory", Factory())

@@ -10,7 +10,7 @@ from blockops.api.chat.chunks import Delta, Function, ToolCall
 _MAX_ARGUMENTS = 1024 * 1024
 
 
-class BackendToolCalls:
+class StructuredCalls:
     """
     Records the backend's own calls in one choice.
 
