@@ -51,7 +51,9 @@ def makeService(options: CommandLine) -> IService:
     reactor.callWhenRunning(freeze_gc)
     try:
         return make_service(settings, reactor, options.read_settings)
-    except ValueError as error:  # an invalid dialect of a plugin, or a --backend-ca that is not PEM
+    except (
+        ValueError
+    ) as error:  # an invalid dialect of a plugin, or a --backend-ca without a valid one
         raise SystemExit(f"blockops: {error}") from None
 
 

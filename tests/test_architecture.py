@@ -91,6 +91,7 @@ TOP_LEVEL_FILES = {
 #: Import name -> the requirement in setup.cfg that installs it.
 INSTALLED_BY = {
     "hyperlink": "twisted",
+    "OpenSSL": "twisted",
     "zope": "twisted",
     "prometheus_client": "prometheus-client",
 }

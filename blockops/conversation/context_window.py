@@ -301,7 +301,11 @@ class _Trimming:
         )
 
     def run(self, start: TrimPoint) -> None:
-        """Add all steps and trim; resume after the steps that were examined for `start`."""
+        """
+        Add the steps that `start` keeps, then the later ones.
+
+        The prompt is trimmed before and after each later step, and once more at the end.
+        """
         table = self.table
         resumed = min(start.examined_steps, len(table.steps))
         self.dropped_steps = start.dropped_steps
@@ -417,7 +421,7 @@ def _too_long(tokens: int, hard: int) -> ApiError:
     return ApiError(
         400,
         f"This conversation has about {tokens:,} tokens even after trimming; at most {hard:,} are "
-        "allowed (TOKEN_HARD_THRESHOLD). Send a shorter last message, system prompt or list of "
+        "allowed (--token-hard-threshold). Send a shorter last message, system prompt or list of "
         "tools, or start over with /new.",
         code="context_length_exceeded",
         param="messages",

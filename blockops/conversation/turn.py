@@ -267,7 +267,7 @@ class ChatTurn:
         self, *, memory_notice_kind: NoticeKind | None, memory_percent: float, may_add_header: bool
     ) -> bytes:
         """
-        Trim the history, queue notices, and return the body for the backend.
+        Trim the history, set the answer's notices, and return the body for the backend.
 
         :param memory_notice_kind: the notice for the machine's memory; None if there is enough
         :param memory_percent: the share of the machine's memory that is available, in per cent

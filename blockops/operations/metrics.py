@@ -75,7 +75,7 @@ _STATUS_GAUGES = {
     ),
     "token_estimate_error_percent": (
         "token_estimate_error_ratio",
-        "Average relative error of the token estimates, against the backend's counts.",
+        "Relative error of the last token estimate, against the backend's count.",
         0.01,
     ),
     "backend_unreachable_seconds": (

@@ -203,7 +203,7 @@ class Exchange:
             self.cancel_with(self._internal_error(Failure()))
 
     def reset_for_retry(self) -> None:
-        """Forget the backend's response, because the request is sent again in another way."""
+        """Forget the backend's response, because the request is sent again with another body."""
         self.sent_at = None
         self.capture = BackendCapture(self._clock, self._settings.log_body)
 

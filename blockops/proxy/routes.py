@@ -114,7 +114,9 @@ class StatusResource(Resource):
     """
 
     isLeaf = True
-    not_found_hint = "This port has /metrics, /health and /ready. The API is on another one."
+    not_found_hint = (
+        "This address serves only /metrics, /health and /ready; the API has another address."
+    )
 
     def __init__(
         self, in_flight: InFlightRequests, endpoints: Endpoints, *, has_metrics: bool = True

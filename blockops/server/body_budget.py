@@ -38,8 +38,9 @@ class BodyBudget:
         self.rejections += 1
         return ApiError(
             503,
-            f"The memory for request bodies is used up: {self.reserved_size} bytes are in use, and"
-            f" --max-queued-bytes allows {self.limit}. Retry later.",
+            "The request body does not fit into the memory for request bodies:"
+            f" {self.reserved_size} bytes are in use, and --max-queued-bytes allows {self.limit}."
+            " Retry later.",
             type="server_error",
             code="body_budget_exceeded",
             retry_after=RETRY_AFTER,

@@ -144,7 +144,7 @@ class ConnectionRequest(Protocol):
         """Process the next piece of the body."""
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes, /) -> None:
-        """Process the end of the request."""
+        """Process the request, which has arrived completely."""
 
     def connectionLost(self, reason: Failure, /) -> None:
         """Stop the request: its response cannot be sent any more."""

@@ -139,14 +139,16 @@ def _read_secret(source: str, path: object) -> str:
     :param source: names the setting in the error's message
     :raises SettingError: the file cannot be read, or is not a short text
     """
-    if not isinstance(path, str):
-        raise SettingError(f"{source}: not accepted; give {types.FILE.accepts}")
     try:
-        with Path(path).expanduser().open(encoding="utf-8") as stream:
+        file: Path = types.FILE.parse(path)
+    except InvalidValue:
+        raise SettingError(f"{source}: not accepted; give {types.FILE.accepts}") from None
+    try:
+        with file.open(encoding="utf-8") as stream:
             content = stream.read(_MAX_SECRET_FILE + 1)
     except OSError as error:
         raise SettingError(f"{source}: {_quote(path)} cannot be read: {error.strerror}") from None
-    except (ValueError, RuntimeError):
+    except ValueError:
         raise SettingError(f"{source}: {_quote(path)} is not a text file in UTF-8") from None
     if len(content) > _MAX_SECRET_FILE:
         raise SettingError(
@@ -181,8 +183,8 @@ def _cross_validate(settings: Settings) -> None:
     """
     if settings.trim_target > settings.token_hard_threshold:
         raise SettingError(
-            f"TOKEN_TARGET: {settings.trim_target} is not accepted; give at most"
-            f" {settings.token_hard_threshold}, the value of TOKEN_HARD_THRESHOLD"
+            f"token-target: {settings.trim_target} is not accepted; give at most"
+            f" {settings.token_hard_threshold}, the value of token-hard-threshold"
         )
     if settings.forward_auth and settings.backend_key is not None:
         raise SettingError(

@@ -180,7 +180,7 @@ class Settings:
         "Backend",
         64 << 20,
         types.size(1024),
-        "Maximum size of a non-streaming backend response.",
+        "Maximum size of a non-streaming response, also of one aggregated from a stream.",
     )
 
     port: int = _setting(
@@ -280,9 +280,10 @@ class Settings:
         "Access",
         (),
         types.HOSTS,
-        "Host name under which clients may reach this machine's loopback addresses, besides"
-        " localhost, its own name and IP addresses; * allows any. Requests for other names get a"
-        " 403, unless API keys are used. Several are given as for --cors-origin.",
+        "Host name under which clients may reach this machine's loopback addresses, besides its"
+        " own name, IP addresses, names without a dot, and names that end in .localhost, .local or"
+        " .internal; * allows any. Requests for other names get a 403, unless API keys are used."
+        " Several are given as for --cors-origin.",
         default_text="none",
     )
 
@@ -361,8 +362,8 @@ class Settings:
         "pass",
         types.choice("pass", "prompt", "auto"),
         "pass forwards tools to the backend, for models whose chat template renders them; prompt"
-        " writes them into the prompt; auto forwards them, and writes them into the prompt for a"
-        " model if the backend rejects its tools.",
+        " writes them into the prompt; auto forwards them, and writes them into the prompt for"
+        " models for which the backend rejects tools.",
     )
     tool_format: str = _setting(
         "Translation",
@@ -381,7 +382,7 @@ class Settings:
         "Translation",
         "keep",
         types.choice("keep", "split"),
-        "keep leaves <think> blocks in the text, split moves them to reasoning_content.",
+        "keep leaves <think> blocks in the text; split moves them to reasoning_content.",
     )
     think_prefilled: bool = _setting(
         "Translation",

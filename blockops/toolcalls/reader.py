@@ -117,7 +117,9 @@ class CallReader(Protocol):
 
 @runtime_checkable
 class SupportsVerbatim(Protocol):
-    """A reader that can name the text that only continues the arguments, unchanged."""
+    """
+    A reader that provides a pattern for text that it would append to the arguments unchanged.
+    """
 
     @property
     def verbatim(self) -> Verbatim | None:

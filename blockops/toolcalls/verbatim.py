@@ -36,7 +36,11 @@ class Verbatim:
         return encode_basestring(text)[1:-1] if self.is_json_string else text
 
     def output_json(self, json: bytes) -> bytes:
-        """Return the JSON of the emitted text, for JSON that `json_pattern` matches."""
+        """
+        Return the JSON of the text that the parser would emit for `json`.
+
+        :param json: the JSON of a text, without its quotes, which `json_pattern` matches
+        """
         if not self.is_json_string:
             return json
         return json.replace(b"\\", b"\\\\").replace(b'"', b'\\"')

@@ -122,7 +122,7 @@ class AliasedPassThrough(PassThrough):
         return super().receive_data(b"".join(out))
 
     def end(self, *, is_truncated: bool) -> bytes:
-        """Return the bytes held back, and what `PassThrough.end` returns."""
+        """Return the bytes held back, and an error event if the response was truncated."""
         if self._pending.endswith((b"\r\r", b"\n\r")):
             self._pending[:] = self._rename(bytes(self._pending))
         return super().receive_data(self._flush()) + super().end(is_truncated=is_truncated)

@@ -132,7 +132,7 @@ class AdmissionQueue:
         return ApiError(
             429,
             f"The backend is busy: {reason}. Retry later. If the backend can handle more, raise "
-            "MAX_CONCURRENT, MAX_QUEUE or QUEUE_TIMEOUT.",
+            "--max-concurrent, --max-queue or --queue-timeout.",
             type="rate_limit_error",
             code="concurrency_limit",
             retry_after=min(max(math.ceil(rounds * self._average_hold), shortest), longest),

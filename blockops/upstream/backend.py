@@ -186,7 +186,7 @@ class Backend:
             raise ApiError(
                 502,
                 f"The backend's response is larger than {self._max_answer} bytes. Raise "
-                "--max-answer if answers may be that large.",
+                "--max-answer to allow it.",
                 type="server_error",
                 code="backend_response_too_large",
             ) from None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hyperlink import EncodedURL
+from OpenSSL.crypto import Error as OpenSSLError
 from treq.client import HTTPClient
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
@@ -74,15 +75,20 @@ def https_policy(ca: Path | None) -> BrowserLikePolicyForHTTPS:
     Return the policy that verifies the backend's certificate.
 
     :param ca: PEM file with the certificates to trust, or None to trust those of the platform
-    :raises ValueError: `ca` contains no certificate
+    :raises ValueError: `ca` contains no certificate, or an invalid one; with one line for the user
     """
     if ca is None:
         return BrowserLikePolicyForHTTPS()
     end = b"-----END CERTIFICATE-----"
     pems = [part + end for part in ca.read_bytes().split(end) if b"BEGIN CERTIFICATE" in part]
     if not pems:
-        raise ValueError(f"there is no PEM certificate in {ca}")
-    roots = [Certificate.loadPEM(pem) for pem in pems]
+        raise ValueError(f"backend-ca: {ca} contains no certificate; give a PEM file")
+    try:
+        roots = [Certificate.loadPEM(pem) for pem in pems]
+    except OpenSSLError:
+        raise ValueError(
+            f"backend-ca: {ca} contains an invalid certificate; give a PEM file"
+        ) from None
     return BrowserLikePolicyForHTTPS(trustRootFromCertificates(roots))
 
 

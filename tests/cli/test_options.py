@@ -399,6 +399,17 @@ class MakeServiceTests(SynchronousTestCase):
         exit_ = self.assertRaises(SystemExit, self.make)
         self.assertEqual(exit_.code, "blockops: the dialect 'x' of a plugin has no openers")
 
+    def test_an_invalid_certificate(self):
+        path = Path(self.mktemp()).absolute()
+        path.write_text("-----BEGIN CERTIFICATE-----\nMII!!\n-----END CERTIFICATE-----\n")
+        exit_ = self.assertRaises(
+            SystemExit, self.make, "--backend=https://llm.lan", f"--backend-ca={path}"
+        )
+        self.assertEqual(
+            exit_.code,
+            f"blockops: backend-ca: {path} contains an invalid certificate; give a PEM file",
+        )
+
     def test_invalid_endpoints(self):
         for text in ("carrier-pigeon:1", "tcp:http", "tcp", "ssl:1:privateKey=/missing", "unix"):
             exit_ = self.assertRaises(SystemExit, self.make, "--listen=tcp:0", "--listen", text)

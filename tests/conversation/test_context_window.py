@@ -215,7 +215,7 @@ class TrimTests(SynchronousTestCase):
         ):
             error = self.assertRaises(ApiError, TrimmedConversation().trim, messages)
             self.assertEqual((error.status, error.code), (400, "context_length_exceeded"))
-            self.assertIn("TOKEN_HARD_THRESHOLD", error.message)
+            self.assertIn("--token-hard-threshold", error.message)
 
     def test_incomplete_last_step_is_rejected_with_its_reason(self) -> None:
         for end, reason in (

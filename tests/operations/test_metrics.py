@@ -329,7 +329,7 @@ class AdminListenTests(MetricsTestCase):
         ):
             client = self.get(target)
             self.assertEqual(client.status(), 404, target)
-            self.assertIn("This port has /metrics", client.error()["message"])
+            self.assertIn("This address serves only /metrics", client.error()["message"])
         client = self.get("/health")
         client.wire.clear()
         client.post("/v1/chat/completions", chat())

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
+from pathlib import Path
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops import __version__
+from blockops.proxy import routes
 from tests.world import World, chat, chunk
+
+ACCESS_PAGE = Path(__file__).parent.parent.parent / "docs" / "access.md"
+
+
+class LabelTests(SynchronousTestCase):
+    """The routes' labels in the metrics."""
+
+    def test_the_page_lists_all_labels(self) -> None:
+        labels = {"none"}  # of requests that no route serves
+        for node in ast.walk(ast.parse(inspect.getsource(routes))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Route":
+                _, _, label = node.args
+                labels.add(ast.literal_eval(label))
+        row = re.search(r"Routes: (.*?)\. Statuses: ", ACCESS_PAGE.read_text("utf-8"))
+        assert row is not None
+        listed = re.findall(r"`([a-z]+)`", row[1])
+        self.assertEqual(sorted(listed), sorted(labels))
 
 
 class RouteTests(SynchronousTestCase):

@@ -124,8 +124,21 @@ class KeyFileTests(SynchronousTestCase):
             )
             self.assertNotIn("line one", str(error))
 
-    def test_path_of_another_type(self) -> None:
-        self.assertRaises(SettingError, resolve, {}, {}, ConfigFile("f", {"backend-key-file": 3}))
+    def test_the_home_of_an_unknown_user(self) -> None:
+        path = "~no-user-of-this-name/key"
+        error = self.assertRaises(SettingError, resolve, {}, {"BLOCKOPS_BACKEND_KEY_FILE": path})
+        self.assertEqual(
+            str(error),
+            f"BLOCKOPS_BACKEND_KEY_FILE: '{path}' cannot be read: No such file or directory",
+        )
+
+    def test_what_is_no_path(self) -> None:
+        for path in (3, "a\0b"):
+            file = ConfigFile("f", {"backend-key-file": path})
+            error = self.assertRaises(SettingError, resolve, {}, {}, file)
+            self.assertEqual(
+                str(error), "backend-key-file in f: not accepted; give the path of a file"
+            )
 
 
 class BackendCaTests(SynchronousTestCase):

@@ -137,7 +137,7 @@ class TableTests(SynchronousTestCase):
     def test_target_above_the_hard_threshold(self) -> None:
         environ = {"TOKEN_TARGET": "101", "TOKEN_HARD_THRESHOLD": "100"}
         error = self.assertRaises(SettingError, resolve, {}, environ)
-        self.assertIn("TOKEN_TARGET: 101", str(error))
+        self.assertIn("token-target: 101", str(error))
         self.assertIn("100", str(error))
 
     def test_forward_auth_excludes_a_backend_key(self) -> None:

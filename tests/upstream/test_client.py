@@ -237,7 +237,24 @@ class HTTPSPolicyTests(SynchronousTestCase):
     def test_no_certificate(self) -> None:
         empty = Path(self.mktemp())
         empty.write_bytes(b"nothing")
-        self.assertRaises(ValueError, https_policy, empty)
+        error = self.assertRaises(ValueError, https_policy, empty)
+        self.assertEqual(
+            str(error), f"backend-ca: {empty} contains no certificate; give a PEM file"
+        )
+
+    def test_an_invalid_certificate(self) -> None:
+        broken = Path(self.mktemp())
+        for content in (
+            "",
+            "-----END CERTIFICATE-----\n",
+            "MII!!\n-----END CERTIFICATE-----\n",
+            "TUlJ\n-----END CERTIFICATE-----\n",
+        ):
+            broken.write_text(f"-----BEGIN CERTIFICATE-----\n{content}")
+            error = self.assertRaises(ValueError, https_policy, broken)
+            self.assertEqual(
+                str(error), f"backend-ca: {broken} contains an invalid certificate; give a PEM file"
+            )
 
 
 class ConnectTimeoutTests(SynchronousTestCase):

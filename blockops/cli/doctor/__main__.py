@@ -16,9 +16,24 @@ from blockops.cli.doctor.findings import DiagnosisReport, sanitize
 from blockops.cli.doctor.tools import QUESTION
 from blockops.daemon.wiring import DEMO
 from blockops.errors import ApiError
+from blockops.settings import types
 from blockops.settings.sources import SettingError, resolve
 from blockops.settings.table import Settings
+from blockops.settings.types import InvalidValue
 from blockops.upstream.client import BackendClient
+
+_PATIENCE = types.duration()
+
+
+def _parse_patience(text: str) -> float:
+    try:
+        seconds: float = _PATIENCE.parse(text)
+    except InvalidValue:
+        # argparse would print its usage before an error of its own.
+        raise SystemExit(
+            f"blockops: --patience: {text!r} is not accepted; give {_PATIENCE.accepts}"
+        ) from None
+    return seconds
 
 
 def _arguments(command_line: Sequence[str]) -> argparse.Namespace:
@@ -50,7 +65,7 @@ def _arguments(command_line: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--patience",
-        type=float,
+        type=_parse_patience,
         default=120.0,
         metavar="SECONDS",
         help="maximum time of one response, including loading the model; default: %(default)g",
@@ -74,13 +89,16 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 async def _diagnose(reactor: Any, arguments: argparse.Namespace, settings: Settings) -> None:
-    client = BackendClient(
-        reactor,
-        settings.backend,
-        key=settings.backend_key,
-        ca=settings.backend_ca,
-        connect_timeout=settings.connect_timeout,
-    )
+    try:
+        client = BackendClient(
+            reactor,
+            settings.backend,
+            key=settings.backend_key,
+            ca=settings.backend_ca,
+            connect_timeout=settings.connect_timeout,
+        )
+    except ValueError as error:  # a --backend-ca without a valid certificate
+        raise SystemExit(f"blockops: {error}") from None
     diagnosis = Diagnosis(
         reactor,
         client,

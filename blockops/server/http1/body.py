@@ -167,6 +167,6 @@ class ChunkedBody:
 def _bad_chunk() -> ApiError:
     return ApiError(
         400,
-        "The request body is not valid chunked data, as its Transfer-Encoding declares it. Send it"
-        " in chunks, or with a Content-Length instead.",
+        "The request declares Transfer-Encoding: chunked, but its body is not valid chunked data."
+        " Encode it in chunks, or send a Content-Length instead.",
     )

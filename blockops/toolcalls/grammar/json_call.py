@@ -126,7 +126,11 @@ class JsonCall(JsonStateMachine):
 
     @property
     def verbatim(self) -> Verbatim | None:
-        """The text that would be appended to the arguments unchanged, without a change of state."""
+        """
+        The pattern of text that would be appended to the arguments unchanged.
+
+        None outside of the arguments.
+        """
         is_in_arguments = self.has_started and self._state == self._in_arguments
         return self._value.verbatim if is_in_arguments else None
 
@@ -375,7 +379,11 @@ class JsonCall(JsonStateMachine):
 
 
 def _decode_string(literal: str) -> str:
-    """Return the value of a JSON string, or "" if it has none that can be encoded as UTF-8."""
+    """
+    Return the value of a JSON string.
+
+    :returns: "" if it is not valid JSON or cannot be encoded as UTF-8
+    """
     try:
         value: str = json.loads(literal)
         value.encode()
