@@ -51,9 +51,8 @@ def makeService(options: CommandLine) -> IService:
     reactor.callWhenRunning(freeze_gc)
     try:
         return make_service(settings, reactor, options.read_settings)
-    except (
-        ValueError
-    ) as error:  # an invalid dialect of a plugin, or a --backend-ca without a valid one
+    except ValueError as error:
+        # A plugin's dialect is invalid, or --backend-ca has no valid certificate.
         raise SystemExit(f"blockops: {error}") from None
 
 

@@ -18,7 +18,8 @@ model itself writes about notices. Therefore a text is a notice only if
 - each of its lines is a sentence of this module. This also decides where a notice ends that has
   lost its blank line.
 
-If you change a sentence, keep the old form in `_SENTENCES`: clients keep histories for a long time.
+If you change a sentence, keep the old form in `FORMER_SENTENCES`: clients keep histories for a long
+time.
 
 The removal works on the JSON text of a message, which is neither parsed nor encoded again, so that
 no other byte changes. Every JSON encoder writes a newline as `\n`. Of the characters in the
@@ -39,6 +40,14 @@ from blockops.api.lenient_json import DECODE_ERRORS
 
 LEADING_MARKER = "[blockops notice]"
 TRAILING_MARKER = "[blockops adds]"
+
+#: Sentences that earlier versions inserted, which stored histories still contain.
+FORMER_SENTENCES = (
+    (
+        "This conversation is long: about 1 tokens (notice at 2). At 3 the oldest part"
+        " behind the first message is left out; /new begins anew."
+    ),
+)
 
 #: Characters of the longest model name that a notice contains.
 MAX_MODEL_NAME = 200
@@ -121,7 +130,7 @@ _NAME = rb"(?:(?!\[blockops |%b|\.(?:[ ]|\\t))(?:[^\\]|\\[^nr])){1,%d}" % (
     12 * MAX_MODEL_NAME,
 )
 _SENTENCES = [
-    *map(_sentence_pattern, (session_banner(""), context_notice(1, 2, 3))),
+    *map(_sentence_pattern, (session_banner(""), context_notice(1, 2, 3), *FORMER_SENTENCES)),
     _sentence_pattern(session_banner("NAME")).replace(b"NAME", _NAME),
     *(
         _sentence_pattern(memory_notice(kind, 1))

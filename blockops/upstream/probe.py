@@ -36,11 +36,13 @@ class ProbeResponse(NamedTuple):
     A response of the backend, with its body.
 
     :ivar server: the value of its `Server` header, or empty
+    :ivar is_complete: False if the connection broke within the body
     """
 
     status: int
     body: bytes
     server: str = ""
+    is_complete: bool = True
 
     @property
     def is_success(self) -> bool:
@@ -100,17 +102,14 @@ class BackendProbe:
         )
         return result
 
-    async def _request(self, call: str, body: Any) -> ProbeResponse | None:
+    async def _request(self, call: str, body: Any) -> ProbeResponse:
         method, _, target = call.partition(" ")
         headers = Headers({"Content-Type": ["application/json"]}) if body is not None else None
         data = None if body is None else msgspec.json.encode(body)
         response: IResponse = await self._client.request(method, target, headers, data)
         content, is_complete = await collect(response, MAX_BODY, lambda _: None)
-        if not is_complete:
-            # A truncated body implies nothing about the backend's features.
-            return None
         server = response.headers.getRawHeaders(b"Server", [b""])[0]
-        return ProbeResponse(response.code, content, server.decode("latin-1"))
+        return ProbeResponse(response.code, content, server.decode("latin-1"), is_complete)
 
 
 def _none_if_failed(failure: Failure) -> None:

@@ -53,7 +53,7 @@ class Tokenizer:
 
     def _read_count(self, response: ProbeResponse | None, model: str | None) -> int | None:
         """Return the count in `response`, or None; record whether the backend has the route."""
-        if response is None or response.is_server_error:
+        if response is None or response.is_server_error or not response.is_complete:
             self._retry_at = self._clock.seconds() + RETRY_PAUSE
             return None
         if model and not response.is_success and model.encode("utf-8", "replace") in response.body:

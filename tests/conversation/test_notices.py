@@ -295,6 +295,16 @@ class ForeignTextTests(SynchronousTestCase):
         self.assert_unchanged(f"A line that ends with {TRAILING_MARKER}\n{BANNER}\n\n")
         self.assert_unchanged(f"In the middle\n\n{LEADING_MARKER}\n{BANNER}\n\nof it")
 
+    def test_former_sentences(self) -> None:
+        for sentence in notices.FORMER_SENTENCES:
+            self.assertEqual(cleaned_text(leading_block([sentence]) + "Hello"), "Hello")
+            self.assertEqual(cleaned_text("Hello" + trailing_block([sentence])), "Hello")
+        old = (
+            "This conversation is long: about 81,234 tokens (notice at 80,000). At 100,000 the "
+            + notices.FORMER_SENTENCES[0].partition(" the ")[2]
+        )
+        self.assertEqual(cleaned_text(leading_block([old]) + "Hello"), "Hello")
+
     def test_other_sentences(self) -> None:
         for line in (
             "Hi.",

@@ -8,6 +8,9 @@ from twisted.internet.defer import Deferred, succeed
 
 from blockops.upstream.probe import TIMEOUT, BackendProbe, ProbeResponse
 
+#: The fields of a `ProbeResponse`; the last ones may be omitted.
+ScriptedResponse = tuple[int, bytes] | tuple[int, bytes, str, bool]
+
 
 class ScriptedProbe(BackendProbe):
     """
@@ -18,7 +21,7 @@ class ScriptedProbe(BackendProbe):
     :ivar bodies: their bodies
     """
 
-    def __init__(self, responses: dict[str, tuple[int, bytes]] | None = None) -> None:
+    def __init__(self, responses: dict[str, ScriptedResponse] | None = None) -> None:
         self.responses = responses or {}
         self.calls: list[str] = []
         self.bodies: list[Any] = []

@@ -45,7 +45,9 @@ class BackendProbeTests(SynchronousTestCase):
         backend = self.backend()
         backend.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")
         backend.disconnect()
-        self.assertIsNone(self.successResultOf(self.response))
+        response = self.successResultOf(self.response)
+        assert response is not None
+        self.assertEqual((response.status, response.is_complete), (200, False))
 
     def test_unreachable(self) -> None:
         self.backend().disconnect()

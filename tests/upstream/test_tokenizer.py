@@ -7,11 +7,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.upstream.tokenizer import RETRY_PAUSE, Tokenizer
-from tests.upstream.scripted_probe import ScriptedProbe
+from tests.upstream.scripted_probe import ScriptedProbe, ScriptedResponse
 
 
 class TokenizerTests(SynchronousTestCase):
-    def make(self, response: tuple[int, bytes] | None) -> tuple[Tokenizer, ScriptedProbe, Clock]:
+    def make(self, response: ScriptedResponse | None) -> tuple[Tokenizer, ScriptedProbe, Clock]:
         probe = ScriptedProbe({} if response is None else {"POST /tokenize": response})
         clock = Clock()
         clock.advance(1_000)
@@ -50,6 +50,13 @@ class TokenizerTests(SynchronousTestCase):
             clock.advance(RETRY_PAUSE)
             probe.responses["POST /tokenize"] = (200, b'{"count":1}')
             self.assertEqual(self.count(tokenizer), 1)
+
+    def test_a_truncated_response_implies_nothing_about_the_route(self) -> None:
+        tokenizer, probe, clock = self.make((200, b'{"tok', "", False))
+        self.assertIsNone(self.count(tokenizer))
+        probe.responses = {"POST /tokenize": (200, b'{"tokens":[1,2,3]}')}
+        clock.advance(RETRY_PAUSE)
+        self.assertEqual(self.count(tokenizer), 3)
 
     def test_an_unknown_model_implies_nothing_about_the_route(self) -> None:
         tokenizer, probe, _ = self.make(
