@@ -94,7 +94,7 @@ class PromptCacheReset:
             )
             return None
         models = response.decode(_Models)
-        owners = {model.owned_by for model in models.data} if models is not None else set()
+        owners = [model.owned_by for model in models.data] if models is not None else []
         if LLAMACPP in owners:
             response = await self._probe.request("GET /props")
             props = response.decode(_Props) if response is not None else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -11,8 +13,8 @@ from tests.upstream.scripted_probe import ScriptedProbe
 MODELS = "GET /v1/models"
 
 
-def owned_by(owner: str) -> tuple[int, bytes]:
-    return 200, b'{"data":[{"id":"m","owned_by":"%s"}]}' % owner.encode()
+def owned_by(*owners: str) -> tuple[int, bytes]:
+    return 200, json.dumps({"data": [{"id": "m", "owned_by": owner} for owner in owners]}).encode()
 
 
 class PromptCacheResetTests(SynchronousTestCase):
@@ -40,6 +42,12 @@ class PromptCacheResetTests(SynchronousTestCase):
             ("unknown", "DELETE /v1/cache"),
         ):
             probe = ScriptedProbe({MODELS: owned_by(owner), call: (200, b'{"success": true}')})
+            self.check(probe, "auto", MODELS, call)
+
+    def test_the_first_known_kind_decides(self) -> None:
+        for owners in (["x", "vllm", "sglang", "vllm-mlx"], ["vllm", "vllm-mlx", "sglang", "a"]):
+            call = "POST /reset_prefix_cache"
+            probe = ScriptedProbe({MODELS: owned_by(*owners), call: (200, b"{}")})
             self.check(probe, "auto", MODELS, call)
 
     def test_the_slots_of_llamacpp(self) -> None:

@@ -79,7 +79,8 @@ class JsonCallReader(ABC):
             return self._end_call("")
         if not self._call.has_started:
             return NotACall()
-        is_in_arguments = self._state == self._in_object and not self._call.has_all_arguments
+        is_in_object = self._state in {self._in_object, self._at_error}
+        is_in_arguments = is_in_object and not self._call.has_all_arguments
         if is_in_arguments and (pending := self._call.pending_text()):
             # The beginning of a word or an escape: the client gets all that the model wrote.
             out.append(CallArguments(pending))
