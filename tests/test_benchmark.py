@@ -21,7 +21,7 @@ from unittest import skipUnless
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from benchmarks import figures, proxy
+from benchmarks import captures, figures, proxy
 from benchmarks.figures import Bound, Range, Rounds
 from benchmarks.load import (
     ChunkedDecoder,
@@ -33,6 +33,14 @@ from benchmarks.load import (
     timed_events,
 )
 from benchmarks.mock_backend import MockBackend, SendTimes
+from benchmarks.recorded import (
+    NO_TOOLS,
+    SERVERS,
+    TOOLS,
+    find_error,
+    read_streams,
+    translator_factory,
+)
 from benchmarks.scenarios import PLAIN_PAIRS
 from benchmarks.streams import (
     DIALECTS,
@@ -410,9 +418,9 @@ class FigureTests(SynchronousTestCase):
         )
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, program: str = "proxy.py") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "benchmarks/proxy.py", *arguments],
+        [sys.executable, f"benchmarks/{program}", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -440,6 +448,93 @@ class ProgramTests(SynchronousTestCase):
         self.assertIn("there are main, formats, paced,", process.stderr)
 
 
+class CapturesTests(SynchronousTestCase):
+    """The benchmark of the recorded streams."""
+
+    def setUp(self):
+        self.streams = {stream.name: stream for stream in read_streams()}
+
+    def measure(self, name: str, *, is_one_read: bool = False) -> list[captures.Measurement]:
+        runner = captures.Captures([self.streams[name]], repeat=1, is_one_read=is_one_read)
+        runner.run_round()
+        return runner.measurements
+
+    def test_only_answered_streams_are_read(self):
+        self.assertIn("transformers-think", self.streams)
+        self.assertIn("mlx-overflow-s", self.streams)
+        for name in ("llamacpp-nostream", "vllm-required", "transformers-err-max0"):
+            self.assertNotIn(name, self.streams)
+
+    def test_every_server_has_streams(self):
+        servers = {stream.server for stream in self.streams.values()}
+        self.assertEqual(servers, set(SERVERS))
+
+    def test_synthetic_streams_have_the_text_of_their_source(self):
+        source = b"".join(self.streams["vllm-plain"].events)
+        for name in ("reasoning_content", "reasoning"):
+            stream = b"".join(self.streams[f"vllm-{name}-synthetic"].events)
+            self.assertEqual(stream.count(f'"{name}":'.encode()), 11)
+            self.assertEqual(stream.replace(f'"{name}":'.encode(), b'"content":'), source)
+
+    def test_translators_know_the_tools(self):
+        events = self.streams["vllm-json"].events
+        for variant, expected in ((TOOLS, ["search"]), (NO_TOOLS, [])):
+            translator = translator_factory(variant)()
+            for event in events:
+                translator.receive_data(event)
+            self.assertEqual(translator.report.tool_names, expected)
+
+    def test_both_variants_of_one_stream(self):
+        for is_one_read in (False, True):
+            tools, no_tools = self.measure("vllm-json", is_one_read=is_one_read)
+            self.assertEqual((tools.variant, no_tools.variant), (TOOLS, NO_TOOLS))
+            self.assertEqual((tools.errors, no_tools.errors), ([], []))
+            self.assertTrue(0 < tools.passed < no_tools.passed <= 1)
+            self.assertTrue(tools.cost > 0 < tools.bare_cost)
+
+    def test_wrong_streams_are_found(self):
+        events = self.streams["vllm-plain"].events
+        self.assertIsNone(find_error(b"".join(events)))
+        error = b'data: {"error": {"message": "broken"}}\n\n'
+        for wrong in (events[:-1], events[1:], (*events, events[-1]), (events[0], error)):
+            self.assertIsNotNone(find_error(b"".join(wrong)), wrong)
+
+    def test_bounds(self):
+        figures = [
+            captures.Measurement(name, "vllm", variant, 9, 1.0, [cost, 99.0], [1.0])
+            for name, variant, cost in (("a", TOOLS, 4.0), ("b", TOOLS, 11.0), ("a", NO_TOOLS, 1.0))
+        ]
+        self.assertEqual(
+            list(captures.find_violations(figures, None)),
+            ["b, tools: 2.75 x the cheapest, more than 2.5"],
+        )
+        figures[1].rounds.append(10.0)
+        self.assertEqual(
+            list(captures.find_violations(figures, 4.0)),
+            ["b, tools: 10.00 us per event, more than 4"],
+        )
+
+    def run_program(self, arguments: str) -> subprocess.CompletedProcess[str]:
+        common = shlex.split("--only vllm-plain --rounds 1 --repeat 1")
+        return run(*common, *shlex.split(arguments), program="captures.py")
+
+    def test_a_short_run(self):
+        process = self.run_program("--markdown")
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertIn("\n| vllm-plain | 26 | ", process.stdout)
+        self.assertIn("\n0 wrong of 2 streams\n", process.stdout)
+
+    def test_an_absurd_bound_fails_the_check(self):
+        process = self.run_program("--check --bound 0.001 --json")
+        self.assertEqual(process.returncode, 1, process.stderr)
+        self.assertIn("more than 0.001", json.loads(process.stdout)["violations"][0])
+
+    def test_an_unknown_stream(self):
+        process = self.run_program("--only nothing")
+        self.assertEqual(process.returncode, 1)
+        self.assertIn("there are llamacpp-tooltmpl-json,", process.stderr)
+
+
 class PageTests(SynchronousTestCase):
     """The commands, options, bounds and modules in docs/performance.md exist."""
 
@@ -456,9 +551,12 @@ class PageTests(SynchronousTestCase):
             self.assertTrue((ROOT / program).is_file(), program)
             if program == "benchmarks/proxy.py":
                 self.assertTrue(proxy.scenarios_of(proxy.parse_arguments(options)))
+            if program == "benchmarks/captures.py":
+                self.assertTrue(captures.selected_streams(captures.parse_arguments(options)))
 
     def test_options_in_the_text(self):
-        known = set(re.findall(r"--[a-z-]+", run("--help").stdout))
+        helps = [run("--help", program=program).stdout for program in ("proxy.py", "captures.py")]
+        known = set(re.findall(r"--[a-z-]+", "".join(helps)))
         known |= {f"--{each.option}" for each in TABLE}
         for option in re.findall(r"`(--[a-z-]+)", self.text):
             self.assertIn(option, known)
