@@ -140,6 +140,16 @@ def truncated_response(pending: bytes, chunks: int, *, is_connection_lost: bool)
     return ApiError(502, f"{how} {when}. {advice}", type="server_error", code="backend_truncated")
 
 
+def response_too_large(limit: int) -> ApiError:
+    """Return the error for a response of more than `limit` bytes."""
+    return ApiError(
+        502,
+        f"The backend's response is larger than {limit} bytes. Raise --max-answer to allow it.",
+        type="server_error",
+        code="backend_response_too_large",
+    )
+
+
 def _one_line(data: bytes) -> str:
     """Return bytes as text on one line, of at most `_MAX_MESSAGE` characters."""
     text = " ".join(data[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").split())

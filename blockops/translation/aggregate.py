@@ -13,13 +13,12 @@ from typing import Any
 
 import msgspec
 
-from blockops.api.backend_errors import to_api_error
+from blockops.api.backend_errors import response_too_large, to_api_error
 from blockops.api.chat.request import ChatRequest
 from blockops.api.completions import CompletionRequest
 from blockops.api.lenient_json import JsonRepairer, is_strict
 from blockops.api.notice import Notice
 from blockops.api.report import AnswerReport
-from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.choice_factory import random_call_id
 from blockops.translation.stream import MAX_EVENT, StreamTranslator
@@ -91,7 +90,7 @@ class ChunkAggregator:
         """
         self._add_events(self._stream.end(is_truncated=is_truncated))
         if self._bytes_left < 0:
-            raise _response_too_large(self._max_answer)
+            raise response_too_large(self._max_answer)
         if self._response.error is not None:
             raise to_api_error(msgspec.json.encode({"error": self._response.error}))
         return self._response.to_json()
@@ -100,7 +99,7 @@ class ChunkAggregator:
         self._bytes_left -= len(events)
         if self._bytes_left < 0:
             # Ends the stream, so that the rest is not even read.
-            self._stream.fail(_response_too_large(self._max_answer))
+            self._stream.fail(response_too_large(self._max_answer))
             return
         for event in events.split(b"\n\n"):
             if event.startswith(_DATA) and event != b"data: [DONE]":
@@ -244,12 +243,3 @@ def _join(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _join(item) for key, item in value.items()}
     return value
-
-
-def _response_too_large(limit: int) -> ApiError:
-    return ApiError(
-        502,
-        f"The backend's response is larger than {limit} bytes. Raise --max-answer to allow it.",
-        type="server_error",
-        code="backend_response_too_large",
-    )

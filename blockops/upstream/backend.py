@@ -30,7 +30,12 @@ from twisted.internet.task import deferLater
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IResponse
 
-from blockops.api.backend_errors import extract_message, to_error_response
+from blockops.api.backend_errors import (
+    extract_message,
+    response_too_large,
+    to_error_response,
+    truncated_response,
+)
 from blockops.errors import ApiError
 from blockops.net.http_headers import (
     content_encoding,
@@ -183,15 +188,9 @@ class Backend:
         try:
             body, is_complete = await collect(response, self._max_answer, on_data)
         except BodyTooLarge:
-            raise ApiError(
-                502,
-                f"The backend's response is larger than {self._max_answer} bytes. Raise "
-                "--max-answer to allow it.",
-                type="server_error",
-                code="backend_response_too_large",
-            ) from None
+            raise response_too_large(self._max_answer) from None
         if not is_complete:
-            raise truncation_error()
+            raise truncated_response(b"", 1, is_connection_lost=True)
         return body
 
     async def read_error(self, response: IResponse, status: int, on_data: OnData) -> BackendError:
@@ -301,13 +300,3 @@ def check_encoding(response: IResponse) -> None:
             type="server_error",
             code="backend_response_compressed",
         )
-
-
-def truncation_error() -> ApiError:
-    """Return the 502 for a response that ended too early."""
-    return ApiError(
-        502,
-        "The backend closed the connection before its response was complete. Check its log.",
-        type="server_error",
-        code="backend_truncated",
-    )

@@ -132,7 +132,7 @@ class RecordTests(SynchronousTestCase):
         world.reactor.advance(0)
         (response,) = world.traffic.responses()
         self.assertEqual((response.status, response.outcome), (200, "failed"))
-        self.assertIn("closed the connection", str(response.error))
+        self.assertIn("in the middle of its response", str(response.error))
 
     def test_stalled_client(self) -> None:
         world = World(client_timeout=5)

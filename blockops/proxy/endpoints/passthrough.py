@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from twisted.web.iweb import IResponse
 
+from blockops.api.backend_errors import truncated_response
 from blockops.api.models import replace_alias
 from blockops.api.passthrough import PassThrough
 from blockops.net.http_headers import forwarded_response_headers, media_type
@@ -14,7 +15,7 @@ from blockops.proxy.generation import Generation
 from blockops.proxy.relay import relay
 from blockops.proxy.response_modes import PassthroughMode, StreamMode
 from blockops.translation.model_alias import AliasedPassThrough, ModelAlias
-from blockops.upstream.backend import Backend, truncation_error
+from blockops.upstream.backend import Backend
 
 #: Statuses whose responses have no body (RFC 9110, section 6.4.1).
 STATUSES_WITHOUT_BODY = frozenset({204, 304})
@@ -96,5 +97,5 @@ class PassthroughEndpoint:
             headers.append((b"Content-Length", b"%d" % response.length))
         client.begin(response.code, headers)
         if not await relay(response, client, mode, exchange.capture):
-            raise truncation_error()
+            raise truncated_response(b"", 1, is_connection_lost=True)
         client.finish()
