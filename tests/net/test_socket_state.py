@@ -23,7 +23,7 @@ from blockops.net.socket_state import has_peer_closed, unsent_bytes
 
 
 class PeerClosed(TestCase):
-    """A paused transport does not notice that its socket_state has closed the connection."""
+    """A paused transport does not notice that its peer has closed the connection."""
 
     async def connected(self) -> tuple[Protocol, socket]:
         accepted: Deferred[Protocol] = Deferred()
