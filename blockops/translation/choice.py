@@ -31,13 +31,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from blockops.api.chat.chunks import ChoiceRewrite, ChunkChoice, Delta, OutgoingDelta, TextFragment
+from blockops.api.chat.chunks import ChoiceRewrite, ChunkChoice, Delta, OutgoingDelta, make_delta
 from blockops.api.report import STRUCTURED, AnswerReport
 from blockops.toolcalls import deltas as parser_deltas
 from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.parser import COMPLETE_REASONS, ToolCallParser
 from blockops.toolcalls.tools import OfferedTools
-from blockops.toolcalls.verbatim import Verbatim
 from blockops.translation.structured_calls import StructuredCalls
 
 # Finish reasons that are passed to the parser. It gets None in place of any other.
@@ -116,37 +115,10 @@ class ChoiceTranslator:
             return ChoiceRewrite(to_deltas(choice))
         return rewrite
 
-    @property
-    def text_only(self) -> ChoiceTranslator | None:
-        """This choice while parts may be given to `feed`; None if more than text counts."""
-        return self if self._state is ChoiceTranslator._translate else None
-
-    def feed(self, text: str) -> list[OutgoingDelta] | TextFragment | None:
+    def feed(self, text: str) -> list[OutgoingDelta] | None:
         """Return the rewrite of a delta that is only `text`, or None if it passes unchanged."""
         deltas = self._parser.feed(text)
-        if len(deltas) == 1:
-            delta = deltas[0]
-            if isinstance(delta, parser_deltas.CallArguments):
-                return TextFragment(delta.text, self._call_count - 1)
-            if isinstance(delta, parser_deltas.TextDelta):
-                return None if delta.text is text else TextFragment(delta.text)
-        return self._encode(deltas) if text else None
-
-    @property
-    def is_in_call(self) -> bool:
-        """True if the next text is expected to be a call's arguments."""
-        return self._parser.is_in_call
-
-    @property
-    def verbatim(self) -> tuple[Verbatim | None, int | None]:
-        """
-        The text that `feed` would pass through unchanged, or None.
-
-        The second item is the index of the call whose arguments it belongs to, or None for the
-        content.
-        """
-        parser = self._parser
-        return parser.verbatim, self._call_count - 1 if parser.is_in_call else None
+        return None if _is_unchanged(deltas, text) else self._encode(deltas)
 
     def flush(self) -> list[OutgoingDelta]:
         """End a truncated answer: return the text held back, without a finish reason."""
@@ -197,7 +169,7 @@ class ChoiceTranslator:
         result = self.feed(delta.content) if delta.content else None
         if result is None:
             return None
-        return ChoiceRewrite([result.to_delta()] if isinstance(result, TextFragment) else result)
+        return ChoiceRewrite(result)
 
     def _translate_last(self, text: str | None, backend_reason: str) -> ChoiceRewrite | None:
         """Return the rewrite of the part with the finish reason, or None if it passes unchanged."""
@@ -280,7 +252,7 @@ class ChoiceTranslator:
         encoded: list[OutgoingDelta] = []
         for delta in deltas:
             if isinstance(delta, parser_deltas.CallArguments):
-                encoded.append(TextFragment(delta.text, self._call_count - 1).to_delta())
+                encoded.append(OutgoingDelta(make_delta(self._call_count - 1, delta.text)))
             elif isinstance(delta, parser_deltas.TextDelta):
                 _append_text(encoded, "content", delta.text)
             elif isinstance(delta, parser_deltas.CallStarted):

@@ -29,10 +29,6 @@ class CompletionChoice:
         """True once the choice has had its finish reason."""
         return self._index in self._report.finish_reasons
 
-    @property
-    def text_only(self) -> None:
-        """None: every part of a completion passes through `receive`."""
-
     def start(self) -> list[OutgoingDelta]:
         """Return an empty list: a completion has no role."""
         return []

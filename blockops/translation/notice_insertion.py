@@ -121,11 +121,6 @@ class NoticeInserter:
         """True once the choice has had its finish reason, or was truncated."""
         return self._choice.is_finished
 
-    @property
-    def text_only(self) -> ChoiceTranslator | None:
-        """The choice while parts may be given to its `feed`; None if more than text counts."""
-        return self._choice.text_only if self._is_done else None
-
     def start(self) -> list[OutgoingDelta]:
         """Return the delta with the role; an empty list if the role has been sent."""
         return self._choice.start()

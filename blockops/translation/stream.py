@@ -26,15 +26,10 @@ A stream ends with `[DONE]` or with an error event, and nothing is sent after ei
 
 So each choice of a stream with `[DONE]` has exactly one finish reason, and a truncated answer never
 looks complete.
-
-Most events differ from the one before only in their text. They take a shorter way: `TextMatcher`
-recognizes text that the parser would pass through, and `EventTemplate` reads the text of an event
-without decoding the rest. All others are decoded.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Callable
 from typing import Any, Literal
@@ -47,9 +42,7 @@ from blockops.api.backend_errors import (
 )
 from blockops.api.chat.chunks import (
     Chunk,
-    ChunkChoice,
     OutgoingDelta,
-    TextFragment,
     messages_to_deltas,
 )
 from blockops.api.chat.decoder import (
@@ -72,10 +65,7 @@ from blockops.api.report import AnswerReport
 from blockops.api.sse import HEARTBEAT, Event, EventDecoder, EventTooLong, encode_event
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
-from blockops.toolcalls.verbatim import Verbatim, json_text_pattern
-from blockops.translation.choice import ChoiceTranslator
 from blockops.translation.choice_factory import AnswerChoice, ChoiceFactory, random_call_id
-from blockops.translation.event_template import EventTemplate, TextMatcher, learn_template
 
 #: Upper bound of one event of the backend, in bytes: enough for a complete answer with images.
 MAX_EVENT = 8 * 1024 * 1024
@@ -86,12 +76,6 @@ DONE_EVENT = b"data: [DONE]\n\n"
 _MAX_CHOICES = 4096
 _DATA, _BLANK_LINE = b"data: ", b"\n\n"
 _FRAMING_LENGTH = len(_DATA) + len(_BLANK_LINE)
-# Give up on templates after this many consecutive misses.
-_MAX_MISSES = 16
-# Reasoning is not parsed: any text of it passes through.
-_ANY_TEXT = Verbatim(re.compile(".+", re.DOTALL), json_text_pattern(r'\\["\\/bfnrt]'))
-# Stands for an event that passes unchanged.
-_UNCHANGED = b"unchanged"
 
 
 class StreamTranslator:
@@ -113,17 +97,12 @@ class StreamTranslator:
         "_choices",
         "_decoder",
         "_envelope",
-        "_feed",
         "_has_content",
         "_heartbeat_style",
         "_is_usage_hidden",
         "_last_non_chunk",
-        "_matcher",
         "_max_event",
-        "_misses_left",
         "_repairer",
-        "_template",
-        "_text_choice",
         "_usage_sent",
         "has_ended",
         "report",
@@ -154,122 +133,22 @@ class StreamTranslator:
         self._repairer = JsonRepairer()
         self._heartbeat_style = heartbeat_style
         self._envelope = _Envelope(request)
-        # The template of the last chunk, the choice with its text, and the function for its text.
-        self._template: EventTemplate | None = None
-        self._text_choice: ChoiceTranslator | None = None
-        self._feed: Callable[[str], list[OutgoingDelta] | TextFragment | None] = _pass_text
-        self._misses_left = _MAX_MISSES
-        # Matches events that need no parsing; None if all do.
-        self._matcher: TextMatcher | None = None
 
     def receive_data(self, data: bytes) -> bytes:
         """Return the events that `data` completes, translated; an error event for any failure."""
-        size = len(data)
-        matcher = self._matcher
-        if matcher is not None and size <= self._max_event and matcher.matches(data, 0, size):
-            # Nearly every read is one event, and most of these need no parsing.
-            self.report.chunks += 1
-            self._misses_left = _MAX_MISSES
-            return matcher.rewrite(data, 0, size) if matcher.rewrites else data
-        return self._receive_events(data)
-
-    def _receive_events(self, data: bytes) -> bytes:
         out: list[bytes] = []
-        position = 0
+        if self.has_ended:
+            return b""
         try:
-            while position < len(data) and not self.has_ended:
-                position = self._match_events(data, position, out)
-                if position < len(data):
-                    position = self._decode_events(data, position, out)
+            for event in self._decoder.receive_data(data):
+                out.append(self._on_event(event))
+                if self.has_ended:
+                    break
         except EventTooLong:
             out.append(self.fail(_event_too_large(self._max_event)))
         except ApiError as error:
             out.append(self.fail(error))
         return out[0] if len(out) == 1 else b"".join(out)
-
-    def _match_events(self, data: bytes, position: int, out: list[bytes]) -> int:
-        """Handle the events that fit the template; return the position of the first other one."""
-        if (
-            self._template is None
-            or not self._decoder.is_between_events
-            or len(data) > self._max_event
-        ):
-            return position
-        # `receive_data` has tried the matcher on a single event.
-        is_single = not position and data.find(_BLANK_LINE) + len(_BLANK_LINE) >= len(data)
-        matcher = None if is_single else self._matcher
-        unsent = position
-        chunks = 0
-        while (blank := data.find(_BLANK_LINE, position)) >= 0:
-            end = blank + len(_BLANK_LINE)
-            if (
-                matcher is not None
-                and not matcher.rewrites
-                and matcher.matches(data, position, end)
-            ):
-                event, count = _UNCHANGED, 1
-            elif (rewritten := self._rewrite_text(data, position, end)) is not None:
-                event, end, count = rewritten
-                matcher = self._matcher = self._new_matcher()
-            else:
-                break
-            if event is not _UNCHANGED:
-                if unsent < position:
-                    out.append(data[unsent:position])
-                out.append(event)
-                unsent = end
-            chunks += count
-            position = end
-        if unsent < position:
-            out.append(data[unsent:position])
-        if chunks:
-            self.report.chunks += chunks
-            self._misses_left = _MAX_MISSES
-        return position
-
-    def _rewrite_text(self, data: bytes, start: int, end: int) -> tuple[bytes, int, int] | None:
-        """
-        Return the rewrite of an event that fits the template, or None if it does not fit.
-
-        Arguments that arrive together are sent together, as each event has to be encoded.
-
-        :returns: the events; the end of the last event that they stand for; the number of these
-        """
-        template, choice, count = self._template, self._text_choice, 1
-        if template is None or (text := template.read_text(data, start, end)) is None:
-            return None
-        if text and template.is_content and choice is not None and choice.is_in_call:
-            text, end, count = template.read_following(text, data, end)
-        rewrite = self._feed(text)
-        return _UNCHANGED if rewrite is None else template.render(rewrite), end, count
-
-    def _new_matcher(self) -> TextMatcher | None:
-        """Return a matcher for the next events that need no parsing; None if all do."""
-        template, choice = self._template, self._text_choice
-        if (
-            template is None
-            or choice is None
-            or self.has_ended
-            or not self._decoder.is_between_events
-        ):
-            return None
-        if not template.is_content:
-            return template.matcher(_ANY_TEXT, None)
-        text, call_index = choice.verbatim
-        return None if text is None else template.matcher(text, call_index)
-
-    def _decode_events(self, data: bytes, position: int, out: list[bytes]) -> int:
-        """Decode one event if the next may fit a template, else all; return the end."""
-        end = len(data)
-        if self._misses_left:
-            blank = data.find(_BLANK_LINE, position)
-            end = blank + len(_BLANK_LINE) if blank >= 0 else len(data)
-        for event in self._decoder.receive_data(data[position:end]):
-            out.append(self._on_event(event))
-            if self.has_ended:
-                break
-        self._matcher = self._new_matcher()
-        return end
 
     def heartbeat(self) -> bytes:
         """Return a heartbeat: a comment or an empty delta; empty once the stream has ended."""
@@ -300,7 +179,7 @@ class StreamTranslator:
         if self.has_ended:
             return b""
         if self._choices and all(choice.is_finished for choice in self._choices.values()):
-            self._end()
+            self.has_ended = True
             return DONE_EVENT
         pending, chunks = self._decoder.pending, self.report.chunks
         if not is_truncated and not chunks and pending.startswith(b"{") and is_strict(pending):
@@ -326,7 +205,7 @@ class StreamTranslator:
         if self.has_ended:
             return b""
         surrogates = self._flush_surrogates()
-        self._end()
+        self.has_ended = True
         self.report.error = message
         flushed = [self._encode(choice, choice.flush()) for choice in self._choices.values()]
         return b"".join([surrogates, *flushed, encode_event(json)])
@@ -423,29 +302,9 @@ class StreamTranslator:
         if not self._has_content:
             self._has_content = has_content(data)
         rewrites = [self._choice(choice.index or 0).receive(choice) for choice in choices]
-        if self._misses_left:
-            self._update_template(data, raw, choices)
         if not any(rewrites):
             return raw
         return b"".join(map(encode_event, rewrite_chunk(data, choices, rewrites)))
-
-    def _update_template(self, data: bytes, raw: bytes, choices: list[ChunkChoice]) -> None:
-        """Learn the template of a decoded chunk, if the next events may fit it."""
-        choice = self._choices[choices[0].index or 0].text_only
-        # If a role comes with each delta (mlx-lm), none may pass unchanged.
-        if choices[0].delta is not None and choices[0].delta.role is not None:
-            choice = None
-        is_plain = self._has_content and len(raw) == len(data) + _FRAMING_LENGTH
-        if choice is None or not is_plain or self._repairer.pending or len(choices) > 1:
-            self._template = None
-            return
-        if self._template is None or self._template.read_text(raw, 0, len(raw)) is None:
-            self._misses_left -= 1
-            # No template is left after the last miss, because this method is not called any more.
-            self._template = learn_template(data) if self._misses_left else None
-        if self._template is not None:
-            self._text_choice = choice
-            self._feed = choice.feed if self._template.is_content else _pass_text
 
     def _on_bare_chunk(self, chunk: Chunk, data: bytes, raw: bytes) -> bytes:
         """Return the events for a chunk without choices, or for an error."""
@@ -468,12 +327,8 @@ class StreamTranslator:
             self._choice(0)
         surrogates = self._flush_surrogates()
         ends = [self._encode(choice, choice.finish()) for choice in self._choices.values()]
-        self._end()
-        return b"".join([surrogates, *ends, DONE_EVENT])
-
-    def _end(self) -> None:
         self.has_ended = True
-        self._matcher = None
+        return b"".join([surrogates, *ends, DONE_EVENT])
 
     def _choice(self, index: int) -> AnswerChoice:
         """
@@ -530,10 +385,6 @@ class _Envelope:
         if self.source is None:
             return self._own
         return {**self._own, **envelope(self.source)}
-
-
-def _pass_text(_: str) -> None:
-    return None
 
 
 def _event_too_large(limit: int) -> ApiError:

@@ -68,20 +68,6 @@ class OutgoingDelta(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class TextFragment(msgspec.Struct, frozen=True, gc=False):
-    """
-    An outgoing delta that consists of one text, as nearly all do.
-
-    :param call_index: the tool call whose arguments the text continues; None for the content
-    """
-
-    text: str
-    call_index: int | None = None
-
-    def to_delta(self) -> OutgoingDelta:
-        return OutgoingDelta(make_delta(self.call_index, self.text))
-
-
 def make_delta(call_index: int | None, text: Any) -> dict[str, Any]:
     """Return the fields of a delta with `text` as arguments of a call, or as content if None."""
     if call_index is None:
