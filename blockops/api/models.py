@@ -43,6 +43,15 @@ def replace_alias(body: bytes, aliases: Mapping[str, str]) -> tuple[bytes, str |
     return msgspec.json.encode({**decode_fields(body), "model": backend_model}), alias
 
 
+def rename_model(body: bytes, name: str) -> bytes:
+    """Return a response, or an event's data, with `name` as its model; unchanged if it has none."""
+    model = raw_field(body, "model")
+    new = msgspec.json.encode(name)
+    if not model.startswith(b'"') or model in (new, b'""'):
+        return body
+    return msgspec.json.encode({**decode_fields(body), "model": msgspec.Raw(new)})
+
+
 def list_with_aliases(listing: bytes, aliases: Mapping[str, str]) -> bytes:
     """
     Return the backend's response to `GET /v1/models` with an entry for each alias.

@@ -24,14 +24,13 @@ from blockops.operations.memory import MemoryGate
 from blockops.proxy.exchange import Exchange, TrafficSink
 from blockops.proxy.relay import relay
 from blockops.proxy.response_modes import JsonMode, StreamMode
-from blockops.server.response import STREAM_HEADERS
+from blockops.server.response import JSON_HEADERS, STREAM_HEADERS
 from blockops.settings.table import Settings
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.aggregate import ChunkAggregator
-from blockops.translation.model_alias import AliasedStreamTranslator, ModelAlias
-from blockops.translation.non_streaming import response_as_stream, translate_response
+from blockops.translation.non_streaming import ResponseTranslator
 from blockops.translation.stream import StreamTranslator
-from blockops.upstream.backend import Backend, BackendError, BackendLease, check_encoding
+from blockops.upstream.backend import Backend, BackendError, BackendLease
+from blockops.upstream.body import check_encoding
 
 GenerationRequest = ChatRequest | CompletionRequest
 RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
@@ -146,10 +145,7 @@ class Generation:
             "notice": notice,
             "is_usage_hidden": isinstance(request, ChatRequest) and not request.include_usage,
         }
-        alias = alias_for(request)
-        if alias is None:
-            return StreamTranslator(request, self._options, **arguments)
-        return AliasedStreamTranslator(alias, request, self._options, **arguments)
+        return StreamTranslator(request, self._options, **arguments)
 
     async def open_stream(
         self,
@@ -178,7 +174,7 @@ class Generation:
                     client = exchange.client_response
                     mode.begin(client)
                     return mode, relay(response, client, mode.translator, exchange.capture)
-                await self._send_as_stream(exchange, response, request, mode, notice)
+                await self._send_as_stream(exchange, response, mode)
             except BackendError as error:
                 body = body_for_retry(error, retry_body)
                 exchange.reset_for_retry()
@@ -189,16 +185,13 @@ class Generation:
         self,
         exchange: Exchange,
         response: IResponse,
-        request: GenerationRequest,
         mode: StreamMode[StreamTranslator],
-        notice: Notice | None,
     ) -> None:
         """Send a JSON response of the backend as a stream."""
         body = await self._backend.read_body(response, exchange.capture)
-        out, exchange.report = response_as_stream(body, request, self._options, notice=notice)
-        alias = alias_for(request)
+        out = mode.translator.receive_body(body)
         mode.begin(exchange.client_response)
-        exchange.client_response.finish(alias.rename_events(out) if alias else out)
+        exchange.client_response.finish(out)
 
     async def send_json(
         self,
@@ -226,8 +219,7 @@ class Generation:
                 if streaming_body is None or not compatibility.detect_usage_error(error):
                     body = body_for_retry(error, retry_body)
                 exchange.reset_for_retry()
-        alias = alias_for(request)
-        mode.end(exchange.client_response, alias.rename_response(out) if alias else out)
+        mode.end(exchange.client_response, out)
 
     async def send(
         self, exchange: Exchange, lease: BackendLease, body: bytes | IBodyProducer | None
@@ -251,29 +243,23 @@ class Generation:
     ) -> bytes:
         """Return the backend's answer, a stream or a JSON document, as a JSON document."""
         check_encoding(response)
-        is_stream = media_type(response.headers) == "text/event-stream"
-        body = b""
-        if not is_stream:
-            body = await self._backend.read_body(response, exchange.capture)
-            if not body.startswith(b"data:"):  # a stream with a wrong Content-Type begins so
-                out, exchange.report = translate_response(
-                    body, request, self._options, notice=notice
-                )
-                return out
-        aggregator = ChunkAggregator(
+        translator = ResponseTranslator(
             request,
             self._options,
             max_event=self._settings.max_event,
             max_answer=self._settings.max_answer,
             notice=notice,
         )
-        exchange.report = aggregator.report
-        if is_stream:
+        exchange.report = translator.report
+        if media_type(response.headers) == "text/event-stream":
             client = exchange.client_response
-            is_complete = await relay(response, client, aggregator, exchange.capture)
-            return aggregator.end(is_truncated=not is_complete)
-        aggregator.receive_data(body)
-        return aggregator.end(is_truncated=False)
+            is_complete = await relay(response, client, translator, exchange.capture)
+            return translator.end(is_truncated=not is_complete)
+        body = await self._backend.read_body(response, exchange.capture)
+        if not body.startswith(b"data:"):  # a stream with a wrong Content-Type begins so
+            return translator.receive_body(body)
+        translator.receive_data(body)
+        return translator.end(is_truncated=False)
 
     def send_local_response(self, exchange: Exchange, request: ChatRequest, body: bytes) -> None:
         """
@@ -281,12 +267,13 @@ class Generation:
 
         :param body: a `chat.completion`
         """
+        translator: StreamTranslator
         if request.stream:
-            out, exchange.report = response_as_stream(body, request, self._options)
-            exchange.client_response.send(200, out, STREAM_HEADERS)
+            translator, headers = self.make_translator(request), STREAM_HEADERS
         else:
-            out, exchange.report = translate_response(body, request, self._options)
-            exchange.client_response.send(200, out)
+            translator, headers = ResponseTranslator(request, self._options), JSON_HEADERS
+        exchange.report = translator.report
+        exchange.client_response.send(200, translator.receive_body(body), headers)
 
 
 def body_for_retry(error: BackendError, retry_body: RetryBody) -> bytes:
@@ -299,10 +286,3 @@ def body_for_retry(error: BackendError, retry_body: RetryBody) -> bytes:
     if body is None:
         raise error
     return body
-
-
-def alias_for(request: GenerationRequest) -> ModelAlias | None:
-    """Return the alias for the response; None if the request has the backend's name."""
-    if request.model is None or request.model == request.backend_model:
-        return None
-    return ModelAlias(request.model)

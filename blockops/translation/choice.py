@@ -1,26 +1,16 @@
 """
-Translates one choice of an answer: text becomes deltas, and calls get ids and indexes.
+Translates one choice of an answer: text becomes events, and calls get ids and indexes.
 
-A choice is a state machine. Each state is a method that receives the next part of the choice (a
-`ChunkChoice`) and returns its rewrite, or None if the part may pass unchanged:
-
-    state          receives                           result                      next state
-    -------------  ---------------------------------  --------------------------  -------------
-    _await_role    the first part                     as `_translate`, with the   as _translate
-                                                      role added if it is missing
-    _translate     text                               the parser's deltas         _translate
-                   a call that the backend has        the parser is flushed, the  _relay_calls
-                   structured itself                  call passes
-                   a finish reason                    the parser's rest, then     _ignore_rest
-                                                      the reason for the client
-    _relay_calls   anything                           passes; its calls' indexes  _relay_calls
-                                                      follow the parser's calls
-                   a finish reason                    the reason for the client   _ignore_rest
-    _ignore_rest   anything                           dropped; content is         _ignore_rest
-                                                      counted as "after_finish"
-
-`start` leads from `_await_role` to `_translate`. `flush` (the answer is truncated) and `finish`
-(the backend sent no finish reason) lead from every state to `_ignore_rest`.
+    state     begins with                    the next part of the choice
+    --------  -----------------------------  -------------------------------------------------------
+    new       the start                      as below, with the role added if it is missing
+    started   the role                       text: the parser's events
+                                             a finish reason: the parser's rest, and the reason for
+                                             the client
+    relaying  a call that the backend has    passes; its calls' indexes follow the parser's calls
+              structured itself; the parser
+              is flushed before it
+    finished  a finish reason, or `flush`    dropped; content is counted as "after_finish"
 
 The role is sent once, because openai for Python joins roles as it joins text
 ("assistantassistant").
@@ -28,12 +18,25 @@ The role is sent once, because openai for Python joins roles as it joins text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import cast
 
-from blockops.api.chat.chunks import ChoiceRewrite, ChunkChoice, Delta, OutgoingDelta, make_delta
+from blockops.api.answer import (
+    AnswerEvent,
+    BackendCalls,
+    CallArguments,
+    CallFinished,
+    CallStarted,
+    ContentDelta,
+    Finished,
+    PartDropped,
+    ReasoningDelta,
+    RoleStarted,
+)
+from blockops.api.chat.chunks import ChunkChoice, Delta
 from blockops.api.report import STRUCTURED, AnswerReport
-from blockops.toolcalls import deltas as parser_deltas
+from blockops.toolcalls import deltas as parsed
 from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.parser import COMPLETE_REASONS, ToolCallParser
 from blockops.toolcalls.tools import OfferedTools
@@ -47,6 +50,9 @@ _MIN_LEAKED_TAG = "<tool"
 
 _NO_DELTA = Delta()
 
+Starts = Iterable[parsed.CallStarted]
+Texts = Iterable[parsed.TextDelta | parsed.ReasoningDelta | parsed.CallArguments]
+
 
 class ChoiceTranslator:
     """
@@ -56,20 +62,8 @@ class ChoiceTranslator:
     :param tools: the tools that the request offers
     :param new_id: returns a new id for a call
     :param report: receives calls, finish reasons and the parser's counters
+    :ivar is_finished: True once the choice has had its finish reason, or was truncated
     """
-
-    __slots__ = (
-        "_call_count",
-        "_index",
-        "_index_offset",
-        "_is_forced",
-        "_new_id",
-        "_open_calls",
-        "_parser",
-        "_report",
-        "_state",
-        "_structured_calls",
-    )
 
     def __init__(
         self,
@@ -79,155 +73,117 @@ class ChoiceTranslator:
         new_id: Callable[[], str],
         report: AnswerReport,
     ) -> None:
+        self.is_finished = False
         self._index = index
         self._parser = ToolCallParser(tools, options)
         self._is_forced = tools.forced_tool is not None
         self._new_id = new_id
         self._report = report
+        self._has_started = False
+        self._is_relaying = False
         self._call_count = 0
         self._open_calls = 0
         self._structured_calls = StructuredCalls()
-        self._index_offset = 0
-        self._state = ChoiceTranslator._await_role
 
-    @property
-    def is_finished(self) -> bool:
-        """True once the choice has had its finish reason, or was truncated."""
-        return self._state is ChoiceTranslator._ignore_rest
-
-    def start(self) -> list[OutgoingDelta]:
-        """Return the delta with the role; an empty list if the role has been sent."""
-        if self._state is not ChoiceTranslator._await_role:
+    def start(self) -> list[AnswerEvent]:
+        """Return the role; an empty list if it has been sent."""
+        if self._has_started:
             return []
-        self._state = ChoiceTranslator._translate
-        return [OutgoingDelta({"role": "assistant"})]
+        self._has_started = True
+        return [RoleStarted(self._index, "assistant")]
 
-    def receive(self, choice: ChunkChoice) -> ChoiceRewrite | None:
-        """Return the rewrite of this part of the choice, or None if it passes unchanged."""
-        delta = choice.delta
-        repeats_role = (
-            self._state is not ChoiceTranslator._await_role
-            and delta is not None
-            and delta.role is not None
-        )
-        rewrite = self._state(self, choice)
-        if rewrite is None and (repeats_role or delta is None or choice.index is None):
-            return ChoiceRewrite(to_deltas(choice))
-        return rewrite
+    def receive(self, part: ChunkChoice) -> list[AnswerEvent] | None:
+        """Return the events for this part of the choice, or None if it passes unchanged."""
+        delta = part.delta or _NO_DELTA
+        text = delta.content
+        if self.is_finished:
+            if text:
+                self._report.counters["after_finish"] += 1
+            return [PartDropped(self._index)]
+        deltas: list[parsed.Delta] = []
+        is_unchanged = True
+        if text and not self._is_relaying:
+            deltas = self._parser.feed(text)
+            first = deltas[0] if len(deltas) == 1 else None
+            is_unchanged = isinstance(first, parsed.TextDelta) and first.text is text
+        has_calls = bool(delta.tool_calls or delta.function_call)
+        if (has_calls or part.finish_reason) and (rest := self._read_end(part, delta)):
+            deltas = [*deltas, *rest]
+            is_unchanged = False
+        events = None if is_unchanged else self._to_events(deltas)
+        reason = self._finish(part.finish_reason) if part.finish_reason else None
+        is_first, self._has_started = not self._has_started, True
+        if (
+            events is None
+            and reason == (part.finish_reason or None)
+            and (bool(delta.role) if is_first else not isinstance(delta.role, str))
+            and not (has_calls and self._call_count)
+            and isinstance(part.index, int)
+            and part.delta
+        ):
+            return None
+        if events is None:
+            events = [ContentDelta(self._index, text)] if isinstance(text, str) else []
+        if is_first:
+            events.insert(0, RoleStarted(self._index, delta.role or "assistant"))
+        if has_calls:
+            events.append(BackendCalls(self._index, self._call_count))
+        if reason is not None:
+            events.append(Finished(self._index, reason))
+        return events
 
-    def feed(self, text: str) -> list[OutgoingDelta] | None:
-        """Return the rewrite of a delta that is only `text`, or None if it passes unchanged."""
-        deltas = self._parser.feed(text)
-        return None if _is_unchanged(deltas, text) else self._encode(deltas)
-
-    def flush(self) -> list[OutgoingDelta]:
+    def flush(self) -> list[AnswerEvent]:
         """End a truncated answer: return the text held back, without a finish reason."""
         if self.is_finished:
             return []
-        deltas = self._flush_parser()
-        if deltas:
-            deltas = [*self.start(), *deltas]
-        self._close()
-        return deltas
+        events = self._flush_parser()
+        if events:
+            events = [*self.start(), *events]
+        self._report.counters.update(self._parser.counters)
+        self.is_finished = True
+        return events
 
-    def finish(self) -> list[OutgoingDelta]:
-        """End a choice for which the backend sent no finish reason; return its last deltas."""
+    def finish(self) -> list[AnswerEvent]:
+        """End a choice for which the backend sent no finish reason; return its last events."""
         if self.is_finished:
             return []
-        deltas = [*self.start(), *self._flush_parser()]
+        events = [*self.start(), *self._flush_parser()]
         if self._open_calls or not self._structured_calls.is_complete:
             reason = "length"
         elif self._call_count or self._structured_calls.has_started:
             reason = self._finish_reason("tool_calls")
         else:
             reason = "stop"
-        return [*deltas, self._last_delta(reason)]
+        self._close(reason)
+        return [*events, Finished(self._index, reason)]
 
-    def make_choice(self, delta: OutgoingDelta) -> dict[str, Any]:
-        """Return the `choices` entry of a chunk for `delta`."""
-        return {"index": self._index, "delta": delta.fields, "finish_reason": delta.finish_reason}
+    def _read_end(self, part: ChunkChoice, delta: Delta) -> list[parsed.Delta]:
+        """Record the backend's calls; return the parser's rest, which precedes them or the end."""
+        has_calls = bool(delta.tool_calls or delta.function_call)
+        rest: list[parsed.Delta] = []
+        if not self._is_relaying:
+            reason = part.finish_reason
+            is_known = not has_calls and reason in _KNOWN_REASONS
+            rest = self._parser.finish(reason or None if is_known else None)
+        if has_calls:
+            if _is_leaked_tag(rest):
+                rest = []
+            self._is_relaying = True
+            for name in self._structured_calls.record(delta):
+                self._report.add_call(name, STRUCTURED)
+        return rest
 
-    def _await_role(self, choice: ChunkChoice) -> ChoiceRewrite | None:
-        self._state = ChoiceTranslator._translate
-        rewrite = self._translate(choice)
-        role = choice.delta.role if choice.delta is not None else None
-        if rewrite is None:
-            if role and choice.index is not None:
-                return None
-            rewrite = ChoiceRewrite(to_deltas(choice))
-        first = rewrite.deltas[0] if rewrite.deltas else OutgoingDelta({})
-        first.fields = {"role": role or "assistant", **first.fields}
-        rewrite.deltas[:1] = [first]
-        return rewrite
+    def _flush_parser(self) -> list[AnswerEvent]:
+        # The parser is flushed before the first of the backend's own calls.
+        return [] if self._is_relaying else self._to_events(self._parser.finish(None))
 
-    def _translate(self, choice: ChunkChoice) -> ChoiceRewrite | None:
-        delta = choice.delta or _NO_DELTA
-        if delta.tool_calls or delta.function_call is not None:
-            return self._start_structured_calls(choice, delta)
-        if choice.finish_reason:
-            return self._translate_last(delta.content, choice.finish_reason)
-        result = self.feed(delta.content) if delta.content else None
-        if result is None:
-            return None
-        return ChoiceRewrite(result)
-
-    def _translate_last(self, text: str | None, backend_reason: str) -> ChoiceRewrite | None:
-        """Return the rewrite of the part with the finish reason, or None if it passes unchanged."""
-        deltas = self._parser.feed(text) if text else []
-        is_unchanged = _is_unchanged(deltas, text)
-        rest = self._parser.finish(backend_reason if backend_reason in _KNOWN_REASONS else None)
-        encoded = self._encode([*deltas, *rest])
+    def _finish(self, backend_reason: str) -> str:
+        """Finish the choice; return the finish reason for the client."""
         reason = self._finish_reason(backend_reason)
-        last = self._last_delta(reason)
-        if is_unchanged and not rest and reason == backend_reason:
-            return None
-        return ChoiceRewrite([*encoded, last])
-
-    def _start_structured_calls(self, choice: ChunkChoice, delta: Delta) -> ChoiceRewrite | None:
-        deltas = self._parser.feed(delta.content) if delta.content else []
-        is_unchanged = _is_unchanged(deltas, delta.content)
-        rest = self._parser.finish(None)
-        if _is_leaked_tag(rest):
-            rest = []
-        content = self._encode([*deltas, *rest])
-        self._index_offset = self._call_count
-        self._state = ChoiceTranslator._relay_calls
-        return self._rewrite_calls(choice, content, is_unchanged=is_unchanged and not rest)
-
-    def _relay_calls(self, choice: ChunkChoice) -> ChoiceRewrite | None:
-        content = choice.delta.content if choice.delta is not None else None
-        deltas = [OutgoingDelta({"content": content})] if content else []
-        return self._rewrite_calls(choice, deltas, is_unchanged=True)
-
-    def _rewrite_calls(
-        self, choice: ChunkChoice, content: list[OutgoingDelta], *, is_unchanged: bool
-    ) -> ChoiceRewrite | None:
-        """
-        Record the backend's own calls; return the rewrite, or None if the part passes unchanged.
-
-        :param content: the deltas for its content
-        :param is_unchanged: True if they are the content that was received
-        """
-        for name in self._structured_calls.record(choice.delta or _NO_DELTA):
-            self._report.add_call(name, STRUCTURED)
-        reason = self._finish_reason(choice.finish_reason) if choice.finish_reason else None
-        last = [self._last_delta(reason)] if reason else []
-        if is_unchanged and not self._index_offset and reason == (choice.finish_reason or None):
-            return None
-        return ChoiceRewrite([*content, *last], index_offset=self._index_offset)
-
-    def _ignore_rest(self, choice: ChunkChoice) -> ChoiceRewrite:
-        if choice.delta is not None and choice.delta.content:
-            self._report.counters["after_finish"] += 1
-        return ChoiceRewrite([], is_kept=False)
-
-    def _flush_parser(self) -> list[OutgoingDelta]:
-        if self._state is ChoiceTranslator._relay_calls:
-            return []  # flushed before the first of these calls
-        return self._encode(self._parser.finish(None))
+        self._close(reason)
+        return reason
 
     def _finish_reason(self, backend_reason: str) -> str:
-        """Return the finish reason for the client."""
         if backend_reason not in COMPLETE_REASONS:
             return backend_reason
         if self._open_calls:
@@ -238,73 +194,40 @@ class ChoiceTranslator:
             return "stop" if is_lost else backend_reason
         return "stop" if self._is_forced else "tool_calls"
 
-    def _last_delta(self, reason: str) -> OutgoingDelta:
+    def _close(self, reason: str) -> None:
         self._report.finish_reasons[self._index] = reason
-        self._close()
-        return OutgoingDelta({}, reason)
-
-    def _close(self) -> None:
         self._report.counters.update(self._parser.counters)
-        self._state = ChoiceTranslator._ignore_rest
+        self.is_finished = True
 
-    def _encode(self, deltas: Sequence[parser_deltas.Delta]) -> list[OutgoingDelta]:
-        """Return the parser's deltas as deltas of the API; adjacent texts are joined."""
-        encoded: list[OutgoingDelta] = []
-        for delta in deltas:
-            if isinstance(delta, parser_deltas.CallArguments):
-                encoded.append(OutgoingDelta(make_delta(self._call_count - 1, delta.text)))
-            elif isinstance(delta, parser_deltas.TextDelta):
-                _append_text(encoded, "content", delta.text)
-            elif isinstance(delta, parser_deltas.CallStarted):
-                encoded.append(self._start_call(delta))
-            elif isinstance(delta, parser_deltas.CallFinished):
+    def _to_events(self, deltas: Iterable[parsed.Delta]) -> list[AnswerEvent]:
+        """Return the events for the parser's deltas; adjacent texts are joined."""
+        index = self._index
+        events: list[AnswerEvent] = []
+        for kind, group in groupby(deltas, type):
+            if kind is parsed.CallStarted:
+                events += [self._start_call(delta) for delta in cast("Starts", group)]
+            elif kind is parsed.CallFinished:
                 self._open_calls -= 1
+                events.append(CallFinished(index, self._call_count - 1))
+            elif kind is parsed.CallArguments:
+                call = self._call_count - 1
+                events += [CallArguments(index, call, delta.text) for delta in cast("Texts", group)]
             else:
-                _append_text(encoded, "reasoning_content", delta.text)
-        return encoded
+                text = "".join([delta.text for delta in cast("Texts", group)])
+                is_content = kind is parsed.TextDelta
+                events.append((ContentDelta if is_content else ReasoningDelta)(index, text))
+        return events
 
-    def _start_call(self, call: parser_deltas.CallStarted) -> OutgoingDelta:
-        index = self._call_count
+    def _start_call(self, call: parsed.CallStarted) -> CallStarted:
+        self._report.add_call(call.name, call.dialect)
         self._call_count += 1
         self._open_calls += 1
-        self._report.add_call(call.name, call.dialect)
-        fields = {
-            "index": index,
-            "id": self._new_id(),
-            "type": "function",
-            "function": {"name": call.name, "arguments": ""},
-        }
-        return OutgoingDelta({"tool_calls": [fields]})
+        return CallStarted(self._index, self._call_count - 1, self._new_id(), call.name)
 
 
-def to_deltas(choice: ChunkChoice) -> list[OutgoingDelta]:
-    """Return one delta, with the content and the finish reason of this part of a choice."""
-    content = choice.delta.content if choice.delta is not None else None
-    fields = {} if content is None else {"content": content}
-    return [OutgoingDelta(fields, choice.finish_reason or None)]
-
-
-def _is_unchanged(deltas: Sequence[parser_deltas.Delta], text: str | None) -> bool:
-    """Return True if the parser passed `text` through as one delta."""
-    if not text:
-        return True
-    return (
-        len(deltas) == 1
-        and isinstance(deltas[0], parser_deltas.TextDelta)
-        and deltas[0].text is text
-    )
-
-
-def _is_leaked_tag(rest: Sequence[parser_deltas.Delta]) -> bool:
+def _is_leaked_tag(rest: Sequence[parsed.Delta]) -> bool:
     """Return True if `rest`, sent before a backend's call, is white space or part of its tag."""
-    if len(rest) != 1 or not isinstance(rest[0], parser_deltas.TextDelta):
+    if len(rest) != 1 or not isinstance(rest[0], parsed.TextDelta):
         return False
     text = rest[0].text.strip()
     return not text or (text.startswith(_MIN_LEAKED_TAG) and _LEAKED_TAG.startswith(text))
-
-
-def _append_text(deltas: list[OutgoingDelta], field: str, text: str) -> None:
-    if deltas and field in deltas[-1].fields:
-        deltas[-1].fields[field] += text
-    else:
-        deltas.append(OutgoingDelta({field: text}))

@@ -1,112 +1,97 @@
 """
-Translates a non-streaming response.
+Translates responses for clients that request no stream.
 
-Its choices are translated like those of a stream, as if each were sent in one chunk.
+The choices of a non-streaming response are translated as if each were sent in one chunk. Some
+backends notice a disconnected client only while they stream, so blockops may request a stream where
+the client did not, and aggregates it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from blockops.api.backend_errors import invalid_response, looks_like_error, to_api_error
-from blockops.api.chat.chunks import ChoiceRewrite, Chunk, ChunkChoice, messages_to_deltas
-from blockops.api.chat.decoder import decode_chunk_leniently
-from blockops.api.chat.encoder import response_as_chunk, rewrite_response, split_usage
+from blockops.api.answer import AnswerEvent
+from blockops.api.chat.aggregate import ChunkAggregator
+from blockops.api.chat.chunks import ChunkChoice
+from blockops.api.chat.decoder import MAX_EVENT
+from blockops.api.chat.encoder import rewrite_response
 from blockops.api.chat.request import ChatRequest
 from blockops.api.completions import CompletionRequest
-from blockops.api.lenient_json import JsonRepairer, is_strict
 from blockops.api.notice import Notice
-from blockops.api.report import AnswerReport
-from blockops.api.sse import encode_event
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.choice import to_deltas
-from blockops.translation.choice_factory import AnswerChoice, ChoiceFactory, random_call_id
-from blockops.translation.stream import DONE_EVENT, StreamTranslator
+from blockops.translation.choices import AnswerChoice, random_call_id
+from blockops.translation.notice_insertion import NoticeInserter
+from blockops.translation.stream import StreamTranslator
+
+#: Upper bound of the stream that is aggregated to one response, in bytes.
+MAX_ANSWER = 64 * 1024 * 1024
 
 
-def translate_response(
-    body: bytes,
-    request: ChatRequest | CompletionRequest,
-    options: TranslationOptions,
-    *,
-    notice: Notice | None = None,
-    new_id: Callable[[], str] = random_call_id,
-) -> tuple[bytes, AnswerReport]:
+class ResponseTranslator(StreamTranslator):
     """
-    Return the client's response, and the report on its contents.
+    Translates one response, a stream or a JSON document, to a non-streaming response.
 
-    :param body: the backend's response
+    :param request: the client's request
+    :param max_event: upper bound of one event of the backend, in bytes
+    :param max_answer: upper bound of the backend's stream, in bytes
     :param notice: inserted into the first choice
     :param new_id: returns a new id for a call
-    :raises ApiError: 502 if `body` is not a response; the backend's error if it is one
     """
-    data, chunk, choices = _read_response(body, request)
-    report = AnswerReport(chunks=1, usage=chunk.usage)
-    if isinstance(request, CompletionRequest):
-        for choice in choices:
-            if choice.finish_reason:
-                report.finish_reasons[choice.index or 0] = choice.finish_reason
-        return data, report
-    factory = ChoiceFactory(request, options, new_id, report, notice)
-    rewrites = [_translate_choice(factory.create(choice.index or 0), choice) for choice in choices]
-    if not any(rewrites):
-        return data, report
-    return rewrite_response(data, choices, rewrites), report
 
+    def __init__(
+        self,
+        request: ChatRequest | CompletionRequest,
+        options: TranslationOptions,
+        *,
+        max_event: int = MAX_EVENT,
+        max_answer: int = MAX_ANSWER,
+        notice: Notice | None = None,
+        new_id: Callable[[], str] = random_call_id,
+    ) -> None:
+        self._aggregator = ChunkAggregator(
+            is_chat=isinstance(request, ChatRequest),
+            model=request.model or "",
+            max_answer=max_answer,
+        )
+        super().__init__(
+            request,
+            options,
+            max_event=max_event,
+            notice=notice,
+            new_id=new_id,
+            encoder=self._aggregator,
+        )
 
-def response_as_stream(
-    body: bytes,
-    request: ChatRequest | CompletionRequest,
-    options: TranslationOptions,
-    *,
-    notice: Notice | None = None,
-    new_id: Callable[[], str] = random_call_id,
-) -> tuple[bytes, AnswerReport]:
-    """
-    Return the client's response as a complete event stream, and the report on its contents.
+    def end(self, *, is_truncated: bool) -> bytes:
+        """
+        Return the JSON of the response, after the backend has closed or its stream has ended.
 
-    :param body: the backend's non-streaming response
-    :param notice: inserted into the first choice
-    :param new_id: returns a new id for a call
-    :raises ApiError: 502 if `body` is not a response; the backend's error if it is one
-    """
-    data, _, _ = _read_response(body, request)
-    chunk, usage = response_as_chunk(data) if isinstance(request, ChatRequest) else data, b""
-    if request.include_usage:
-        chunk, usage = split_usage(chunk)
-    events = [encode_event(part) for part in (chunk, usage) if part]
-    max_event = sum(map(len, events)) + len(DONE_EVENT)
-    translator = StreamTranslator(
-        request, options, notice=notice, new_id=new_id, max_event=max_event
-    )
-    return translator.receive_data(b"".join(events) + DONE_EVENT), translator.report
+        :param is_truncated: True if the transport reports that bytes are missing
+        :raises ApiError: 502 if the response is incomplete or too large; the backend's own error
+        """
+        super().end(is_truncated=is_truncated)
+        return self._aggregator.response()
 
+    def receive_body(self, body: bytes) -> bytes:
+        """
+        Return the JSON of the response for a non-streaming response of the backend.
 
-def _read_response(
-    body: bytes, request: ChatRequest | CompletionRequest
-) -> tuple[bytes, Chunk, list[ChunkChoice]]:
-    """
-    Return a response as strict JSON, its decoded fields, and its choices as those of a chunk.
+        :raises ApiError: 502 if `body` is not a response; the backend's error if it is one
+        """
+        data, chunk = self._decoder.decode_response(body, is_chat=self._is_chat)
+        self.report.chunks = 1
+        self.report.usage = chunk.usage or None
+        choices = chunk.choices or []
+        rewrites = [self._translate(self._choices[i], part) for i, part in enumerate(choices)]
+        return rewrite_response(data, choices, rewrites) if any(rewrites) else data
 
-    :raises ApiError: 502 if `body` is not a response; the backend's error if it is one
-    """
-    try:
-        data = body if is_strict(body) else JsonRepairer().repair(body)
-        chunk = decode_chunk_leniently(data)
-    except ValueError:
-        raise invalid_response(body) from None
-    if chunk.error or (chunk.choices is None and looks_like_error(data)):
-        raise to_api_error(data)
-    is_completion = isinstance(request, CompletionRequest)
-    choices = chunk.choices if is_completion else messages_to_deltas(chunk.choices)
-    if not choices:
-        raise invalid_response(body)
-    return data, chunk, choices
-
-
-def _translate_choice(translator: AnswerChoice, choice: ChunkChoice) -> ChoiceRewrite | None:
-    rewrite = translator.receive(choice)
-    if translator.is_finished:
-        return rewrite
-    deltas = to_deltas(choice) if rewrite is None else rewrite.deltas
-    return ChoiceRewrite([*deltas, *translator.finish()])
+    def _translate(self, choice: AnswerChoice, part: ChunkChoice) -> list[AnswerEvent] | None:
+        """Return the events for a complete choice, or None if it passes unchanged."""
+        # A notice in the place "reasoning" precedes the role, and so the backend's own reasoning.
+        notice = choice.open()[::-1] if isinstance(choice, NoticeInserter) else []
+        events = choice.receive(part)
+        if not self._is_chat or (choice.is_finished and not notice):
+            return events
+        if events is None:
+            events = part.events()
+        return [*notice, *events, *choice.finish()]

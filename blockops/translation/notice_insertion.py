@@ -14,11 +14,19 @@ before, or it ends within a think block.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
-from blockops.api.chat.chunks import ChoiceRewrite, ChunkChoice, OutgoingDelta
+from blockops.api.answer import (
+    AnswerEvent,
+    BackendCalls,
+    CallStarted,
+    ContentDelta,
+    Finished,
+    ReasoningDelta,
+)
+from blockops.api.chat.chunks import ChunkChoice
 from blockops.api.notice import Notice
-from blockops.translation.choice import ChoiceTranslator, to_deltas
+from blockops.translation.choice import ChoiceTranslator
 
 _THINK_START = "<think>"
 _THINK_END = "</think>"
@@ -48,8 +56,6 @@ class ThinkBlockTracker:
     :ivar is_inside: True between the start and the end of the block
     :ivar is_past: True once there was text after the block, or text without a block
     """
-
-    __slots__ = ("_has_block", "_held_text", "is_inside", "is_past")
 
     def __init__(self, *, is_inside: bool = False) -> None:
         self.is_inside = is_inside
@@ -108,8 +114,6 @@ class NoticeInserter:
     :param is_prefilled: True if the prompt has opened the model's think block
     """
 
-    __slots__ = ("_block", "_choice", "_is_done", "_notice")
-
     def __init__(self, choice: ChoiceTranslator, notice: Notice, *, is_prefilled: bool) -> None:
         self._choice = choice
         self._notice = notice
@@ -121,140 +125,73 @@ class NoticeInserter:
         """True once the choice has had its finish reason, or was truncated."""
         return self._choice.is_finished
 
-    def start(self) -> list[OutgoingDelta]:
-        """Return the delta with the role; an empty list if the role has been sent."""
+    def start(self) -> list[AnswerEvent]:
+        """Return the role; an empty list if it has been sent."""
         return self._choice.start()
 
-    def receive(self, choice: ChunkChoice) -> ChoiceRewrite | None:
-        """Return the rewrite of this part of the choice, or None if it passes unchanged."""
-        rewrite = self._choice.receive(choice)
+    def open(self) -> list[AnswerEvent]:
+        """Return a notice in the place "reasoning", with the role, before the first part."""
+        if self._is_done or not self._notice.text or self._notice.place != "reasoning":
+            return []
+        return [*self._choice.start(), ReasoningDelta(0, self._deliver())]
+
+    def receive(self, part: ChunkChoice) -> list[AnswerEvent] | None:
+        """Return the events for this part of the choice, or None if it passes unchanged."""
+        events = self._choice.receive(part)
         if not self._notice.text:
             self._is_done = True
         if self._is_done:
-            return rewrite
-        deltas = _to_deltas_with_role(choice) if rewrite is None else rewrite.deltas
-        if self._notice.place == "reasoning":
-            before, deltas = self._insert_reasoning(deltas)
-            offset = 0 if rewrite is None else rewrite.index_offset
-            return ChoiceRewrite(deltas, index_offset=offset, before=before)
-        placed = self._place(deltas, has_calls=_has_calls(choice))
-        if placed == deltas:
-            return rewrite
-        if rewrite is None:
-            return ChoiceRewrite(placed)
-        rewrite.deltas = placed
-        return rewrite
+            return events
+        own = part.events() if events is None else events
+        placed = self._place(own)
+        return events if placed == own else placed
 
-    def flush(self) -> list[OutgoingDelta]:
+    def flush(self) -> list[AnswerEvent]:
         """End a truncated answer: return the text held back, without a finish reason."""
-        return [*self._flush(), *self._choice.flush()]
+        return [*self._cancel(), *self._choice.flush()]
 
-    def finish(self) -> list[OutgoingDelta]:
-        """End a choice for which the backend sent no finish reason; return its last deltas."""
-        deltas = self._choice.finish()
-        if self._is_done or not self._notice.text:
-            return deltas
-        return self._place(deltas, has_calls=False)
+    def finish(self) -> list[AnswerEvent]:
+        """End a choice for which the backend sent no finish reason; return its last events."""
+        events = [*self.open(), *self._choice.finish()]
+        return events if self._is_done or not self._notice.text else self._place(events)
 
-    def make_choice(self, delta: OutgoingDelta) -> dict[str, Any]:
-        """Return the `choices` entry of a chunk for `delta`."""
-        return self._choice.make_choice(delta)
+    def _place(self, events: Iterable[AnswerEvent]) -> list[AnswerEvent]:
+        """Return `events`, with the notice if they reach its place."""
+        placed: list[AnswerEvent] = []
+        for event in events:
+            if self._is_done:
+                placed.append(event)
+            elif isinstance(event, CallStarted | BackendCalls):
+                placed += [*self._cancel(), event]
+            elif isinstance(event, ContentDelta):
+                placed += self._read_content(event)
+            elif isinstance(event, Finished):
+                placed += [*self._end(event.reason), event]
+            else:
+                placed.append(event)
+        return placed
 
-    def _place(self, deltas: list[OutgoingDelta], *, has_calls: bool) -> list[OutgoingDelta]:
-        """
-        Return `deltas`, with the notice inserted if they reach its place.
+    def _read_content(self, event: ContentDelta) -> list[AnswerEvent]:
+        if self._notice.place == "after" or not event.text:
+            if not self._block.is_past:
+                self._block.feed(event.text)
+            return [event]
+        before, after = self._block.feed(event.text)
+        text = before + self._deliver() + after if after else before
+        return [ContentDelta(0, text)] if text else []
 
-        :param has_calls: True if the same part of the choice has calls of the backend
-        """
-        if self._notice.place == "reasoning":
-            before, deltas = self._insert_reasoning(deltas)
-            return [*before, *deltas]
-        # The calls precede the finish reason of their part, so the notice would follow a call.
-        end = next((delta.finish_reason for delta in deltas if delta.finish_reason), None)
-        if has_calls and end:
-            deltas = [OutgoingDelta(delta.fields) for delta in deltas]
-        placed = [item for delta in deltas for item in self._place_around(delta)]
-        if not has_calls:
-            return placed
-        if not self._is_done:
-            placed += self._cancel()
-        if not end:
-            return placed
-        *others, last = placed or [OutgoingDelta({})]
-        return [*others, OutgoingDelta(last.fields, end)]
-
-    def _place_around(self, delta: OutgoingDelta) -> list[OutgoingDelta]:
-        """Return `delta`, with the notice if this is its place, or the text held back for it."""
-        flushed = self._cancel() if "tool_calls" in delta.fields and not self._is_done else []
-        if self._is_done:
-            return [*flushed, delta]
-        if self._notice.place == "before":
-            return self._insert_before(delta)
-        return self._insert_after(delta)
+    def _end(self, reason: str) -> list[AnswerEvent]:
+        """Return the text to send before the finish reason."""
+        if reason in _UNFINISHED_REASONS or self._block.is_inside:
+            return self._cancel()
+        return [ContentDelta(0, self._deliver()), *self._cancel()]
 
     def _deliver(self) -> str:
         self._is_done = self._notice.is_delivered = True
         return self._notice.text
 
-    def _cancel(self) -> list[OutgoingDelta]:
+    def _cancel(self) -> list[AnswerEvent]:
         """Give up inserting the notice; return the text held back for it."""
         self._is_done = True
-        return self._flush()
-
-    def _flush(self) -> list[OutgoingDelta]:
         held_text = self._block.flush() if self._notice.place == "before" else ""
-        return [OutgoingDelta({"content": held_text})] if held_text else []
-
-    def _insert_reasoning(
-        self, deltas: list[OutgoingDelta]
-    ) -> tuple[list[OutgoingDelta], list[OutgoingDelta]]:
-        """Return the notice, after the role if `deltas` begin with it, and the other deltas."""
-        notice = OutgoingDelta({"reasoning_content": self._deliver()})
-        if not deltas or "role" not in deltas[0].fields:
-            return [notice], deltas
-        first, *rest = deltas
-        fields = {key: value for key, value in first.fields.items() if key != "role"}
-        if fields or first.finish_reason:
-            rest = [OutgoingDelta(fields, first.finish_reason), *rest]
-        return [OutgoingDelta({"role": first.fields["role"]}), notice], rest
-
-    def _insert_before(self, delta: OutgoingDelta) -> list[OutgoingDelta]:
-        text = delta.fields.get("content")
-        if text:
-            before, after = self._block.feed(text)
-            content = before + self._deliver() + after if after else before
-            delta = OutgoingDelta({**delta.fields, "content": content}, delta.finish_reason)
-        if delta.finish_reason is None or self._is_done:
-            return [delta]
-        held_text = self._block.flush()
-        is_complete = delta.finish_reason not in _UNFINISHED_REASONS and not self._block.is_inside
-        return _add_content(delta, self._deliver() + held_text if is_complete else held_text)
-
-    def _insert_after(self, delta: OutgoingDelta) -> list[OutgoingDelta]:
-        text = delta.fields.get("content")
-        if text and not self._block.is_past:
-            self._block.feed(text)
-        reason = delta.finish_reason
-        if reason is None or reason in _UNFINISHED_REASONS or self._block.is_inside:
-            return [delta]
-        return _add_content(delta, self._deliver())
-
-
-def _add_content(last: OutgoingDelta, text: str) -> list[OutgoingDelta]:
-    """Return the last deltas of a choice, with `text` before the finish reason."""
-    before = [OutgoingDelta(last.fields)] if last.fields else []
-    content = [OutgoingDelta({"content": text})] if text else []
-    return [*before, *content, OutgoingDelta({}, last.finish_reason)]
-
-
-def _to_deltas_with_role(choice: ChunkChoice) -> list[OutgoingDelta]:
-    deltas = to_deltas(choice)
-    role = choice.delta.role if choice.delta is not None else None
-    if role:
-        deltas[0].fields = {"role": role, **deltas[0].fields}
-    return deltas
-
-
-def _has_calls(choice: ChunkChoice) -> bool:
-    delta = choice.delta
-    return delta is not None and (bool(delta.tool_calls) or delta.function_call is not None)
+        return [ContentDelta(0, held_text)] if held_text else []

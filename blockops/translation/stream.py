@@ -30,52 +30,37 @@ looks complete.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from blockops.api.answer import ReasoningDelta
 from blockops.api.backend_errors import (
     invalid_response,
     looks_like_error,
     to_error_event,
     truncated_response,
 )
-from blockops.api.chat.chunks import (
-    Chunk,
-    OutgoingDelta,
-    messages_to_deltas,
-)
+from blockops.api.chat.chunks import ChunkChoice, messages_to_deltas
 from blockops.api.chat.decoder import (
-    decode_chunk,
-    decode_chunk_leniently,
-    envelope,
+    MAX_EVENT,
+    BackendEvent,
+    ChunkDecoder,
+    ReceivedChunk,
+    StreamError,
     has_content,
+    receive_chunk,
 )
-from blockops.api.chat.encoder import (
-    encode_chunk,
-    response_as_chunk,
-    rewrite_chunk,
-    split_usage,
-)
+from blockops.api.chat.encoder import ChunkEncoder, response_as_chunk, split_usage
 from blockops.api.chat.request import ChatRequest
 from blockops.api.completions import CompletionRequest
-from blockops.api.lenient_json import DECODE_ERRORS, JsonRepairer, is_strict
+from blockops.api.lenient_json import is_strict
 from blockops.api.notice import Notice
 from blockops.api.report import AnswerReport
-from blockops.api.sse import HEARTBEAT, Event, EventDecoder, EventTooLong, encode_event
+from blockops.api.sse import HEARTBEAT, Event, encode_event
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.choice_factory import AnswerChoice, ChoiceFactory, random_call_id
-
-#: Upper bound of one event of the backend, in bytes: enough for a complete answer with images.
-MAX_EVENT = 8 * 1024 * 1024
-#: The last event of a stream.
-DONE_EVENT = b"data: [DONE]\n\n"
-
-# Upper bound of the choices of one answer. OpenAI allows 128 for each of a completion's prompts.
-_MAX_CHOICES = 4096
-_DATA, _BLANK_LINE = b"data: ", b"\n\n"
-_FRAMING_LENGTH = len(_DATA) + len(_BLANK_LINE)
+from blockops.translation.choices import Choices, random_call_id
+from blockops.translation.notice_insertion import NoticeInserter
 
 
 class StreamTranslator:
@@ -88,21 +73,22 @@ class StreamTranslator:
     :param notice: inserted into the first choice
     :param is_usage_hidden: True to remove `usage` from chunks without choices
     :param new_id: returns a new id for a call
+    :param encoder: the encoder of the client's response, if that is not a stream of chunks
     :ivar has_ended: True once `[DONE]` or an error event was sent
     :ivar report: the contents of the answer so far
     """
 
     __slots__ = (
-        "_choice_factory",
         "_choices",
         "_decoder",
-        "_envelope",
+        "_encoder",
         "_has_content",
         "_heartbeat_style",
+        "_include_usage",
+        "_is_chat",
         "_is_usage_hidden",
         "_last_non_chunk",
-        "_max_event",
-        "_repairer",
+        "_notice",
         "_usage_sent",
         "has_ended",
         "report",
@@ -118,37 +104,53 @@ class StreamTranslator:
         notice: Notice | None = None,
         is_usage_hidden: bool = False,
         new_id: Callable[[], str] = random_call_id,
+        encoder: ChunkEncoder | None = None,
     ) -> None:
         self.has_ended = False
         self.report = AnswerReport()
-        self._choice_factory = ChoiceFactory(request, options, new_id, self.report, notice)
-        self._choices: dict[int, AnswerChoice] = {}
+        self._is_chat = isinstance(request, ChatRequest)
+        self._encoder = encoder or ChunkEncoder(is_chat=self._is_chat, model=request.model or "")
+        alias = None if request.model == request.backend_model else request.model
+        self._decoder = ChunkDecoder(max_event, self.report.counters, alias)
+        self._choices = Choices(request, options, new_id, self.report, notice)
+        self._notice = notice
+        self._heartbeat_style = heartbeat_style
+        self._include_usage = request.include_usage
         self._is_usage_hidden = is_usage_hidden
         self._usage_sent: dict[str, Any] | None = None  # in a chunk with choices
         # The last event that was not a chunk, and the number of chunks at that time.
         self._last_non_chunk = (b"", 0)
         self._has_content = False
-        self._decoder = EventDecoder(max_event)
-        self._max_event = max_event
-        self._repairer = JsonRepairer()
-        self._heartbeat_style = heartbeat_style
-        self._envelope = _Envelope(request)
 
     def receive_data(self, data: bytes) -> bytes:
         """Return the events that `data` completes, translated; an error event for any failure."""
-        out: list[bytes] = []
         if self.has_ended:
             return b""
+        out: list[bytes] = []
         try:
             for event in self._decoder.receive_data(data):
-                out.append(self._on_event(event))
+                if isinstance(event, ReceivedChunk):
+                    out.append(self._on_chunk(event))
+                else:
+                    out.append(self._on_event(event))
                 if self.has_ended:
                     break
-        except EventTooLong:
-            out.append(self.fail(_event_too_large(self._max_event)))
         except ApiError as error:
             out.append(self.fail(error))
         return out[0] if len(out) == 1 else b"".join(out)
+
+    def receive_body(self, body: bytes) -> bytes:
+        """
+        Return the complete stream for a non-streaming response.
+
+        :raises ApiError: 502 if `body` is not a response; the backend's error if it is one
+        """
+        data, _ = self._decoder.decode_response(body, is_chat=self._is_chat)
+        chunk, usage = response_as_chunk(data) if self._is_chat else data, b""
+        if self._include_usage:
+            chunk, usage = split_usage(chunk)
+        out = [self._on_chunk(receive_chunk(part)) for part in (chunk, usage) if part]
+        return b"".join([*out, self._on_done()])
 
     def heartbeat(self) -> bytes:
         """Return a heartbeat: a comment or an empty delta; empty once the stream has ended."""
@@ -156,19 +158,16 @@ class StreamTranslator:
             return b""
         if self._heartbeat_style == "comment":
             return HEARTBEAT
-        choice = self._choice(0)
-        if choice.is_finished:
-            return encode_event(encode_chunk(self._envelope.fields, []))
-        return self._encode(choice, choice.start() or [OutgoingDelta({})])
+        choice = self._choices[0]
+        return (not choice.is_finished and self._encoder.encode(choice.start())) or (
+            self._encoder.heartbeat(has_choice=not choice.is_finished)
+        )
 
     def prefill_notice(self, text: str) -> bytes:
         """Return an event with `text` as `reasoning_content`; empty once the answer has content."""
-        if self.has_ended or self._has_content:
+        if self.has_ended or self._has_content or (choice := self._choices[0]).is_finished:
             return b""
-        choice = self._choice(0)
-        if choice.is_finished:
-            return b""
-        return self._encode(choice, [*choice.start(), OutgoingDelta({"reasoning_content": text})])
+        return self._encoder.encode([*choice.start(), ReasoningDelta(0, text)])
 
     def end(self, *, is_truncated: bool) -> bytes:
         """
@@ -180,7 +179,7 @@ class StreamTranslator:
             return b""
         if self._choices and all(choice.is_finished for choice in self._choices.values()):
             self.has_ended = True
-            return DONE_EVENT
+            return self._encoder.done()
         pending, chunks = self._decoder.pending, self.report.chunks
         if not is_truncated and not chunks and pending.startswith(b"{") and is_strict(pending):
             return self._on_json_body(pending)
@@ -192,9 +191,10 @@ class StreamTranslator:
     def _on_json_body(self, body: bytes) -> bytes:
         """Return the stream for a JSON body (a response or an error) that came instead of one."""
         try:
-            events = self._on_event(Event(body, encode_event(body)))
+            event = self._decoder.decode(Event(body, encode_event(body)))
         except ApiError as error:
             return self.fail(error)
+        events = self._on_event(event) if event is not None else b""
         return events if self.has_ended else events + self._on_done()
 
     def fail(self, error: ApiError) -> bytes:
@@ -207,190 +207,76 @@ class StreamTranslator:
         surrogates = self._flush_surrogates()
         self.has_ended = True
         self.report.error = message
-        flushed = [self._encode(choice, choice.flush()) for choice in self._choices.values()]
-        return b"".join([surrogates, *flushed, encode_event(json)])
+        flushed = [self._encoder.encode(choice.flush()) for choice in self._choices.values()]
+        return b"".join([surrogates, *flushed, self._encoder.error(json)])
 
     def _flush_surrogates(self) -> bytes:
-        """Return the events with U+FFFD for each surrogate half without a second half."""
-        choices = self._repairer.flush()
-        if not choices:
-            return b""
-        data = encode_chunk(self._envelope.fields, choices)
-        return self._on_chunk(decode_chunk_leniently(data), data, encode_event(data))
+        chunk = self._decoder.flush(self._encoder.envelope())
+        return b"" if chunk is None else self._on_chunk(chunk)
 
-    def _on_event(self, event: Event) -> bytes:
-        """
-        Return the events for the client for one event of the backend.
+    def _on_event(self, event: BackendEvent) -> bytes:
+        if isinstance(event, ReceivedChunk):
+            return self._on_chunk(event)
+        if isinstance(event, StreamError):
+            return self._end_with_error(event.message, event.json)
+        return self._on_done()
 
-        :raises ApiError: 502 if it is not an event of the OpenAI API
-        """
-        data = event.data
-        try:
-            chunk = decode_chunk(data)
-        except DECODE_ERRORS:
-            return self._on_special_event(event)
-        if event.name or self._repairer.pending:
-            return self._on_special_event(event)
-        raw = event.raw
-        if len(raw) != len(data) + _FRAMING_LENGTH:
-            # Other fields mean nothing here, and some clients need the space after "data:".
-            raw = encode_event(data)
-        return self._on_chunk(chunk, data, raw)
-
-    def _on_special_event(self, event: Event) -> bytes:
-        """Return the events for an event that has a name, is not a chunk, or needs repair."""
-        data = event.data.strip()
-        if event.name == b"error":
-            return self._end_with_error(*to_error_event(event.lenient_data()))
-        if data == b"[DONE]":
-            return self._on_done()
-        if not data:
-            return b""  # some backends send an event without data as a heartbeat
-        is_named = event.name not in {b"", b"message"}
-        chunk, raw = None, b""
-        try:
-            data, raw = self._repair(event)
-            chunk = decode_chunk_leniently(data)
-        except ValueError:
-            if not is_named:
-                raise invalid_response(event.data) from None
-        if chunk is None or (is_named and not chunk.choices and not chunk.error):
-            # An event of another format, such as "ping": clients would fail to decode it.
-            self.report.counters["foreign_event"] += 1
-            return b""
-        return self._on_chunk(chunk, data, raw)
-
-    def _repair(self, event: Event) -> tuple[bytes, bytes]:
-        """
-        Return an event's data as strict JSON, and the event with this data.
-
-        :raises ValueError: the data is not JSON, even if read leniently
-        """
-        if not self._repairer.pending and is_strict(event.data):
-            return event.data, encode_event(event.data)
-        try:
-            data = self._repairer.repair(event.data)
-        except ValueError:
-            data = self._repairer.repair(event.lenient_data())
-        return data, encode_event(data)
-
-    def _on_chunk(self, chunk: Chunk, data: bytes, raw: bytes) -> bytes:
-        """
-        Return the events for the client for one chunk.
-
-        :param data: its JSON
-        :param raw: the event to send if the chunk passes unchanged
-        """
+    def _on_chunk(self, chunk: ReceivedChunk) -> bytes:
+        """Return the events for the client for one chunk."""
         self.report.chunks += 1
-        choices = chunk.choices
-        if chunk.usage is not None:
-            if choices == [] and chunk.usage == self._usage_sent:
+        fields = chunk.fields
+        choices = fields.choices or []
+        if isinstance(fields.usage, dict):
+            if fields.choices == [] and fields.usage == self._usage_sent:
                 # vllm-mlx repeats the usage of the chunk with the finish reason, and some clients
                 # add up every usage that they get.
                 self.report.counters["usage_again"] += 1
-                rest, _ = split_usage(data)
-                return b"".join(map(encode_event, rewrite_chunk(rest, [], [])))
-            self.report.usage = chunk.usage
-            self._usage_sent = chunk.usage if choices else None
-        if not choices or chunk.error:
-            return self._on_bare_chunk(chunk, data, raw)
-        if choices[0].message is not None and messages_to_deltas(choices):
-            data = response_as_chunk(data)
-            raw = encode_event(data)
-            choices = decode_chunk_leniently(data).choices or []
-        self._envelope.source = data
+                rest, _ = split_usage(chunk.data)
+                return self._encoder.rewrite(receive_chunk(rest), [])
+            self.report.usage = fields.usage
+            self._usage_sent = fields.usage if choices else None
+        if not choices or fields.error:
+            return self._on_bare_chunk(chunk)
+        if choices[0].message and messages_to_deltas(choices):
+            chunk = receive_chunk(response_as_chunk(chunk.data))
+            choices = chunk.fields.choices or []
+        encoder = self._encoder
+        encoder.source = chunk
         if not self._has_content:
-            self._has_content = has_content(data)
-        rewrites = [self._choice(choice.index or 0).receive(choice) for choice in choices]
-        if not any(rewrites):
-            return raw
-        return b"".join(map(encode_event, rewrite_chunk(data, choices, rewrites)))
+            self._has_content = has_content(chunk.data)
+        before = b"" if self._notice is None else self._open_notice(choices)
+        rewrites = [self._choices[part.index or 0].receive(part) for part in choices]
+        if rewrites.count(None) == len(rewrites):
+            return before + encoder.pass_through(chunk)
+        return before + encoder.rewrite(chunk, rewrites)
 
-    def _on_bare_chunk(self, chunk: Chunk, data: bytes, raw: bytes) -> bytes:
+    def _open_notice(self, parts: Sequence[ChunkChoice]) -> bytes:
+        """Return the events that precede the first part of the first choice."""
+        choice = self._choices[0] if any(not part.index for part in parts) else None
+        return self._encoder.encode(choice.open()) if isinstance(choice, NoticeInserter) else b""
+
+    def _on_bare_chunk(self, chunk: ReceivedChunk) -> bytes:
         """Return the events for a chunk without choices, or for an error."""
-        if chunk.error or (chunk.choices is None and looks_like_error(data)):
+        fields, data = chunk.fields, chunk.data
+        has_usage, has_choices = isinstance(fields.usage, dict), isinstance(fields.choices, list)
+        if fields.error or (not has_choices and looks_like_error(data)):
             return self._end_with_error(*to_error_event(data))
-        if self._is_usage_hidden and chunk.usage is not None and not chunk.choices:
+        if self._is_usage_hidden and has_usage:
             data, _ = split_usage(data)
-        elif chunk.choices is not None:
-            return raw  # usage, and other fields that belong to no choice
-        chunks = rewrite_chunk(data, [], [])
-        if chunks and chunk.usage is None:
+        elif has_choices:
+            return self._encoder.pass_through(chunk)  # usage, and fields that belong to no choice
+        events = self._encoder.rewrite(receive_chunk(data), [])
+        if events and not has_usage:
             self._last_non_chunk = (data, self.report.chunks)
-        return b"".join(map(encode_event, chunks))
+        return events
 
     def _on_done(self) -> bytes:
         non_chunk, _ = self._last_non_chunk
-        if non_chunk and self._envelope.source is None:
+        if non_chunk and self._encoder.source is None:
             return self.fail(invalid_response(non_chunk))
         if not self._choices:
-            self._choice(0)
+            self._choices[0]  # an empty answer has one choice, too
         surrogates = self._flush_surrogates()
-        ends = [self._encode(choice, choice.finish()) for choice in self._choices.values()]
+        ends = [self._encoder.encode(choice.finish()) for choice in self._choices.values()]
         self.has_ended = True
-        return b"".join([surrogates, *ends, DONE_EVENT])
-
-    def _choice(self, index: int) -> AnswerChoice:
-        """
-        Return the choice `index`; create it at its first use.
-
-        :raises ApiError: 502 if there would be more than `_MAX_CHOICES`
-        """
-        choice = self._choices.get(index)
-        if choice is None:
-            if len(self._choices) == _MAX_CHOICES:
-                raise ApiError(
-                    502,
-                    f"The backend sent more than {_MAX_CHOICES} choices. Check its log.",
-                    type="server_error",
-                    code="backend_invalid_response",
-                )
-            choice = self._choices[index] = self._choice_factory.create(index)
-        return choice
-
-    def _encode(self, choice: AnswerChoice, deltas: list[OutgoingDelta]) -> bytes:
-        """Return one event for each delta; these deltas replace no part of the backend's chunks."""
-        if not deltas:
-            return b""
-        fields = self._envelope.fields
-        chunks = [encode_chunk(fields, [choice.make_choice(delta)]) for delta in deltas]
-        return b"".join(map(encode_event, chunks))
-
-
-class _Envelope:
-    """
-    The fields that all chunks of an answer share.
-
-    :ivar source: the JSON of the backend's last chunk, which has them; None until there is one
-    """
-
-    __slots__ = ("_is_chat", "_model", "_own", "source")
-
-    def __init__(self, request: ChatRequest | CompletionRequest) -> None:
-        self.source: bytes | None = None
-        self._is_chat = isinstance(request, ChatRequest)
-        self._model = request.model or ""
-        self._own: dict[str, Any] | None = None
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The backend's fields; those that it has not sent are generated once."""
-        if self._own is None:
-            self._own = {
-                "id": ("chatcmpl-" if self._is_chat else "cmpl-") + secrets.token_hex(12),
-                "object": "chat.completion.chunk" if self._is_chat else "text_completion",
-                "created": 0,  # this package has no clock, and no client is known to read the time
-                "model": self._model,
-            }
-        if self.source is None:
-            return self._own
-        return {**self._own, **envelope(self.source)}
-
-
-def _event_too_large(limit: int) -> ApiError:
-    return ApiError(
-        502,
-        f"The backend sent an event of more than {limit} bytes. Raise --max-event to allow it.",
-        type="server_error",
-        code="backend_event_too_large",
-    )
+        return b"".join([surrogates, *ends, self._encoder.done()])

@@ -45,7 +45,7 @@ class StructuredCalls:
     def record(self, delta: Delta) -> list[str]:
         """Record the calls in `delta`; return the names of those that start in it."""
         calls = list(delta.tool_calls or ())
-        if delta.function_call is not None:
+        if delta.function_call:
             calls.append(ToolCall(0, delta.function_call))
         names = []
         for call in calls:

@@ -9,7 +9,9 @@ from typing import Any
 
 from blockops.api.chat.request import ChatRequest
 from blockops.api.completions import CompletionRequest
+from blockops.api.report import AnswerReport
 from blockops.toolcalls.options import TranslationOptions
+from blockops.translation.non_streaming import ResponseTranslator
 from blockops.translation.stream import StreamTranslator
 
 DONE = b"data: [DONE]\n\n"
@@ -68,3 +70,19 @@ def translate(stream: bytes, request: Any = None, **more: Any) -> bytes:
     """Return the client's stream for a backend's stream that is received at once."""
     stream_translator = translator(request, **more)
     return stream_translator.receive_data(stream) + stream_translator.end(is_truncated=False)
+
+
+def translate_response(
+    body: bytes, request: Any, options: TranslationOptions, **more: Any
+) -> tuple[bytes, AnswerReport]:
+    """Return the client's non-streaming response for a backend's one, and the report."""
+    response_translator = ResponseTranslator(request, options, **more)
+    return response_translator.receive_body(body), response_translator.report
+
+
+def response_as_stream(
+    body: bytes, request: Any, options: TranslationOptions, **more: Any
+) -> tuple[bytes, AnswerReport]:
+    """Return the client's stream for a backend's non-streaming response, and the report."""
+    stream_translator = StreamTranslator(request, options, **more)
+    return stream_translator.receive_body(body), stream_translator.report

@@ -14,8 +14,7 @@ from blockops.api.completions import CompletionRequest
 from blockops.api.request_fields import change_to_stream
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.aggregate import ChunkAggregator
-from blockops.translation.non_streaming import response_as_stream
+from blockops.translation.non_streaming import ResponseTranslator
 from tests.api.requests import (
     CALL,
     DONE,
@@ -27,6 +26,7 @@ from tests.api.requests import (
     counted_ids,
     delta,
     event,
+    response_as_stream,
     text,
 )
 from tests.translation.test_captures import RESPONSES, STREAMS, call_pairs, expected
@@ -36,7 +36,7 @@ from tests.translation.test_stream import CHUNKS, STRUCTURED, USAGE
 def aggregate(
     stream: bytes, request: Any = None, *, truncated: bool = False, **options: Any
 ) -> Any:
-    aggregator = ChunkAggregator(
+    aggregator = ResponseTranslator(
         request or chat("search"), TranslationOptions(), new_id=counted_ids(), **options
     )
     assert aggregator.receive_data(stream) == b""
@@ -160,7 +160,7 @@ class AggregateTests(SynchronousTestCase):
         )
 
     def test_has_ended(self) -> None:
-        aggregator = ChunkAggregator(chat(), TranslationOptions())
+        aggregator = ResponseTranslator(chat(), TranslationOptions())
         aggregator.receive_data(ROLE + STOP)
         self.assertFalse(aggregator.has_ended)
         aggregator.receive_data(event({"choices": [], "usage": USAGE}) + DONE)
@@ -222,7 +222,7 @@ class FailureTests(SynchronousTestCase):
     @given(st.lists(CHUNKS, max_size=3))
     def test_junk(self, chunks: list[Any]) -> None:
         for request in (chat("search"), completion()):
-            aggregator = ChunkAggregator(request, TranslationOptions(reasoning="split"))
+            aggregator = ResponseTranslator(request, TranslationOptions(reasoning="split"))
             aggregator.receive_data(b"".join(map(event, chunks)) + DONE)
             try:
                 aggregator.end(is_truncated=False)

@@ -19,12 +19,19 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.backend_errors import to_error_response
+from blockops.api.chat.decoder import MAX_EVENT
 from blockops.api.sse import EventDecoder
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.non_streaming import response_as_stream, translate_response
-from blockops.translation.stream import MAX_EVENT
-from tests.api.requests import DONE, chat, counted_ids, translate, translator
+from tests.api.requests import (
+    DONE,
+    chat,
+    counted_ids,
+    response_as_stream,
+    translate,
+    translate_response,
+    translator,
+)
 from tests.api.strict import StreamAnswer, read_strictly
 from tests.translation.merging import join_texts
 
@@ -195,7 +202,7 @@ class StreamTests(SynchronousTestCase):
                 self.assertEqual(len(events), 1)
                 for split in range(start + 1 + first % self.every, end, self.every):
                     early = stream.receive_data(body[start:split])
-                    rest = list(stream._decoder.receive_data(body[split:end]))
+                    rest = list(stream._decoder._events.receive_data(body[split:end]))
                     if early or rest != events:
                         self.fail(f"{name} split at {split}: {early!r}, {rest!r}")
                 joined.append(stream.receive_data(body[start:end]))

@@ -7,14 +7,17 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.chat.chunks import (
-    ChoiceRewrite,
-    ChunkChoice,
-    Delta,
-    Function,
-    OutgoingDelta,
-    ToolCall,
+from blockops.api.answer import (
+    AnswerEvent,
+    BackendCalls,
+    ContentDelta,
+    Finished,
+    PartDropped,
+    RoleStarted,
 )
+from blockops.api.answer import ReasoningDelta as ReasoningEvent
+from blockops.api.chat.chunks import ChunkChoice, Delta, Function, ToolCall
+from blockops.api.chat.encoder import OutgoingDelta, to_deltas
 from blockops.api.report import AnswerReport
 from blockops.toolcalls.deltas import (
     CallArguments,
@@ -91,12 +94,9 @@ class ChoiceTestCase(SynchronousTestCase):
             self.assertIsNone(translator.receive(part("", role="assistant")))
         return translator
 
-    def deltas(
-        self, rewrite: ChoiceRewrite | list[OutgoingDelta] | None
-    ) -> list[tuple[dict[str, Any], Any]]:
-        assert rewrite is not None
-        deltas = rewrite.deltas if isinstance(rewrite, ChoiceRewrite) else rewrite
-        return [(delta.fields, delta.finish_reason) for delta in deltas]
+    def deltas(self, events: list[AnswerEvent] | None) -> list[OutgoingDelta]:
+        assert events is not None
+        return to_deltas(events)
 
 
 class TextTests(ChoiceTestCase):
@@ -156,7 +156,7 @@ class TextTests(ChoiceTestCase):
         choice = self.translator()
         choice.receive(part("a", "stop"))
         for late in (part("b"), part(None, "stop"), ChunkChoice()):
-            self.assertEqual(choice.receive(late), ChoiceRewrite([], is_kept=False))
+            self.assertEqual(choice.receive(late), [PartDropped(0)])
         self.assertEqual(self.report.counters["after_finish"], 1)
         self.assertEqual(choice.finish(), [])
         self.assertEqual(choice.flush(), [])
@@ -202,7 +202,7 @@ class RoleTests(ChoiceTestCase):
         self.assertEqual(
             self.deltas(choice.receive(part("a", **again))), [({"content": "a"}, None)]
         )
-        self.assertEqual(self.deltas(choice.receive(part(None, **again))), [({}, None)])
+        self.assertEqual(choice.receive(part(None, **again)), [])
         self.assertEqual(self.deltas(choice.receive(part(None, "stop", **again))), [({}, "stop")])
 
     def test_start(self) -> None:
@@ -311,9 +311,7 @@ class EndTests(ChoiceTestCase):
 
     def test_finish_before_the_role(self) -> None:
         choice = self.translator(role=False)
-        self.assertEqual(
-            self.deltas(choice.finish()), [({"role": "assistant"}, None), ({}, "stop")]
-        )
+        self.assertEqual(choice.finish(), [RoleStarted(0, "assistant"), Finished(0, "stop")])
 
     def test_finish_with_held_text(self) -> None:
         choice = self.translator(TextDelta("<t"))
@@ -325,13 +323,11 @@ class EndTests(ChoiceTestCase):
         self.assertEqual(self.deltas(choice.flush()), [({"content": "<t"}, None)])
         self.assertEqual(self.report.finish_reasons, {})
         self.assertEqual(choice.flush(), [])
-        self.assertEqual(choice.receive(part("late")), ChoiceRewrite([], is_kept=False))
+        self.assertEqual(choice.receive(part("late")), [PartDropped(0)])
 
     def test_flush_before_the_role(self) -> None:
         choice = self.translator(TextDelta("x"), role=False)
-        self.assertEqual(
-            self.deltas(choice.flush()), [({"role": "assistant"}, None), ({"content": "x"}, None)]
-        )
+        self.assertEqual(choice.flush(), [RoleStarted(0, "assistant"), ContentDelta(0, "x")])
         self.assertEqual(self.translator(role=False).flush(), [])
 
     def test_flush_after_structured_calls(self) -> None:
@@ -368,16 +364,14 @@ class BackendCallTests(ChoiceTestCase):
     def test_index_follows_ours(self) -> None:
         choice = self.translator(a=CALL)
         choice.receive(part("a"))
-        self.assertEqual(
-            choice.receive(part(tool_calls=[self.BACKEND_CALL])), ChoiceRewrite([], index_offset=1)
-        )
+        self.assertEqual(choice.receive(part(tool_calls=[self.BACKEND_CALL])), [BackendCalls(0, 1)])
         self.assertEqual(
             choice.receive(part("t", tool_calls=[self.BACKEND_CALL])),
-            ChoiceRewrite([OutgoingDelta({"content": "t"})], index_offset=1),
+            [ContentDelta(0, "t"), BackendCalls(0, 1)],
         )
         self.assertEqual(
             choice.receive(part(None, "stop")),
-            ChoiceRewrite([OutgoingDelta({}, "tool_calls")], index_offset=1),
+            [Finished(0, "tool_calls")],
         )
         self.assertEqual(self.report.tool_names, ["f", "g"])
 
@@ -391,28 +385,28 @@ class BackendCallTests(ChoiceTestCase):
             choice = self.translator(TextDelta(held))
             self.assertEqual(
                 choice.receive(part(tool_calls=[self.BACKEND_CALL])),
-                ChoiceRewrite([OutgoingDelta({"content": held})]),
+                [ContentDelta(0, held), BackendCalls(0)],
             )
 
     def test_held_text_and_the_end(self) -> None:
         choice = self.translator(TextDelta("T"))
         self.assertEqual(
             choice.receive(part("a", "tool_calls", tool_calls=[self.BACKEND_CALL])),
-            ChoiceRewrite([OutgoingDelta({"content": "aT"}), OutgoingDelta({}, "tool_calls")]),
+            [ContentDelta(0, "aT"), BackendCalls(0), Finished(0, "tool_calls")],
         )
 
     def test_held_reasoning_is_kept(self) -> None:
         choice = self.translator(ReasoningDelta("hm"))
         self.assertEqual(
             choice.receive(part(tool_calls=[self.BACKEND_CALL])),
-            ChoiceRewrite([OutgoingDelta({"reasoning_content": "hm"})]),
+            [ReasoningEvent(0, "hm"), BackendCalls(0)],
         )
 
     def test_our_open_call_before_it(self) -> None:
         choice = self.translator(a=START)
         choice.receive(part("a"))
         rewrite = choice.receive(part(None, "tool_calls", tool_calls=[self.BACKEND_CALL]))
-        self.assertEqual(rewrite, ChoiceRewrite([OutgoingDelta({}, "length")], index_offset=1))
+        self.assertEqual(rewrite, [BackendCalls(0, 1), Finished(0, "length")])
 
     def test_function_call(self) -> None:
         """The API's deprecated field passes."""

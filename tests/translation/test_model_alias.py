@@ -12,7 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockops.api.chat.request import ChatRequest
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.model_alias import AliasedPassThrough, AliasedStreamTranslator, ModelAlias
+from blockops.translation.model_alias import AliasedPassThrough
+from blockops.translation.stream import StreamTranslator
 
 CREATED = (
     b"event: response.created\n"
@@ -32,7 +33,7 @@ STREAM = CREATED + TEXT + DONE
 def pass_through(
     pieces: Iterable[bytes], max_event: int = 1 << 20, *, truncated: bool = False
 ) -> bytes:
-    stream = AliasedPassThrough(ModelAlias("short"), max_event)
+    stream = AliasedPassThrough("short", max_event)
     return b"".join([*map(stream.receive_data, pieces), stream.end(is_truncated=truncated)])
 
 
@@ -94,7 +95,7 @@ class SplitTests(SynchronousTestCase):
 class BoundTests(SynchronousTestCase):
     def test_too_long_events_pass_as_they_arrive(self) -> None:
         """The next event is held back until it is complete."""
-        stream = AliasedPassThrough(ModelAlias("short"), 20)
+        stream = AliasedPassThrough("short", 20)
         self.assertEqual(stream.receive_data(CREATED[:20]), b"")
         self.assertEqual(stream.receive_data(CREATED[20:21]), CREATED[:21])
         self.assertEqual(stream.heartbeat(), b"")
@@ -104,14 +105,14 @@ class BoundTests(SynchronousTestCase):
         self.assertNotEqual(stream.heartbeat(), b"")
 
     def test_heartbeat_before_a_pending_event(self) -> None:
-        stream = AliasedPassThrough(ModelAlias("short"))
+        stream = AliasedPassThrough("short")
         stream.receive_data(TEXT + b"data: {")
         self.assertEqual(stream.heartbeat(), b": heartbeat\n\n")
 
 
 class EndTests(SynchronousTestCase):
     def test_pending_bytes_precede_an_error(self) -> None:
-        stream = AliasedPassThrough(ModelAlias("short"))
+        stream = AliasedPassThrough("short")
         stream.receive_data(b"data: {")
         out = stream.fail(ApiError(502, "boom"))
         self.assertTrue(out.startswith(b"data: {\n\nevent: error\ndata: {"), out)
@@ -124,12 +125,12 @@ class EndTests(SynchronousTestCase):
 
 
 class ChatTests(SynchronousTestCase):
-    def translator(self) -> AliasedStreamTranslator:
+    def translator(self) -> StreamTranslator:
         request = ChatRequest.parse(
             b'{"model":"short","stream":true,"messages":[{"role":"user","content":"Hi"}]}',
             {"short": "tiny"},
         )
-        return AliasedStreamTranslator(ModelAlias("short"), request, TranslationOptions())
+        return StreamTranslator(request, TranslationOptions())
 
     def test_repaired_chunk(self) -> None:
         translator = self.translator()

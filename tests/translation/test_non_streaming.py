@@ -9,8 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.non_streaming import response_as_stream, translate_response
-from tests.api.requests import CALL, chat, counted_ids
+from tests.api.requests import CALL, chat, counted_ids, response_as_stream, translate_response
 from tests.api.strict import StreamAnswer
 from tests.translation.test_stream import SEARCH, STRUCTURED, USAGE, events, read
 

@@ -13,9 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockops.api.chat.request import ChatRequest
 from blockops.api.notice import Notice, Place
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.non_streaming import translate_response
 from blockops.translation.notice_insertion import ThinkBlockTracker
 from blockops.translation.stream import StreamTranslator
+from tests.api.requests import translate_response
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'

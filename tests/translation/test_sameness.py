@@ -17,10 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockops.api.chat.request import ChatRequest
 from blockops.api.notice import Notice, Place
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.aggregate import ChunkAggregator
-from blockops.translation.non_streaming import response_as_stream, translate_response
+from blockops.translation.non_streaming import ResponseTranslator
 from blockops.translation.stream import StreamTranslator
-from tests.api.requests import CALL, DONE, chat, event
+from tests.api.requests import CALL, DONE, chat, event, response_as_stream, translate_response
 
 LINE_CALL = '\nTOOL_CALL: {"name": "get_weather", "arguments": {"city": "Z\\u00fcrich", "n": 2.50}}'
 XML_CALL = "<tool_call><function=search><parameter=query>\nx\n</parameter></function></tool_call>"
@@ -209,7 +208,7 @@ class SamenessTests(SynchronousTestCase):
         translator = StreamTranslator(request, options, notice=variant.notice())
         out = b"".join(map(translator.receive_data, packets)) + translator.end(is_truncated=False)
         self.assertEqual(parse_stream(out), expected)
-        aggregator = ChunkAggregator(request, options, notice=variant.notice())
+        aggregator = ResponseTranslator(request, options, notice=variant.notice())
         for data in packets:
             aggregator.receive_data(data)
         self.assertEqual(parse_response(aggregator.end(is_truncated=False)), expected)

@@ -13,8 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.choice_factory import random_call_id
-from blockops.translation.non_streaming import response_as_stream, translate_response
+from blockops.translation.choices import random_call_id
 from tests.api.requests import (
     CALL,
     DONE,
@@ -25,8 +24,10 @@ from tests.api.requests import (
     completion,
     delta,
     event,
+    response_as_stream,
     text,
     translate,
+    translate_response,
     translator,
 )
 from tests.api.strict import StreamAnswer, read_strictly, strict_json

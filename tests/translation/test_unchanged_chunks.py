@@ -23,8 +23,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.report import AnswerReport
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.aggregate import ChunkAggregator
-from blockops.translation.non_streaming import response_as_stream, translate_response
+from blockops.translation.non_streaming import ResponseTranslator
+from blockops.translation.stream import StreamTranslator
 from tests import thorough
 from tests.api.requests import (
     CALL,
@@ -906,12 +906,14 @@ MIXED_RESPONSES = responses(split_calls() | st.lists(SAFE_TEXTS, max_size=3))
 
 def respond(body: str | bytes, request: Any = WITH_TOOLS) -> bytes:
     data = body if isinstance(body, bytes) else body.encode()
-    return translate_response(data, request, TranslationOptions(), new_id=counted_ids())[0]
+    return ResponseTranslator(request, TranslationOptions(), new_id=counted_ids()).receive_body(
+        data
+    )
 
 
 def stream_response(body: str | bytes, request: Any = WITH_TOOLS) -> bytes:
     data = body if isinstance(body, bytes) else body.encode()
-    return response_as_stream(data, request, TranslationOptions(), new_id=counted_ids())[0]
+    return StreamTranslator(request, TranslationOptions(), new_id=counted_ids()).receive_body(data)
 
 
 class ResponseTests(SynchronousTestCase):
@@ -961,7 +963,7 @@ def values_sent_once(stream: bytes) -> list[Found]:
 
 
 def aggregate(stream: bytes, packets: Iterable[bytes] = ()) -> Any:
-    aggregator = ChunkAggregator(WITH_TOOLS, TranslationOptions(), new_id=counted_ids())
+    aggregator = ResponseTranslator(WITH_TOOLS, TranslationOptions(), new_id=counted_ids())
     for packet in packets or [stream]:
         aggregator.receive_data(packet)
     return json.loads(aggregator.end(is_truncated=False))
@@ -1045,7 +1047,7 @@ class OtherFormsExceptionTests(SynchronousTestCase):
     def test_spelling_of_an_aggregated_stream(self) -> None:
         """Values are kept, not their JSON text."""
         stream = ROLE + chunk('{"choices":[],"t":[1e0,140.00,"\\u00e9\\/",-0,1e400]}') + STOP
-        aggregator = ChunkAggregator(WITH_TOOLS, TranslationOptions())
+        aggregator = ResponseTranslator(WITH_TOOLS, TranslationOptions())
         aggregator.receive_data(stream)
         self.assertIn('"t":[1.0,140.0,"é/",0,null]'.encode(), aggregator.end(is_truncated=False))
 

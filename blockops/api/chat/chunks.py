@@ -1,8 +1,8 @@
 """
-The structs of `chat.completion.chunk`, and of a choice that is rewritten.
+The structs of `chat.completion.chunk`.
 
-`ChunkChoice` and `Chunk` name only the fields that blockops decides on. They also fit the responses
-of `/v1/completions` and non-streaming responses.
+They name only the fields that blockops decides on, and also fit the responses of `/v1/completions`
+and non-streaming responses.
 
 Shapes: https://platform.openai.com/docs/api-reference/chat/streaming, and fields that backends add.
 """
@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
+from blockops.api.answer import AnswerEvent, BackendCalls, ContentDelta, Finished, RoleStarted
 
 
 class Function(msgspec.Struct, gc=False):
@@ -25,70 +28,102 @@ class ToolCall(msgspec.Struct, gc=False):
     function: Function | None = None
 
 
-class Delta(msgspec.Struct, gc=False):
-    """A `delta`, or the `message` of a non-streaming response."""
+class Delta(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False, kw_only=True):
+    """
+    A `delta`, or the `message` of a non-streaming response.
 
-    role: str | None = None
-    content: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    function_call: Function | None = None
+    It names the fields of OpenAI and of the known backends.
+    """
+
+    tool_calls: list[ToolCall] | UnsetType | None = UNSET
+    function_call: Function | UnsetType | None = UNSET
+    refusal: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
+    role: str | UnsetType | None = UNSET
+    content: str | UnsetType | None = UNSET
+
+    @property
+    def has_calls(self) -> bool:
+        return bool(self.tool_calls or self.function_call)
 
 
-class ChunkChoice(msgspec.Struct, gc=False):
+class ChunkChoice(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """
     An item of `choices`, which is the next part of a choice.
 
     In place of `delta`, a non-streaming response has `message`, and `/v1/completions` has `text`.
     """
 
-    index: int | None = None
-    delta: Delta | None = None
-    message: Delta | None = None
-    text: str | None = None
-    finish_reason: str | None = None
+    index: int | UnsetType | None = UNSET
+    delta: Delta | UnsetType | None = UNSET
+    message: Delta | UnsetType | None = UNSET
+    text: str | UnsetType | None = UNSET
+    logprobs: UnsetType | None = UNSET
+    stop_reason: UnsetType | None = UNSET
+    token_ids: UnsetType | None = UNSET
+    finish_reason: str | UnsetType | None = UNSET
+
+    def events(self) -> list[AnswerEvent]:
+        """Return the events of this part as it was received."""
+        index, delta = self.index or 0, self.delta or Delta()
+        events: list[AnswerEvent] = []
+        if delta.role:
+            events.append(RoleStarted(index, delta.role))
+        if isinstance(delta.content, str):
+            events.append(ContentDelta(index, delta.content))
+        if delta.has_calls:
+            events.append(BackendCalls(index))
+        if self.finish_reason:
+            events.append(Finished(index, self.finish_reason))
+        return events
 
 
-class Chunk(msgspec.Struct, gc=False):
+class Chunk(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """
     The decoded fields of a chunk or of a non-streaming response.
 
-    :ivar choices: None if there is no such list
+    It names the fields of OpenAI and of the known backends. Those on which blockops decides nothing
+    keep their JSON text.
+
+    :ivar choices: missing or None if there is no such list
     :ivar error: the field that a backend sends instead of choices
     """
 
-    choices: list[ChunkChoice] | None = None
-    usage: dict[str, Any] | None = None
-    error: Any = None
+    id: msgspec.Raw | UnsetType = UNSET
+    object: msgspec.Raw | UnsetType = UNSET
+    created: msgspec.Raw | UnsetType = UNSET
+    model: msgspec.Raw | UnsetType = UNSET
+    system_fingerprint: msgspec.Raw | UnsetType = UNSET
+    service_tier: msgspec.Raw | UnsetType = UNSET
+    choices: list[ChunkChoice] | UnsetType | None = UNSET
+    usage: dict[str, Any] | UnsetType | None = UNSET
+    timings: msgspec.Raw | UnsetType = UNSET
+    error: Any = UNSET
 
 
-class OutgoingDelta(msgspec.Struct):
-    """A delta for the client; one with a finish reason is the last of its choice."""
+class OpenDelta(Delta, forbid_unknown_fields=False, gc=False):
+    """A delta with fields of any name."""
 
-    fields: dict[str, Any]
-    finish_reason: str | None = None
-
-
-def make_delta(call_index: int | None, text: Any) -> dict[str, Any]:
-    """Return the fields of a delta with `text` as arguments of a call, or as content if None."""
-    if call_index is None:
-        return {"content": text}
-    return {"tool_calls": [{"index": call_index, "function": {"arguments": text}}]}
+    refusal: Any = UNSET
+    reasoning: Any = UNSET
+    reasoning_content: Any = UNSET
 
 
-class ChoiceRewrite(msgspec.Struct):
-    """
-    The outgoing deltas that replace one choice of a chunk.
+class OpenChoice(ChunkChoice, forbid_unknown_fields=False, gc=False):
+    """A choice with fields of any name."""
 
-    :param deltas: they replace the choice's role and content
-    :param is_kept: True to send the choice's other fields with them; False to drop the choice
-    :param index_offset: added to the index of each of the backend's own tool calls
-    :param before: deltas that are sent before the choice's other fields
-    """
+    delta: OpenDelta | UnsetType | None = UNSET
+    message: OpenDelta | UnsetType | None = UNSET
+    logprobs: Any = UNSET
+    stop_reason: Any = UNSET
+    token_ids: Any = UNSET
 
-    deltas: list[OutgoingDelta]
-    is_kept: bool = True
-    index_offset: int = 0
-    before: Sequence[OutgoingDelta] = ()
+
+class OpenChunk(Chunk, forbid_unknown_fields=False, gc=False):
+    """A chunk with fields of any name, which are not kept."""
+
+    choices: list[OpenChoice] | UnsetType | None = UNSET  # type: ignore[assignment]
 
 
 def messages_to_deltas(choices: Sequence[ChunkChoice] | None) -> list[ChunkChoice] | None:
@@ -97,7 +132,7 @@ def messages_to_deltas(choices: Sequence[ChunkChoice] | None) -> list[ChunkChoic
 
     :return: None if there are no choices, or if one lacks a message or already has a delta
     """
-    if choices is None or any(choice.message is None or choice.delta for choice in choices):
+    if choices is None or any(not choice.message or choice.delta for choice in choices):
         return None
     return [
         ChunkChoice(

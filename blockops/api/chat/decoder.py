@@ -1,5 +1,5 @@
 """
-Decodes chunks and non-streaming responses.
+Decodes a backend's stream of chunks, and its non-streaming responses.
 
 A chunk is decoded into the few fields that blockops decides on, and usually forwarded as the bytes
 that were received. Only a chunk whose text changes is decoded further, one level at a time
@@ -8,34 +8,252 @@ that were received. Only a chunk whose text changes is decoded further, one leve
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from blockops.api.chat.chunks import Chunk, ChunkChoice, Delta, Function, ToolCall
+from blockops.api.backend_errors import (
+    invalid_response,
+    looks_like_error,
+    to_api_error,
+    to_error_event,
+)
+from blockops.api.chat.chunks import (
+    Chunk,
+    Function,
+    OpenChoice,
+    OpenChunk,
+    OpenDelta,
+    ToolCall,
+    messages_to_deltas,
+)
 from blockops.api.json_fields import decode_fields, value_or_none
+from blockops.api.lenient_json import DECODE_ERRORS, JsonRepairer, is_strict
+from blockops.api.models import rename_model
+from blockops.api.sse import Event, EventDecoder, EventTooLong, encode_event
+from blockops.errors import ApiError
 
+#: Upper bound of one event of the backend, in bytes: enough for a complete answer with images.
+MAX_EVENT = 8 * 1024 * 1024
 #: The fields that every chunk of an answer repeats. All others are sent once.
 ENVELOPE = frozenset(
     {"id", "object", "created", "model", "system_fingerprint", "service_tier", "provider"}
 )
-EMPTY_LIST = msgspec.Raw(b"[]")
 _EMPTY_VALUES = tuple(map(msgspec.Raw, (b"null", b"[]", b"{}", b'""')))
+_DATA, _BLANK_LINE = b"data: ", b"\n\n"
+_FRAMING_LENGTH = len(_DATA + _BLANK_LINE)
 
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
+_decode_open_chunk = msgspec.json.Decoder(OpenChunk).decode
+
+
+class ReceivedChunk(msgspec.Struct, frozen=True, gc=False):
+    """
+    A chunk of the backend.
+
+    :param fields: its decoded fields
+    :param event: the event to send if it passes unchanged: one line of data and a blank line
+    """
+
+    fields: Chunk
+    event: bytes
+
+    @property
+    def data(self) -> bytes:
+        """Its JSON."""
+        return self.event[len(_DATA) : -len(_BLANK_LINE)]
+
+
+class StreamError(msgspec.Struct, frozen=True, gc=False):
+    """
+    An error that the backend sent within its stream.
+
+    :param json: the error in the format of the OpenAI API
+    """
+
+    message: str
+    json: bytes
+
+
+class StreamDone(msgspec.Struct, frozen=True, gc=False):
+    """`[DONE]`, the regular end of a stream."""
+
+
+BackendEvent = ReceivedChunk | StreamError | StreamDone
+
+
+class ChunkDecoder:
+    """
+    Decodes the stream of one response.
+
+    :param max_event: upper bound of one event, in bytes
+    :param counters: receives "foreign_event", the number of events in other formats
+    :param alias: the model's name for the client, in place of the backend's; None to keep that
+    :ivar pending: the received part of an event that has not ended
+    """
+
+    def __init__(self, max_event: int, counters: Counter[str], alias: str | None = None) -> None:
+        self._events = EventDecoder(max_event)
+        self._max_event = max_event
+        self._counters = counters
+        self._alias = alias
+        self._repairer = JsonRepairer()
+
+    def receive_data(self, data: bytes) -> Iterable[BackendEvent]:
+        """
+        Return the events that `data` completes, oldest first.
+
+        If an iteration over them is abandoned early, do not call this again.
+
+        :raises ApiError: 502 for an event that is too long or not of the OpenAI API, after the
+            events before it
+        """
+        # Nearly every read is one event: a line of data and a blank line.
+        if (
+            data.find(b"\n") == len(data) - len(_BLANK_LINE)
+            and data.startswith(_DATA)
+            and data.endswith(_BLANK_LINE)
+            and b"\r" not in data
+            and len(data) < self._max_event
+            and self._events.is_between_events
+        ):
+            event = self.decode(Event(data[len(_DATA) : -len(_BLANK_LINE)], data))
+            return () if event is None else (event,)
+        return self._receive_events(data)
+
+    def _receive_events(self, data: bytes) -> Iterator[BackendEvent]:
+        try:
+            for event in self._events.receive_data(data):
+                decoded = self.decode(event)
+                if decoded is not None:
+                    yield decoded
+        except EventTooLong:
+            raise ApiError(
+                502,
+                f"The backend sent an event of more than {self._max_event} bytes. "
+                "Raise --max-event to allow it.",
+                type="server_error",
+                code="backend_event_too_large",
+            ) from None
+
+    @property
+    def pending(self) -> bytes:
+        return self._events.pending
+
+    def flush(self, envelope_fields: dict[str, Any]) -> ReceivedChunk | None:
+        """Return a chunk with U+FFFD for each half of a surrogate pair without a second half."""
+        choices = self._repairer.flush()
+        if not choices:
+            return None
+        return receive_chunk(msgspec.json.encode({**envelope_fields, "choices": choices}))
+
+    def decode(self, event: Event) -> BackendEvent | None:
+        """
+        Decode one event; return None for one that means nothing to clients.
+
+        :raises ApiError: 502 if it is not an event of the OpenAI API
+        """
+        data = event.data
+        if self._alias is not None:
+            data = rename_model(data, self._alias)
+        try:
+            chunk = decode_chunk(data)
+        except DECODE_ERRORS:
+            return self._decode_special(event)
+        if event.name or self._repairer.pending:
+            return self._decode_special(event)
+        if len(event.raw) != len(data) + _FRAMING_LENGTH or data is not event.data:
+            # Other fields mean nothing here, and some clients need the space after "data:".
+            return ReceivedChunk(chunk, encode_event(data))
+        return ReceivedChunk(chunk, event.raw)
+
+    def decode_response(self, body: bytes, *, is_chat: bool) -> tuple[bytes, Chunk]:
+        """
+        Return a non-streaming response as strict JSON, and its fields, with the choices of a chunk.
+
+        :param is_chat: True if each choice has a message; False for `/v1/completions`
+        :raises ApiError: 502 if `body` is not a response; the backend's error if it is one
+        """
+        try:
+            data = body if is_strict(body) else self._repairer.repair(body)
+            chunk = decode_chunk_leniently(data)
+        except ValueError:
+            raise invalid_response(body) from None
+        if chunk.error or (not isinstance(chunk.choices, list) and looks_like_error(data)):
+            raise to_api_error(data)
+        if is_chat:
+            chunk.choices = messages_to_deltas(chunk.choices or None)
+        if not chunk.choices:
+            raise invalid_response(body)
+        if self._alias is not None:
+            data = rename_model(data, self._alias)
+        return data, chunk
+
+    def _decode_special(self, event: Event) -> BackendEvent | None:
+        """Decode an event that has a name, is not a chunk, or needs repair."""
+        data = event.data.strip()
+        if event.name == b"error":
+            return StreamError(*to_error_event(event.lenient_data()))
+        if data == b"[DONE]":
+            return StreamDone()
+        if not data:
+            return None  # some backends send an event without data as a heartbeat
+        is_named = event.name not in {b"", b"message"}
+        try:
+            data = self._repair(event)
+            if self._alias is not None:
+                data = rename_model(data, self._alias)
+            chunk = decode_chunk_leniently(data)
+        except ValueError:
+            if not is_named:
+                raise invalid_response(event.data) from None
+            chunk = Chunk()
+        if is_named and not chunk.choices and not chunk.error:
+            # An event of another format, such as "ping": clients would fail to decode it.
+            self._counters["foreign_event"] += 1
+            return None
+        return ReceivedChunk(chunk, encode_event(data))
+
+    def _repair(self, event: Event) -> bytes:
+        """
+        Return an event's data as strict JSON.
+
+        :raises ValueError: the data is not JSON, even if read leniently
+        """
+        if not self._repairer.pending and is_strict(event.data):
+            return event.data
+        try:
+            return self._repairer.repair(event.data)
+        except ValueError:
+            return self._repairer.repair(event.lenient_data())
+
+
+def receive_chunk(data: bytes) -> ReceivedChunk:
+    """
+    Return the chunk for JSON that did not come as an event.
+
+    :raises ValueError: it is not an object, or a choice is not an object
+    """
+    return ReceivedChunk(decode_chunk_leniently(data), encode_event(data))
 
 
 def decode_chunk(data: bytes) -> Chunk:
     """
     Decode a chunk.
 
+    :return: an `OpenChunk` if it has a field that `Chunk` does not name
     :raises msgspec.ValidationError: a field of `Chunk` has another type
     :raises blockops.api.lenient_json.DECODE_ERRORS: `data` is not strict JSON
     """
     if not data.isascii():
         data.decode()  # msgspec validates only the strings that it returns
-    return _decode_chunk(data)
+    try:
+        return _decode_chunk(data)
+    except msgspec.ValidationError:
+        return _decode_open_chunk(data)
 
 
 def decode_chunk_leniently(data: bytes) -> Chunk:
@@ -53,32 +271,34 @@ def decode_chunk_leniently(data: bytes) -> Chunk:
     choices = value_or_none(list, value.get("choices"))
     if choices is not None and not _are_objects(choices):
         raise ValueError("a choice is not an object")
-    return Chunk(
-        None if choices is None else [_lenient_choice(choice) for choice in choices],
-        value_or_none(dict, value.get("usage")),
-        value.get("error"),
+    return OpenChunk(
+        choices=None if choices is None else [_lenient_choice(choice) for choice in choices],
+        usage=value_or_none(dict, value.get("usage")),
+        error=value.get("error"),
     )
 
 
-def _lenient_choice(choice: dict[str, Any]) -> ChunkChoice:
-    return ChunkChoice(
-        value_or_none(int, choice.get("index")),
-        _lenient_delta(choice.get("delta")),
-        _lenient_delta(choice.get("message")),
-        value_or_none(str, choice.get("text")),
-        value_or_none(str, choice.get("finish_reason")),
+def _lenient_choice(choice: dict[str, Any]) -> OpenChoice:
+    return OpenChoice(
+        index=value_or_none(int, choice.get("index")),
+        delta=_lenient_delta(choice.get("delta")),
+        message=_lenient_delta(choice.get("message")),
+        text=value_or_none(str, choice.get("text")),
+        finish_reason=value_or_none(str, choice.get("finish_reason")),
     )
 
 
-def _lenient_delta(delta: Any) -> Delta | None:
+def _lenient_delta(delta: Any) -> OpenDelta | None:
     if not isinstance(delta, dict):
         return None
     calls = value_or_none(list, delta.get("tool_calls"))
-    return Delta(
-        value_or_none(str, delta.get("role")),
-        value_or_none(str, delta.get("content")),
-        [_lenient_call(call) for call in calls] if calls and _are_objects(calls) else None,
-        Function() if delta.get("function_call") else None,
+    return OpenDelta(
+        role=value_or_none(str, delta.get("role")),
+        content=value_or_none(str, delta.get("content")),
+        tool_calls=[_lenient_call(call) for call in calls]
+        if calls and _are_objects(calls)
+        else None,
+        function_call=Function() if delta.get("function_call") else None,
     )
 
 

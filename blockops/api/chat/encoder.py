@@ -1,181 +1,343 @@
 """
-Encodes chunks for the client, and rewrites the choices of the backend's responses.
+Encodes the events of an answer as chunks, and rewrites the backend's responses.
 
-All fields that a rewrite does not replace keep their JSON text. If several chunks replace one, they
+All fields that the events do not replace keep their JSON text. If several chunks replace one, they
 send each of its other fields once; only those in `REPEATED_FIELDS` and empty ones are repeated.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
-from blockops.api.chat.chunks import ChoiceRewrite, ChunkChoice, OutgoingDelta
-from blockops.api.chat.decoder import EMPTY_LIST, ENVELOPE, envelope, is_empty
+from blockops.api.answer import (
+    AnswerEvent,
+    BackendCalls,
+    CallArguments,
+    CallFinished,
+    CallStarted,
+    ContentDelta,
+    Finished,
+    PartDropped,
+    ReasoningDelta,
+    RoleStarted,
+)
+from blockops.api.chat.chunks import Chunk, ChunkChoice, Delta, OpenChunk, ToolCall
+from blockops.api.chat.decoder import ENVELOPE, ReceivedChunk, envelope, is_empty
 from blockops.api.json_fields import decode_fields, decode_objects, string_or_none
+from blockops.api.sse import encode_event
 
-#: The fields of a choice that a rewrite replaces.
+#: The last event of a stream.
+DONE_EVENT = b"data: [DONE]\n\n"
+#: The fields of a choice that its events replace.
 REPLACED_FIELDS = frozenset({"index", "delta", "finish_reason"})
 #: The fields of a chunk that are sent with each of the chunks that replace it.
 REPEATED_FIELDS = ENVELOPE | {"choices"}
 _CALL_FIELDS = ("tool_calls", "function_call")
+_EMPTY_LIST = msgspec.Raw(b"[]")
 _CHUNK_TYPE = msgspec.Raw(b'"chat.completion.chunk"')
+
+#: For each choice of a chunk, the events that replace its part, or None if it is unchanged.
+Rewrites = Sequence[Sequence[AnswerEvent] | None]
 
 _encode = msgspec.json.Encoder().encode
 
 
-def encode_chunk(fields: Mapping[str, Any], choices: list[dict[str, Any]]) -> bytes:
-    """Return the JSON of a chunk with these choices."""
-    return _encode({**fields, "choices": choices})
+class ChunkEncoder:
+    """
+    Encodes one answer as a stream of chunks.
+
+    :param is_chat: True for chunks of a chat, False for those of `/v1/completions`
+    :param model: the model's name in chunks that precede the backend's first one
+    :ivar source: the backend's last chunk with choices, or None
+    """
+
+    def __init__(self, *, is_chat: bool, model: str) -> None:
+        self.source: ReceivedChunk | None = None
+        self._is_chat = is_chat
+        self._model = model
+        self._own_envelope: dict[str, Any] = {}
+
+    def pass_through(self, chunk: ReceivedChunk) -> bytes:
+        """Return the events for a chunk that does not change."""
+        return chunk.event
+
+    def rewrite(self, chunk: ReceivedChunk, rewrites: Rewrites) -> bytes:
+        """Return the events for a chunk that changes."""
+        if len(rewrites) == 1:
+            events = _rewrite_known_chunk(chunk.fields, rewrites[0])
+            if events is not None:
+                return events
+        return self._send(rewrite_chunk(chunk.data, chunk.fields.choices or (), rewrites))
+
+    def encode(self, events: Sequence[AnswerEvent]) -> bytes:
+        """Return the events that belong to none of the backend's chunks."""
+        if not events:
+            return b""
+        envelope_fields = self.envelope()
+        return self._send(
+            [
+                {**envelope_fields, "choices": [self._make_choice(events[0].choice, *delta)]}
+                for delta in to_deltas(events)
+            ]
+        )
+
+    def heartbeat(self, *, has_choice: bool) -> bytes:
+        """Return a chunk without content; its choice is the first one, or missing."""
+        choices = [self._make_choice(0, {}, None)] if has_choice else []
+        return self._send([{**self.envelope(), "choices": choices}])
+
+    def envelope(self) -> dict[str, Any]:
+        """Return the fields that all chunks share; those that the backend lacks are made up."""
+        if not self._own_envelope:
+            self._own_envelope = {
+                "id": ("chatcmpl-" if self._is_chat else "cmpl-") + secrets.token_hex(12),
+                "object": "chat.completion.chunk" if self._is_chat else "text_completion",
+                "created": 0,  # this package has no clock, and no client is known to read the time
+                "model": self._model,
+            }
+        if self.source is None:
+            return self._own_envelope
+        return {**self._own_envelope, **envelope(self.source.data)}
+
+    def error(self, json: bytes) -> bytes:
+        """Return the event that ends the stream with an error."""
+        return encode_event(json)
+
+    def done(self) -> bytes:
+        """Return the event that ends the stream regularly."""
+        return DONE_EVENT
+
+    def _send(self, chunks: Iterable[Mapping[str, Any]]) -> bytes:
+        return b"".join([encode_event(_encode(chunk)) for chunk in chunks])
+
+    def _make_choice(
+        self, index: int, fields: dict[str, Any], finish_reason: str | None
+    ) -> dict[str, Any]:
+        if self._is_chat:
+            return {"index": index, "delta": fields, "finish_reason": finish_reason}
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": finish_reason}
+
+
+def _rewrite_known_chunk(chunk: Chunk, events: Sequence[AnswerEvent] | None) -> bytes | None:
+    """
+    Return the events that replace a chunk of the usual kind; None for any other chunk.
+
+    That is a chunk with one choice, only fields that `Chunk` names, and no content but its text.
+    Most chunks are such. The result is that of `rewrite_chunk`.
+
+    :param events: the events that replace the part of its choice
+    """
+    part = chunk.choices[0] if chunk.choices else ChunkChoice()
+    delta = part.delta
+    if isinstance(chunk, OpenChunk) or events is None or not delta or chunk.usage or chunk.timings:
+        return None
+    if delta.has_calls or delta.refusal or delta.reasoning or delta.reasoning_content:
+        return None
+    deltas = to_deltas(events)
+    if not deltas and not isinstance(delta.content, str):
+        return None
+    part.index = part.index or 0
+    delta.role = delta.content = UNSET
+    out = []
+    for fields, part.finish_reason in deltas:
+        for name, value in fields.items():
+            setattr(delta, name, value)
+        out.append(encode_event(_encode(chunk)))
+        part.delta = delta = Delta()
+    return b"".join(out)
 
 
 def rewrite_chunk(
-    data: bytes, choices: Sequence[ChunkChoice], rewrites: Sequence[ChoiceRewrite | None]
-) -> list[bytes]:
+    data: bytes, choices: Sequence[ChunkChoice], rewrites: Rewrites
+) -> list[Mapping[str, Any]]:
     """
-    Return the JSON of the chunks that replace one chunk.
+    Return the chunks that replace one chunk.
 
     :param data: the chunk
     :param choices: its choices, as decoded
-    :param rewrites: the rewrite of each choice, or None if it is unchanged
+    :return: their fields, as JSON text or values
     """
     fields = decode_fields(data)
     raw_choices = decode_objects(fields["choices"]) if choices else []
     rewritten: list[Mapping[str, Any]] = []
-    for raw, choice, rewrite in zip(raw_choices, choices, rewrites, strict=True):
-        if rewrite is None:
+    for raw, choice, events in zip(raw_choices, choices, rewrites, strict=True):
+        if events is None:
             rewritten.append(raw)
-        elif rewrite.is_kept:
-            rewritten.extend(_expand_choice(raw, choice, rewrite))
+        elif not (events and isinstance(events[0], PartDropped)):
+            rewritten += _expand_choice(raw, choice, events)
     if not rewritten:
-        fields["choices"] = EMPTY_LIST
+        fields["choices"] = _EMPTY_LIST
         has_more = any(key not in ENVELOPE and not is_empty(raw) for key, raw in fields.items())
-        return [_encode(fields)] if has_more else []
+        return [fields] if has_more else []
     last: dict[str, Any] = {**fields, "choices": rewritten[-1:]}
     if len(rewritten) == 1:
-        return [_encode(last)]
+        return [last]
     repeated = {key: raw for key, raw in fields.items() if key in REPEATED_FIELDS or is_empty(raw)}
-    return [*(_encode({**repeated, "choices": [one]}) for one in rewritten[:-1]), _encode(last)]
+    return [*({**repeated, "choices": [one]} for one in rewritten[:-1]), last]
+
+
+#: The fields of a delta, and its finish reason.
+OutgoingDelta = tuple[dict[str, Any], str | None]
+
+
+def to_deltas(events: Iterable[AnswerEvent]) -> list[OutgoingDelta]:
+    """
+    Return the deltas for events of one choice.
+
+    The role is sent with the content or call that follows it. The finish reason has a delta of its
+    own, unless it follows an empty one. Events that are no delta are left out.
+    """
+    deltas: list[OutgoingDelta] = []
+    for event in events:
+        if isinstance(event, CallFinished | BackendCalls | PartDropped):
+            continue
+        last = deltas[-1][0] if deltas else None
+        if isinstance(event, Finished):
+            if last is not None and (last.keys() == {"role"} or not any(last.values())):
+                deltas.pop()
+            else:
+                last = {}
+            deltas.append((last, event.reason))
+        elif last is not None and last.keys() == {"role"} and not isinstance(event, ReasoningDelta):
+            last.update(_fields(event))
+        else:
+            deltas.append((_fields(event), None))
+    return deltas
+
+
+def _fields(event: AnswerEvent) -> dict[str, Any]:
+    """Return the fields of a delta for one event."""
+    if isinstance(event, CallArguments):
+        return {"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}
+    if isinstance(event, ContentDelta):
+        return {"content": event.text}
+    if isinstance(event, ReasoningDelta):
+        return {"reasoning_content": event.text}
+    if isinstance(event, RoleStarted):
+        return {"role": event.role}
+    return {"tool_calls": [_call_fields(event)]} if isinstance(event, CallStarted) else {}
+
+
+def _call_fields(call: CallStarted) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": ""}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 def _expand_choice(
-    raw: dict[str, msgspec.Raw], choice: ChunkChoice, rewrite: ChoiceRewrite
-) -> Iterable[dict[str, Any]]:
+    raw: dict[str, msgspec.Raw], choice: ChunkChoice, events: Sequence[AnswerEvent]
+) -> list[dict[str, Any]]:
     """
     Return the choices that replace one choice.
 
     Other fields go into the first delta (reasoning precedes content), the backend's own calls into
     the last (calls follow content).
     """
-    rest = _rest_of_delta(raw, choice, rewrite.index_offset)
+    deltas = to_deltas(events)
+    known = choice.delta or Delta()
+    rest: dict[str, Any] = dict(decode_fields(raw["delta"])) if choice.delta else {}
+    rest.pop("role", None)
+    if isinstance(known.content, str):
+        del rest["content"]
+    calls = {key: rest.pop(key) for key in _CALL_FIELDS if not is_empty(rest.get(key, _EMPTY_LIST))}
     extra = {key: raw[key] for key in raw if key not in REPLACED_FIELDS}
-    calls = {key: rest.pop(key) for key in _CALL_FIELDS if not is_empty(rest.get(key, EMPTY_LIST))}
-    deltas = rewrite.deltas
+    index = choice.index or 0
+    if len(deltas) == 1 and not rest and not calls:
+        fields, reason = deltas[0]
+        return [{"index": index, "delta": fields, **extra, "finish_reason": reason}]
+    if calls and known.tool_calls:
+        calls["tool_calls"] = _move_calls(calls["tool_calls"], known.tool_calls, events)
     rest_keys = {key for key, value in rest.items() if not is_empty(value)}
     if not deltas:
-        if rest_keys or calls or not all(map(is_empty, extra.values())):
-            deltas = [OutgoingDelta({})]
-    elif not rest_keys.isdisjoint(deltas[0].fields):
-        deltas = [*_split_role(deltas[0]), *deltas[1:]]
-    if not calls.keys().isdisjoint(deltas[-1].fields if deltas else ()):
-        deltas = [*deltas, OutgoingDelta({})]
+        # All of the content is held back: only a part with something else is sent now.
+        has_content = isinstance(known.content, str)
+        if not has_content or rest_keys or calls or not all(map(is_empty, extra.values())):
+            deltas = [({}, None)]
+    elif not rest_keys.isdisjoint(deltas[0][0]):
+        first, reason = deltas[0]
+        role = {"role": first.pop("role")} if "role" in first else {}
+        deltas = [(role, None), (first, reason), *deltas[1:]]
+    if not calls.keys().isdisjoint(deltas[-1][0] if deltas else ()):
+        deltas.append(({}, None))
     empty_extra = {key: value for key, value in extra.items() if is_empty(value)}
-    first, last = 0, len(deltas) - 1
-    for position, delta in enumerate([*rewrite.before, *deltas], -len(rewrite.before)):
-        fields = {**rest, **delta.fields} if position == first else delta.fields
-        yield {
-            "index": choice.index or 0,
-            "delta": {**fields, **calls} if position == last else fields,
-            **(extra if position == first else empty_extra),
-            "finish_reason": delta.finish_reason,
-        }
+    expanded = []
+    for position, (fields, reason) in enumerate(deltas):
+        delta = {**rest, **fields} if position == 0 else fields
+        if position == len(deltas) - 1:
+            delta = {**delta, **calls}
+        more = extra if position == 0 else empty_extra
+        expanded.append({"index": index, "delta": delta, **more, "finish_reason": reason})
+    return expanded
 
 
-def _split_role(delta: OutgoingDelta) -> list[OutgoingDelta]:
-    """Return a delta with the role, if there is one, and a delta with all other fields."""
-    role, others = dict[str, Any](), dict[str, Any]()
-    for key, value in delta.fields.items():
-        (role if key == "role" else others)[key] = value
-    return [OutgoingDelta(role), OutgoingDelta(others, delta.finish_reason)]
+def _move_calls(raw: msgspec.Raw, calls: Sequence[ToolCall], events: Iterable[AnswerEvent]) -> Any:
+    """Return the backend's calls with the indexes that follow those of the translated calls."""
+    offset = next((event.index_offset for event in events if isinstance(event, BackendCalls)), 0)
+    if not offset:
+        return raw
+    pairs = zip(decode_objects(raw), calls, strict=True)
+    return [
+        {**fields, "index": offset + (position if call.index is None else call.index)}
+        for position, (fields, call) in enumerate(pairs)
+    ]
 
 
-def _rest_of_delta(
-    raw: dict[str, msgspec.Raw], choice: ChunkChoice, index_offset: int
-) -> dict[str, Any]:
-    """Return the fields of a choice's delta besides those that a rewrite replaces."""
-    if choice.delta is None:
-        return {}
-    rest: dict[str, Any] = dict(decode_fields(raw["delta"]))
-    rest.pop("role", None)
-    if choice.delta.content is not None:
-        del rest["content"]
-    if index_offset and choice.delta.tool_calls:
-        pairs = zip(decode_objects(rest["tool_calls"]), choice.delta.tool_calls, strict=True)
-        rest["tool_calls"] = [
-            {**fields, "index": index_offset + (position if call.index is None else call.index)}
-            for position, (fields, call) in enumerate(pairs)
-        ]
-    return rest
-
-
-def rewrite_response(
-    data: bytes, choices: Sequence[ChunkChoice], rewrites: Sequence[ChoiceRewrite | None]
-) -> bytes:
+def rewrite_response(data: bytes, choices: Sequence[ChunkChoice], rewrites: Rewrites) -> bytes:
     """
     Return the JSON of a non-streaming response with rewritten messages.
 
     :param data: the response
     :param choices: its choices, as decoded
-    :param rewrites: the rewrite of each choice, or None if it is unchanged
     """
     fields: dict[str, Any] = dict(decode_fields(data))
-    raw_choices = decode_objects(fields["choices"])
     fields["choices"] = [
-        raw if rewrite is None else _rewrite_message(raw, choice, rewrite)
-        for raw, choice, rewrite in zip(raw_choices, choices, rewrites, strict=True)
+        raw if events is None else _rewrite_message(raw, choice, events)
+        for raw, choice, events in zip(
+            decode_objects(fields["choices"]), choices, rewrites, strict=True
+        )
     ]
     return _encode(fields)
 
 
 def _rewrite_message(
-    raw: dict[str, msgspec.Raw], choice: ChunkChoice, rewrite: ChoiceRewrite
+    raw: dict[str, msgspec.Raw], choice: ChunkChoice, events: Sequence[AnswerEvent]
 ) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", **decode_fields(raw["message"])}
-    deltas = [delta.fields for delta in rewrite.deltas]
-    texts = [fields["content"] for fields in deltas if "content" in fields]
-    before = _reasoning(delta.fields for delta in rewrite.before)
-    after = _reasoning(deltas)
-    calls = _join_calls(fields["tool_calls"][0] for fields in deltas if "tool_calls" in fields)
-    if texts or (choice.delta is not None and choice.delta.content is not None):
+    texts = [event.text for event in events if isinstance(event, ContentDelta)]
+    reasoning = [event.text for event in events if isinstance(event, ReasoningDelta)]
+    calls = _join_calls(events)
+    if texts or (choice.delta and isinstance(choice.delta.content, str)):
         message["content"] = "".join(texts) if texts or not calls else None
-    if before or after:
-        reasoning = string_or_none(message.get("reasoning_content", b"null"))
-        message["reasoning_content"] = before + (reasoning or "") + after
+    if reasoning:
+        own = string_or_none(message.get("reasoning_content", b"null")) or ""
+        # A notice precedes the role, and the backend's reasoning; think blocks follow it.
+        reasoning.insert(1 if isinstance(events[0], ReasoningDelta) else 0, own)
+        message["reasoning_content"] = "".join(reasoning)
     if calls:
-        message["tool_calls"] = calls + _objects(message.get("tool_calls", EMPTY_LIST))
-    return {**raw, "message": message, "finish_reason": rewrite.deltas[-1].finish_reason}
+        message["tool_calls"] = calls + _objects(message.get("tool_calls", _EMPTY_LIST))
+    last = events[-1]
+    reason = last.reason if isinstance(last, Finished) else None
+    return {**raw, "message": message, "finish_reason": reason}
 
 
-def _reasoning(deltas: Iterable[dict[str, Any]]) -> str:
-    return "".join(fields.get("reasoning_content", "") for fields in deltas)
-
-
-def _join_calls(call_deltas: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return complete tool calls, joined from the deltas of a stream."""
-    calls: list[dict[str, Any]] = []
-    arguments: list[list[str]] = []
-    for delta in call_deltas:
-        if "id" in delta:
-            calls.append({key: delta[key] for key in ("id", "type", "function")})
-            arguments.append([])
-        else:
-            arguments[-1].append(delta["function"]["arguments"])
-    return [
-        {**call, "function": {**call["function"], "arguments": "".join(parts)}}
-        for call, parts in zip(calls, arguments, strict=True)
-    ]
+def _join_calls(events: Iterable[AnswerEvent]) -> list[dict[str, Any]]:
+    """Return the complete tool calls, as a message has them."""
+    calls: dict[int, dict[str, Any]] = {}
+    arguments: dict[int, list[str]] = {}
+    for event in events:
+        if isinstance(event, CallStarted):
+            calls[event.index] = _call_fields(event)
+            arguments[event.index] = []
+        elif isinstance(event, CallArguments):
+            arguments[event.index].append(event.text)
+    for index, call in calls.items():
+        del call["index"]
+        call["function"]["arguments"] = "".join(arguments[index])
+    return list(calls.values())
 
 
 def response_as_chunk(data: bytes) -> bytes:
@@ -188,7 +350,7 @@ def response_as_chunk(data: bytes) -> bytes:
 
 def _message_to_delta(choice: dict[str, msgspec.Raw]) -> dict[str, Any]:
     delta: dict[str, Any] = dict(decode_fields(choice["message"]))
-    calls = _objects(delta.get("tool_calls", EMPTY_LIST))
+    calls = _objects(delta.get("tool_calls", _EMPTY_LIST))
     if calls:
         delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
     rest = {key: value for key, value in choice.items() if key not in {"message", "delta"}}
@@ -198,7 +360,7 @@ def _message_to_delta(choice: dict[str, msgspec.Raw]) -> dict[str, Any]:
 def split_usage(data: bytes) -> tuple[bytes, bytes]:
     """Return a chunk without its `usage`, and a chunk for that alone, as OpenAI sends them."""
     fields = decode_fields(data)
-    usage = fields.pop("usage", EMPTY_LIST)
+    usage = fields.pop("usage", _EMPTY_LIST)
     return _encode(fields), _encode({**envelope(data), "choices": [], "usage": usage})
 
 

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from twisted.web.iweb import IResponse
 
 from blockops.api.backend_errors import truncated_response
-from blockops.api.models import replace_alias
+from blockops.api.models import rename_model, replace_alias
 from blockops.api.passthrough import PassThrough
 from blockops.net.http_headers import forwarded_response_headers, media_type
 from blockops.proxy.exchange import Exchange, LogState, TrafficSink
 from blockops.proxy.generation import Generation
 from blockops.proxy.relay import relay
 from blockops.proxy.response_modes import PassthroughMode, StreamMode
-from blockops.translation.model_alias import AliasedPassThrough, ModelAlias
+from blockops.translation.model_alias import AliasedPassThrough
 from blockops.upstream.backend import Backend
+from blockops.upstream.body import check_encoding
 
 #: Statuses whose responses have no body (RFC 9110, section 6.4.1).
 STATUSES_WITHOUT_BODY = frozenset({204, 304})
@@ -68,22 +69,23 @@ class PassthroughEndpoint:
         Relay a response whose format is not translated.
 
         :param alias: the client's name for the model; None if it is the backend's
-        :raises ApiError: 502, the response was truncated
+        :raises ApiError: 502, the response was truncated, or blockops cannot read it
         """
         client = exchange.client_response
         content_type = media_type(response.headers)
         if alias is not None and content_type == "application/json":
             body = await self._backend.read_body(response, exchange.capture)
-            client.send(response.code, ModelAlias(alias).rename_response(body))
+            client.send(response.code, rename_model(body, alias))
             return
         if exchange.log_state is LogState.PENDING:
             self._traffic_log.write(exchange.request_record())
         headers = forwarded_response_headers(response.headers)
         if content_type == "text/event-stream":
+            check_encoding(response)
             events = (
                 PassThrough()
                 if alias is None
-                else AliasedPassThrough(ModelAlias(alias), self._max_event)
+                else AliasedPassThrough(alias, self._max_event)
             )
             exchange.mode = StreamMode(lambda: events)
             exchange.report = events.report

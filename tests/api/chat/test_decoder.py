@@ -6,7 +6,6 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.chat.chunks import ChunkChoice, Delta
 from blockops.api.chat.decoder import decode_chunk, decode_chunk_leniently, envelope
 from blockops.api.lenient_json import DECODE_ERRORS
 
@@ -32,10 +31,20 @@ class DecodeTests(SynchronousTestCase):
         }
         chunk = decode_chunk_leniently(json.dumps(data).encode())
         self.assertEqual(
-            chunk.choices,
             [
-                ChunkChoice(1, Delta("r"), finish_reason="stop"),
-                ChunkChoice(None, message=Delta(content="c"), text="t"),
+                (
+                    choice.index,
+                    choice.delta and choice.delta.role,
+                    choice.delta and choice.delta.content,
+                    choice.message and choice.message.content,
+                    choice.text,
+                    choice.finish_reason,
+                )
+                for choice in chunk.choices or ()
+            ],
+            [
+                (1, "r", None, None, None, "stop"),
+                (None, None, None, "c", "t", None),
             ],
         )
         self.assertEqual((chunk.usage, chunk.error), ({"a": 1}, 5))

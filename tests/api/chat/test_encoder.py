@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.chat.chunks import ChoiceRewrite, ChunkChoice, Delta, OutgoingDelta
-from blockops.api.chat.decoder import decode_chunk
+from blockops.api.answer import (
+    AnswerEvent,
+    BackendCalls,
+    CallArguments,
+    CallStarted,
+    ContentDelta,
+    Finished,
+    PartDropped,
+    ReasoningDelta,
+    RoleStarted,
+)
+from blockops.api.chat.chunks import ChunkChoice, Delta
+from blockops.api.chat.decoder import decode_chunk, decode_chunk_leniently
 from blockops.api.chat.encoder import (
+    Rewrites,
     response_as_chunk,
     rewrite_chunk,
     rewrite_response,
@@ -17,8 +30,14 @@ from blockops.api.chat.encoder import (
 )
 
 
-def text(value: str) -> OutgoingDelta:
-    return OutgoingDelta({"content": value})
+def text(value: str) -> ContentDelta:
+    return ContentDelta(0, value)
+
+
+def rewrite_data(data: bytes, rewrites: Rewrites) -> list[bytes]:
+    """Return the chunks that replace `data`, as JSON."""
+    chunks = rewrite_chunk(data, decode_chunk(data).choices or [], rewrites)
+    return [msgspec.json.encode(chunk) for chunk in chunks]
 
 
 class RewriteChunkTests(SynchronousTestCase):
@@ -27,10 +46,9 @@ class RewriteChunkTests(SynchronousTestCase):
         b'"logprobs":{"l":2.0},"none":null,"finish_reason":"stop"}],"usage":{"u":3.0},"v":null}'
     )
 
-    def rewrite(self, *deltas: OutgoingDelta, data: bytes = CHUNK, **more: Any) -> list[bytes]:
-        """Return the event that replace `data`, whose only choice is rewritten."""
-        choices = decode_chunk(data).choices or []
-        return rewrite_chunk(data, choices, [ChoiceRewrite(list(deltas), **more)])
+    def rewrite(self, *events: AnswerEvent, data: bytes = CHUNK) -> list[bytes]:
+        """Return the chunks that replace `data`, whose only choice is rewritten."""
+        return rewrite_data(data, [events])
 
     def test_one_delta(self) -> None:
         (chunk,) = self.rewrite(text("x"))
@@ -41,7 +59,7 @@ class RewriteChunkTests(SynchronousTestCase):
         )
 
     def test_two_deltas(self) -> None:
-        first, second = self.rewrite(text("a"), OutgoingDelta({}, "length"))
+        first, second = self.rewrite(text("a"), Finished(0, "length"))
         self.assertEqual(
             first,
             b'{"id":"i","choices":[{"index":0,"delta":{"k":1.0,"content":"a"},"logprobs":{"l":2.0},'
@@ -57,7 +75,7 @@ class RewriteChunkTests(SynchronousTestCase):
         """Reasoning precedes the content, calls follow it."""
         for field, value in (("tool_calls", b'[{"index":0}]'), ("function_call", b'{"name":"f"}')):
             data = self.CHUNK.replace(b'"k"', b'"%s":%s,"k"' % (field.encode(), value))
-            chunks = self.rewrite(text("a"), OutgoingDelta({}, "stop"), data=data)
+            chunks = self.rewrite(text("a"), Finished(0, "stop"), data=data)
             first, second = (json.loads(chunk)["choices"][0] for chunk in chunks)
             self.assertEqual(first["delta"], {"content": "a", "k": 1.0})
             self.assertEqual(second["delta"], {field: json.loads(value)})
@@ -66,9 +84,9 @@ class RewriteChunkTests(SynchronousTestCase):
 
     def test_calls_after_calls(self) -> None:
         data = b'{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}'
-        chunks = self.rewrite(OutgoingDelta({"tool_calls": [{"index": 7}]}), data=data)
+        chunks = self.rewrite(CallArguments(0, 7, "{"), data=data)
         indexes = [json.loads(chunk)["choices"][0]["delta"]["tool_calls"] for chunk in chunks]
-        self.assertEqual(indexes, [[{"index": 7}], [{"index": 0}]])
+        self.assertEqual(indexes, [[{"index": 7, "function": {"arguments": "{"}}], [{"index": 0}]])
 
     def test_empty_calls(self) -> None:
         data = b'{"choices":[{"delta":{"content":"ab","tool_calls":[],"function_call":null}}]}'
@@ -79,15 +97,22 @@ class RewriteChunkTests(SynchronousTestCase):
 
     def test_other_fields_in_a_separate_delta(self) -> None:
         """If the other fields and a delta share a field, both are sent."""
-        chunks = [json.loads(chunk) for chunk in self.rewrite(OutgoingDelta({"k": "x"}, "stop"))]
-        choices = [chunk["choices"][0] for chunk in chunks]
-        self.assertEqual([choice["delta"] for choice in choices], [{"k": 1.0}, {"k": "x"}])
-        self.assertEqual([choice["finish_reason"] for choice in choices], [None, "stop"])
+        data = self.CHUNK.replace(b'"k"', b'"reasoning_content"')
+        events = (ReasoningDelta(0, "x"), Finished(0, "stop"))
+        choices = [json.loads(chunk)["choices"][0] for chunk in self.rewrite(*events, data=data)]
+        expected = [{"reasoning_content": 1.0}, {"reasoning_content": "x"}, {}]
+        self.assertEqual([choice["delta"] for choice in choices], expected)
+        self.assertEqual([choice["finish_reason"] for choice in choices], [None, None, "stop"])
 
     def test_role_comes_first(self) -> None:
-        chunks = map(json.loads, self.rewrite(OutgoingDelta({"role": "assistant", "k": "x"})))
-        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
-        self.assertEqual(deltas, [{"role": "assistant", "k": 1.0}, {"k": "x"}])
+        data = self.CHUNK.replace(b'"content":"ab","k":1.0', b'"content":1.0')
+        chunks = rewrite_chunk(
+            data,
+            decode_chunk_leniently(data).choices or [],
+            [[RoleStarted(0, "assistant"), text("x")]],
+        )
+        deltas = [json.loads(msgspec.json.encode(chunk))["choices"][0]["delta"] for chunk in chunks]
+        self.assertEqual(deltas, [{"role": "assistant", "content": 1.0}, {"content": "x"}])
 
     def test_no_delta(self) -> None:
         (chunk,) = map(json.loads, self.rewrite())
@@ -96,7 +121,7 @@ class RewriteChunkTests(SynchronousTestCase):
         self.assertEqual(chunk["usage"], {"u": 3.0})
 
     def test_dropped_choice(self) -> None:
-        (chunk,) = self.rewrite(is_kept=False)
+        (chunk,) = self.rewrite(PartDropped(0))
         self.assertEqual(chunk, b'{"id":"i","choices":[],"usage":{"u":3.0},"v":null}')
 
     def test_nothing_to_send(self) -> None:
@@ -107,15 +132,13 @@ class RewriteChunkTests(SynchronousTestCase):
 
     def test_unchanged_choice(self) -> None:
         data = b'{"choices":[{"index":0,"delta":{"content":"a"}, "x":1.0},{"index":1,"delta":{}}]}'
-        choices = decode_chunk(data).choices or []
-        chunks = rewrite_chunk(data, choices, [None, ChoiceRewrite([text("b")])])
+        chunks = rewrite_data(data, [None, [text("b")]])
         self.assertEqual(chunks[0], b'{"choices":[{"index":0,"delta":{"content":"a"},"x":1.0}]}')
         self.assertEqual(json.loads(chunks[1])["choices"][0]["delta"], {"content": "b"})
 
     def test_index_offset(self) -> None:
         data = b'{"choices":[{"delta":{"tool_calls":[{"index":1,"id":"a","k":1.0},{"id":"b"}]}}]}'
-        choices = decode_chunk(data).choices or []
-        (chunk,) = rewrite_chunk(data, choices, [ChoiceRewrite([], index_offset=2)])
+        (chunk,) = rewrite_data(data, [[BackendCalls(0, 2)]])
         calls = b'[{"index":3,"id":"a","k":1.0},{"id":"b","index":3}]'
         self.assertIn(b'"tool_calls":' + calls, chunk)
 
@@ -143,18 +166,16 @@ class NonStreamingTests(SynchronousTestCase):
         )
 
     def test_rewrite_whole(self) -> None:
-        function = {"name": "f", "arguments": ""}
-        call = {"index": 0, "id": "c", "type": "function", "function": function}
-        deltas = [
+        events = [
             text("x"),
-            OutgoingDelta({"tool_calls": [call]}),
-            OutgoingDelta({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}),
-            OutgoingDelta({"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]}),
+            CallStarted(0, 0, "c", "f"),
+            CallArguments(0, 0, "{"),
+            CallArguments(0, 0, "}"),
             text("y"),
-            OutgoingDelta({}, "tool_calls"),
+            Finished(0, "tool_calls"),
         ]
         choices = [ChunkChoice(0, Delta(content="a"))]
-        response = rewrite_response(self.RESPONSE, choices, [ChoiceRewrite(deltas)])
+        response = rewrite_response(self.RESPONSE, choices, [events])
         self.assertEqual(
             response,
             b'{"id":"i","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant",'
@@ -162,4 +183,3 @@ class NonStreamingTests(SynchronousTestCase):
             b'{"name":"f","arguments":"{}"}},{"id":"t","n":2.0}]},"finish_reason":"tool_calls"}],'
             b'"usage":{"u":3.0}}',
         )
-        self.assertEqual(function, {"name": "f", "arguments": ""})

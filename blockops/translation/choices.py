@@ -9,6 +9,7 @@ from blockops.api.chat.request import ChatRequest
 from blockops.api.completions import CompletionRequest
 from blockops.api.notice import Notice
 from blockops.api.report import AnswerReport
+from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.choice import ChoiceTranslator
 from blockops.translation.completion_choice import CompletionChoice
@@ -17,23 +18,26 @@ from blockops.translation.notice_insertion import NoticeInserter
 #: A choice of an answer, with the methods that all three classes have.
 AnswerChoice = ChoiceTranslator | NoticeInserter | CompletionChoice
 
+# Upper bound of the choices of one answer. OpenAI allows 128 for each of a completion's prompts.
+_MAX_CHOICES = 4096
+
 
 def random_call_id() -> str:
     """Return a new id for a call: `call_` and 24 random hexadecimal digits."""
     return "call_" + secrets.token_hex(12)
 
 
-class ChoiceFactory:
+class Choices(dict[int, AnswerChoice]):
     """
-    Creates the choices of one answer: translated ones for a chat, else `CompletionChoice`.
+    The choices of one answer by their index: translated ones for a chat, else `CompletionChoice`.
+
+    A choice is created at its first use.
 
     :param request: the client's request
     :param new_id: returns a new id for a call
     :param report: receives the calls, finish reasons and counters of all choices
     :param notice: inserted into the first choice (index 0) of a chat
     """
-
-    __slots__ = ("_new_id", "_notice", "_options", "_report", "_tools")
 
     def __init__(
         self,
@@ -43,17 +47,33 @@ class ChoiceFactory:
         report: AnswerReport,
         notice: Notice | None,
     ) -> None:
+        super().__init__()
         self._tools = request.offered_tools(options) if isinstance(request, ChatRequest) else None
         self._options = options
         self._new_id = new_id
         self._report = report
         self._notice = notice
 
-    def create(self, index: int) -> AnswerChoice:
-        """Return the new choice `index`."""
+    def __missing__(self, index: int) -> AnswerChoice:
+        """
+        Create the choice `index`.
+
+        :raises ApiError: 502 if there would be more than `_MAX_CHOICES`
+        """
+        if len(self) == _MAX_CHOICES:
+            raise ApiError(
+                502,
+                f"The backend sent more than {_MAX_CHOICES} choices. Check its log.",
+                type="server_error",
+                code="backend_invalid_response",
+            )
+        choice: AnswerChoice
         if self._tools is None:
-            return CompletionChoice(index, self._report)
-        choice = ChoiceTranslator(index, self._tools, self._options, self._new_id, self._report)
-        if self._notice is None or index != 0:
-            return choice
-        return NoticeInserter(choice, self._notice, is_prefilled=self._options.think_prefilled)
+            choice = CompletionChoice(index, self._report)
+        else:
+            choice = ChoiceTranslator(index, self._tools, self._options, self._new_id, self._report)
+            if self._notice is not None and index == 0:
+                is_prefilled = self._options.think_prefilled
+                choice = NoticeInserter(choice, self._notice, is_prefilled=is_prefilled)
+        self[index] = choice
+        return choice

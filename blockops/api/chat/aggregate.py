@@ -1,30 +1,21 @@
 """
-Aggregates a backend's stream to the non-streaming response that the client requested.
+Aggregates the chunks of a stream to one non-streaming response.
 
-Some backends notice a disconnected client only while they stream, so blockops may request a stream
-where the client did not. Texts, arguments and lists of log probabilities are joined. Of the fields
-in `_FIRST_VALUE_FIELDS` the first value counts, of all others the last one, unless it is null.
+Texts, arguments and lists of log probabilities are joined. Of the fields in `_FIRST_VALUE_FIELDS`
+the first value counts, of all others the last one, unless it is null.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from blockops.api.backend_errors import response_too_large, to_api_error
-from blockops.api.chat.request import ChatRequest
-from blockops.api.completions import CompletionRequest
+from blockops.api.chat.decoder import ReceivedChunk
+from blockops.api.chat.encoder import ChunkEncoder, Rewrites, rewrite_chunk
 from blockops.api.lenient_json import JsonRepairer, is_strict
-from blockops.api.notice import Notice
-from blockops.api.report import AnswerReport
-from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.choice_factory import random_call_id
-from blockops.translation.stream import MAX_EVENT, StreamTranslator
-
-#: Upper bound of a translated stream, in bytes, including the JSON and the framing around the text.
-MAX_ANSWER = 64 * 1024 * 1024
 
 _TEXT_FIELDS = frozenset(
     {"content", "reasoning_content", "reasoning", "refusal", "text", "arguments"}
@@ -35,96 +26,69 @@ _EVENT_TEXT_FIELDS = _TEXT_FIELDS | {"message"}
 _CONTENT_SUBSTITUTE_FIELDS = ("function_call", "refusal", "audio")
 #: Fields whose first value counts.
 _FIRST_VALUE_FIELDS = frozenset({"id", "type", "name", "role"})
-_DATA = b"data: "
 
 
-class ChunkAggregator:
+class ChunkAggregator(ChunkEncoder):
     """
-    Receives the stream of one response, and returns it as one JSON body.
+    Encodes one answer as a non-streaming response. Its other methods return no bytes.
 
-    :param request: the client's request
-    :param max_event: upper bound of one event of the backend, in bytes
-    :param max_answer: upper bound of the translated stream, in bytes
-    :param notice: inserted into the first choice
-    :param new_id: returns a new id for a call
+    :param max_answer: upper bound of the chunks' JSON, in bytes
     """
 
-    def __init__(
-        self,
-        request: ChatRequest | CompletionRequest,
-        options: TranslationOptions,
-        *,
-        max_event: int = MAX_EVENT,
-        max_answer: int = MAX_ANSWER,
-        notice: Notice | None = None,
-        new_id: Callable[[], str] = random_call_id,
-    ) -> None:
-        self._stream = StreamTranslator(
-            request, options, max_event=max_event, notice=notice, new_id=new_id
-        )
-        self._response = _Response()
+    def __init__(self, *, is_chat: bool, model: str, max_answer: int) -> None:
+        super().__init__(is_chat=is_chat, model=model)
         self._max_answer = max_answer
         self._bytes_left = max_answer
-
-    @property
-    def report(self) -> AnswerReport:
-        """The contents of the answer so far."""
-        return self._stream.report
-
-    @property
-    def has_ended(self) -> bool:
-        """True once the stream has ended, so that further data is ignored."""
-        return self._stream.has_ended
-
-    def receive_data(self, data: bytes) -> bytes:
-        """Aggregate `data`; return no bytes, because the client gets its response at the end."""
-        self._add_events(self._stream.receive_data(data))
-        return b""
-
-    def end(self, *, is_truncated: bool) -> bytes:
-        """
-        Return the JSON of the response, after the backend has closed or its stream has ended.
-
-        :param is_truncated: True if the transport reports that bytes are missing
-        :raises ApiError: 502 if the response is incomplete or too large; the backend's own error
-        """
-        self._add_events(self._stream.end(is_truncated=is_truncated))
-        if self._bytes_left < 0:
-            raise response_too_large(self._max_answer)
-        if self._response.error is not None:
-            raise to_api_error(msgspec.json.encode({"error": self._response.error}))
-        return self._response.to_json()
-
-    def _add_events(self, events: bytes) -> None:
-        self._bytes_left -= len(events)
-        if self._bytes_left < 0:
-            # Ends the stream, so that the rest is not even read.
-            self._stream.fail(response_too_large(self._max_answer))
-            return
-        for event in events.split(b"\n\n"):
-            if event.startswith(_DATA) and event != b"data: [DONE]":
-                data = event[len(_DATA) :]
-                strict = data if is_strict(data) else JsonRepairer().repair(data)
-                self._response.add(msgspec.json.decode(strict))
-
-
-class _Response:
-    """
-    The non-streaming response, as received so far.
-
-    :ivar error: the error that ended the stream, or None
-    """
-
-    def __init__(self) -> None:
         self._fields: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
-        self.error: dict[str, Any] | None = None
+        self._error: bytes | None = None
 
-    def add(self, chunk: dict[str, Any]) -> None:
-        """Add a chunk, or the error that ends the stream."""
-        if "error" in chunk and "choices" not in chunk:
-            self.error = chunk["error"]
-            return
+    def pass_through(self, chunk: ReceivedChunk) -> bytes:
+        """Add a chunk that does not change."""
+        self._count(chunk)
+        data = chunk.data if is_strict(chunk.data) else JsonRepairer().repair(chunk.data)
+        self._add(msgspec.json.decode(data))
+        return b""
+
+    def rewrite(self, chunk: ReceivedChunk, rewrites: Rewrites) -> bytes:
+        """Add a chunk that changes."""
+        self._count(chunk)
+        return self._send(rewrite_chunk(chunk.data, chunk.fields.choices or (), rewrites))
+
+    def error(self, json: bytes) -> bytes:
+        """Remember the error that ended the stream."""
+        self._error = json
+        return b""
+
+    def done(self) -> bytes:
+        """Return no bytes: the response follows at the end."""
+        return b""
+
+    def response(self) -> bytes:
+        """
+        Return the JSON of the response.
+
+        :raises ApiError: the error that ended the stream
+        """
+        if self._error is not None:
+            raise to_api_error(self._error)
+        choices = [_make_choice(self._choices[index]) for index in sorted(self._choices)]
+        if self._fields.get("object") != "text_completion":
+            self._fields["object"] = "chat.completion"
+        return msgspec.json.encode({**_join(self._fields), "choices": choices})
+
+    def _count(self, chunk: ReceivedChunk) -> None:
+        self._bytes_left -= len(chunk.event)
+        if self._bytes_left < 0:
+            # Ends the stream, so that the rest is not even read.
+            raise response_too_large(self._max_answer)
+
+    def _send(self, chunks: Iterable[Mapping[str, Any]]) -> bytes:
+        for chunk in chunks:
+            self._add(_decode_raw(chunk))
+        return b""
+
+    def _add(self, chunk: dict[str, Any]) -> None:
         for choice in chunk.pop("choices"):
             index = choice.get("index")
             index = index if isinstance(index, int) else 0
@@ -137,11 +101,16 @@ class _Response:
             else:
                 self._fields[key] = old if value is None else value
 
-    def to_json(self) -> bytes:
-        choices = [_make_choice(self._choices[index]) for index in sorted(self._choices)]
-        if self._fields.get("object") != "text_completion":
-            self._fields["object"] = "chat.completion"
-        return msgspec.json.encode({**_join(self._fields), "choices": choices})
+
+def _decode_raw(value: Any) -> Any:
+    """Return a chunk's value with all JSON texts in it decoded."""
+    if isinstance(value, msgspec.Raw):
+        return msgspec.json.decode(value)
+    if isinstance(value, Mapping):
+        return {key: _decode_raw(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode_raw(item) for item in value]
+    return value
 
 
 class _TextParts(list[str]):
