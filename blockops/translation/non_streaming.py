@@ -80,7 +80,7 @@ class ResponseTranslator(StreamTranslator):
         """
         data, chunk = self._decoder.decode_response(body, is_chat=self._is_chat)
         self.report.chunks = 1
-        self.report.usage = chunk.usage or None
+        self.report.usage = chunk.usage_counts()
         choices = chunk.choices or []
         rewrites = [self._translate(self._choices[i], part) for i, part in enumerate(choices)]
         return rewrite_response(data, choices, rewrites) if any(rewrites) else data

@@ -226,15 +226,16 @@ class StreamTranslator:
         self.report.chunks += 1
         fields = chunk.fields
         choices = fields.choices or []
-        if isinstance(fields.usage, dict):
-            if fields.choices == [] and fields.usage == self._usage_sent:
+        usage = fields.usage_counts()
+        if usage is not None:
+            if fields.choices == [] and usage == self._usage_sent:
                 # vllm-mlx repeats the usage of the chunk with the finish reason, and some clients
                 # add up every usage that they get.
                 self.report.counters["usage_again"] += 1
                 rest, _ = split_usage(chunk.data)
                 return self._encoder.rewrite(receive_chunk(rest), [])
-            self.report.usage = fields.usage
-            self._usage_sent = fields.usage if choices else None
+            self.report.usage = usage
+            self._usage_sent = usage if choices else None
         if not choices or fields.error:
             return self._on_bare_chunk(chunk)
         if choices[0].message and messages_to_deltas(choices):
@@ -258,7 +259,8 @@ class StreamTranslator:
     def _on_bare_chunk(self, chunk: ReceivedChunk) -> bytes:
         """Return the events for a chunk without choices, or for an error."""
         fields, data = chunk.fields, chunk.data
-        has_usage, has_choices = isinstance(fields.usage, dict), isinstance(fields.choices, list)
+        has_usage = fields.usage_counts() is not None
+        has_choices = isinstance(fields.choices, list)
         if fields.error or (not has_choices and looks_like_error(data)):
             return self._end_with_error(*to_error_event(data))
         if self._is_usage_hidden and has_usage:

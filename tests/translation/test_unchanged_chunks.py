@@ -688,7 +688,7 @@ class ExceptionTests(SynchronousTestCase):
             + DONE
         )
         made = chunks_of(out)[1:-1]
-        self.assertEqual(len(made), 4)
+        self.assertEqual(len(made), 3)
         for each in made:
             self.assertIn(b'"e":""', each)
             self.assertIn(b'"n":null,"l":[]', each)

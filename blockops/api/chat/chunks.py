@@ -17,6 +17,8 @@ from msgspec import UNSET, UnsetType
 
 from blockops.api.answer import AnswerEvent, BackendCalls, ContentDelta, Finished, RoleStarted
 
+_NULL = msgspec.Raw(b"null")
+
 
 class Function(msgspec.Struct, gc=False):
     name: str | None = None
@@ -97,9 +99,31 @@ class Chunk(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
     system_fingerprint: msgspec.Raw | UnsetType = UNSET
     service_tier: msgspec.Raw | UnsetType = UNSET
     choices: list[ChunkChoice] | UnsetType | None = UNSET
-    usage: dict[str, Any] | UnsetType | None = UNSET
-    timings: msgspec.Raw | UnsetType = UNSET
+    usage: msgspec.Raw | UnsetType = UNSET
+    timings: msgspec.Raw | UnsetType = UNSET  # llama.cpp
+    generation_metadata: msgspec.Raw | UnsetType = UNSET  # vllm-mlx
+    prompt_token_ids: msgspec.Raw | UnsetType = UNSET  # vLLM
+    prompt_text: msgspec.Raw | UnsetType = UNSET
     error: Any = UNSET
+
+    def usage_counts(self) -> dict[str, Any] | None:
+        """Return `usage`, if it is an object."""
+        if self.usage is UNSET or not bytes(self.usage).startswith(b"{"):
+            return None
+        usage: dict[str, Any] = msgspec.json.decode(self.usage)
+        return usage
+
+    @property
+    def has_more(self) -> bool:
+        """True if it has fields with values that not every chunk of an answer repeats."""
+        fields = (
+            self.usage,
+            self.timings,
+            self.generation_metadata,
+            self.prompt_token_ids,
+            self.prompt_text,
+        )
+        return any(value is not UNSET and value != _NULL for value in fields)
 
 
 class OpenDelta(Delta, forbid_unknown_fields=False, gc=False):

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from blockops.api.backend_errors import (
     invalid_response,
@@ -44,7 +45,8 @@ ENVELOPE = frozenset(
 )
 _EMPTY_VALUES = tuple(map(msgspec.Raw, (b"null", b"[]", b"{}", b'""')))
 _DATA, _BLANK_LINE = b"data: ", b"\n\n"
-_FRAMING_LENGTH = len(_DATA + _BLANK_LINE)
+_DATA_LENGTH, _BLANK_LINE_LENGTH = len(_DATA), len(_BLANK_LINE)
+_FRAMING_LENGTH = _DATA_LENGTH + _BLANK_LINE_LENGTH
 
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
 _decode_open_chunk = msgspec.json.Decoder(OpenChunk).decode
@@ -64,7 +66,7 @@ class ReceivedChunk(msgspec.Struct, frozen=True, gc=False):
     @property
     def data(self) -> bytes:
         """Its JSON."""
-        return self.event[len(_DATA) : -len(_BLANK_LINE)]
+        return self.event[_DATA_LENGTH:-_BLANK_LINE_LENGTH]
 
 
 class StreamError(msgspec.Struct, frozen=True, gc=False):
@@ -112,15 +114,16 @@ class ChunkDecoder:
             events before it
         """
         # Nearly every read is one event: a line of data and a blank line.
+        size = len(data)
         if (
-            data.find(b"\n") == len(data) - len(_BLANK_LINE)
+            data.find(b"\n") == size - _BLANK_LINE_LENGTH
             and data.startswith(_DATA)
             and data.endswith(_BLANK_LINE)
             and b"\r" not in data
-            and len(data) < self._max_event
+            and size < self._max_event
             and self._events.is_between_events
         ):
-            event = self.decode(Event(data[len(_DATA) : -len(_BLANK_LINE)], data))
+            event = self.decode(Event(data[_DATA_LENGTH:-_BLANK_LINE_LENGTH], data))
             return () if event is None else (event,)
         return self._receive_events(data)
 
@@ -273,7 +276,7 @@ def decode_chunk_leniently(data: bytes) -> Chunk:
         raise ValueError("a choice is not an object")
     return OpenChunk(
         choices=None if choices is None else [_lenient_choice(choice) for choice in choices],
-        usage=value_or_none(dict, value.get("usage")),
+        usage=decode_fields(data).get("usage", UNSET),
         error=value.get("error"),
     )
 

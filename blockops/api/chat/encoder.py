@@ -134,12 +134,14 @@ def _rewrite_known_chunk(chunk: Chunk, events: Sequence[AnswerEvent] | None) -> 
     """
     part = chunk.choices[0] if chunk.choices else ChunkChoice()
     delta = part.delta
-    if isinstance(chunk, OpenChunk) or events is None or not delta or chunk.usage or chunk.timings:
+    if isinstance(chunk, OpenChunk) or events is None or not delta:
         return None
     if delta.has_calls or delta.refusal or delta.reasoning or delta.reasoning_content:
         return None
     deltas = to_deltas(events)
     if not deltas and not isinstance(delta.content, str):
+        return None
+    if len(deltas) != 1 and chunk.has_more:
         return None
     part.index = part.index or 0
     delta.role = delta.content = UNSET
@@ -147,7 +149,7 @@ def _rewrite_known_chunk(chunk: Chunk, events: Sequence[AnswerEvent] | None) -> 
     for fields, part.finish_reason in deltas:
         for name, value in fields.items():
             setattr(delta, name, value)
-        out.append(encode_event(_encode(chunk)))
+        out.append(b"data: %b\n\n" % _encode(chunk))
         part.delta = delta = Delta()
     return b"".join(out)
 

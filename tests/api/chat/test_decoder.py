@@ -47,7 +47,7 @@ class DecodeTests(SynchronousTestCase):
                 (None, None, None, "c", "t", None),
             ],
         )
-        self.assertEqual((chunk.usage, chunk.error), ({"a": 1}, 5))
+        self.assertEqual((chunk.usage_counts(), chunk.error), ({"a": 1}, 5))
 
     def test_not_a_chunk(self) -> None:
         for data in (b"[]", b"5", b'{"choices":[5]}', b'{"choices":[{},null]}'):
