@@ -154,3 +154,11 @@ class ChatTests(SynchronousTestCase):
         names = [json.loads(event[6:])["model"] for event in events if b"choices" in event]
         self.assertEqual(set(names), {"short"})
         self.assertIn(b"[DONE]", events[-2])
+
+    def test_json_body(self) -> None:
+        answer = (
+            b'{"id":"c","model":"tiny","choices":[{"index":0,"message":{"role":"assistant",'
+            b'"content":"Hello"},"finish_reason":"stop"}]}'
+        )
+        events = self.translator().receive_body(answer).split(b"\n\n")
+        self.assertEqual(json.loads(events[0][6:])["model"], "short")

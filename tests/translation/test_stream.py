@@ -455,6 +455,14 @@ class ErrorTests(SynchronousTestCase):
             self.assertTrue(translation.has_ended)
             self.assertEqual(translation.report.error, "no")
 
+    def test_json_that_is_no_response(self) -> None:
+        """Neither as an event nor in place of a stream."""
+        for body in (b'{"choices": [5]}', b'{"status": "loading"}'):
+            for stream in (body, b"data: " + body + b"\n\n" + DONE):
+                error = read(translate(stream)).error
+                assert error is not None
+                self.assertEqual(error["code"], "backend_invalid_response", stream)
+
     def test_null_error(self) -> None:
         stream = event(
             {"id": "c", "choices": [{"index": 0, "delta": {"role": "assistant"}}], "error": None}

@@ -166,7 +166,7 @@ class NonStreamingTests(SynchronousTestCase):
         )
 
     def test_rewrite_whole(self) -> None:
-        events = [
+        events: list[AnswerEvent] = [
             text("x"),
             CallStarted(0, 0, "c", "f"),
             CallArguments(0, 0, "{"),
