@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from blockops.api.chat.request import ChatRequest
 from blockops.api.completions import CompletionRequest
-from blockops.api.notice import Notice
 from blockops.api.report import AnswerReport
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
@@ -36,7 +35,6 @@ class Choices(dict[int, AnswerChoice]):
     :param request: the client's request
     :param new_id: returns a new id for a call
     :param report: receives the calls, finish reasons and counters of all choices
-    :param notice: inserted into the first choice (index 0) of a chat
     """
 
     def __init__(
@@ -45,14 +43,12 @@ class Choices(dict[int, AnswerChoice]):
         options: TranslationOptions,
         new_id: Callable[[], str],
         report: AnswerReport,
-        notice: Notice | None,
     ) -> None:
         super().__init__()
         self._tools = request.offered_tools(options) if isinstance(request, ChatRequest) else None
         self._options = options
         self._new_id = new_id
         self._report = report
-        self._notice = notice
 
     def __missing__(self, index: int) -> AnswerChoice:
         """
@@ -72,8 +68,5 @@ class Choices(dict[int, AnswerChoice]):
             choice = CompletionChoice(index, self._report)
         else:
             choice = ChoiceTranslator(index, self._tools, self._options, self._new_id, self._report)
-            if self._notice is not None and index == 0:
-                is_prefilled = self._options.think_prefilled
-                choice = NoticeInserter(choice, self._notice, is_prefilled=is_prefilled)
         self[index] = choice
         return choice

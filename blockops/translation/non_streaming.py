@@ -19,8 +19,7 @@ from blockops.api.chat.request import ChatRequest
 from blockops.api.completions import CompletionRequest
 from blockops.api.notice import Notice
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.choices import AnswerChoice, random_call_id
-from blockops.translation.notice_insertion import NoticeInserter
+from blockops.translation.choices import random_call_id
 from blockops.translation.stream import StreamTranslator
 
 #: Upper bound of the stream that is aggregated to one response, in bytes.
@@ -82,13 +81,14 @@ class ResponseTranslator(StreamTranslator):
         self.report.chunks = 1
         self.report.usage = chunk.usage_counts()
         choices = chunk.choices or []
-        rewrites = [self._translate(self._choices[i], part) for i, part in enumerate(choices)]
+        rewrites = [self._translate(index, part) for index, part in enumerate(choices)]
         return rewrite_response(data, choices, rewrites) if any(rewrites) else data
 
-    def _translate(self, choice: AnswerChoice, part: ChunkChoice) -> list[AnswerEvent] | None:
+    def _translate(self, index: int, part: ChunkChoice) -> list[AnswerEvent] | None:
         """Return the events for a complete choice, or None if it passes unchanged."""
         # A notice in the place "reasoning" precedes the role, and so the backend's own reasoning.
-        notice = choice.open()[::-1] if isinstance(choice, NoticeInserter) else []
+        notice = self._begin_notice()[::-1] if index == 0 else []
+        choice = self._choices[index]
         events = choice.receive(part)
         if not self._is_chat or (choice.is_finished and not notice):
             return events

@@ -22,7 +22,6 @@ from blockops.api.answer import (
     CallStarted,
     ContentDelta,
     Finished,
-    ReasoningDelta,
 )
 from blockops.api.chat.chunks import ChunkChoice
 from blockops.api.notice import Notice
@@ -111,6 +110,8 @@ class NoticeInserter:
     """
     A choice into which a notice is inserted. Otherwise it behaves like the choice that it wraps.
 
+    :param notice: a notice in the place "before" or "after"
+
     :param is_prefilled: True if the prompt has opened the model's think block
     """
 
@@ -129,17 +130,9 @@ class NoticeInserter:
         """Return the role; an empty list if it has been sent."""
         return self._choice.start()
 
-    def open(self) -> list[AnswerEvent]:
-        """Return a notice in the place "reasoning", with the role, before the first part."""
-        if self._is_done or not self._notice.text or self._notice.place != "reasoning":
-            return []
-        return [*self._choice.start(), ReasoningDelta(0, self._deliver())]
-
     def receive(self, part: ChunkChoice) -> list[AnswerEvent] | None:
         """Return the events for this part of the choice, or None if it passes unchanged."""
         events = self._choice.receive(part)
-        if not self._notice.text:
-            self._is_done = True
         if self._is_done:
             return events
         own = part.events() if events is None else events
@@ -152,8 +145,7 @@ class NoticeInserter:
 
     def finish(self) -> list[AnswerEvent]:
         """End a choice for which the backend sent no finish reason; return its last events."""
-        events = [*self.open(), *self._choice.finish()]
-        return events if self._is_done or not self._notice.text else self._place(events)
+        return self._place(self._choice.finish())
 
     def _place(self, events: Iterable[AnswerEvent]) -> list[AnswerEvent]:
         """Return `events`, with the notice if they reach its place."""

@@ -35,6 +35,8 @@ class ChunkAggregator(ChunkEncoder):
     :param max_answer: upper bound of the chunks' JSON, in bytes
     """
 
+    forwards_chunks = False
+
     def __init__(self, *, is_chat: bool, model: str, max_answer: int) -> None:
         super().__init__(is_chat=is_chat, model=model)
         self._max_answer = max_answer

@@ -24,6 +24,7 @@ from blockops.api.backend_errors import (
 )
 from blockops.api.chat.chunks import (
     Chunk,
+    ChunkChoice,
     Function,
     OpenChoice,
     OpenChunk,
@@ -58,10 +59,12 @@ class ReceivedChunk(msgspec.Struct, frozen=True, gc=False):
 
     :param fields: its decoded fields
     :param event: the event to send if it passes unchanged: one line of data and a blank line
+    :param only_part: its only choice, if it has no usage, no error and no message besides
     """
 
     fields: Chunk
     event: bytes
+    only_part: ChunkChoice | None = None
 
     @property
     def data(self) -> bytes:
@@ -103,6 +106,8 @@ class ChunkDecoder:
         self._counters = counters
         self._alias = alias
         self._repairer = JsonRepairer()
+        # True if the next read can be an event that needs neither a repair nor another name.
+        self._is_between_events = False
 
     def receive_data(self, data: bytes) -> Iterable[BackendEvent]:
         """
@@ -121,10 +126,19 @@ class ChunkDecoder:
             and data.endswith(_BLANK_LINE)
             and b"\r" not in data
             and size < self._max_event
-            and self._events.is_between_events
+            and self._is_between_events
+            and data.isascii()
         ):
-            event = self.decode(Event(data[_DATA_LENGTH:-_BLANK_LINE_LENGTH], data))
-            return () if event is None else (event,)
+            try:
+                chunk = _decode_chunk(data[_DATA_LENGTH:-_BLANK_LINE_LENGTH])
+            except DECODE_ERRORS:
+                return self._receive_events(data)
+            part = None
+            if chunk.choices and chunk.usage is UNSET and chunk.error is UNSET:
+                part = chunk.choices[0]
+                if len(chunk.choices) > 1 or part.message is not UNSET:
+                    part = None
+            return (ReceivedChunk(chunk, data, part),)
         return self._receive_events(data)
 
     def _receive_events(self, data: bytes) -> Iterator[BackendEvent]:
@@ -133,6 +147,11 @@ class ChunkDecoder:
                 decoded = self.decode(event)
                 if decoded is not None:
                     yield decoded
+            self._is_between_events = (
+                self._events.is_between_events
+                and self._alias is None
+                and not self._repairer.pending
+            )
         except EventTooLong:
             raise ApiError(
                 502,

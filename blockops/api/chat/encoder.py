@@ -53,8 +53,11 @@ class ChunkEncoder:
 
     :param is_chat: True for chunks of a chat, False for those of `/v1/completions`
     :param model: the model's name in chunks that precede the backend's first one
+    :cvar forwards_chunks: True if `pass_through` returns the chunk's own event
     :ivar source: the backend's last chunk with choices, or None
     """
+
+    forwards_chunks = True
 
     def __init__(self, *, is_chat: bool, model: str) -> None:
         self.source: ReceivedChunk | None = None
