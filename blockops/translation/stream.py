@@ -50,7 +50,13 @@ from blockops.api.chat.decoder import (
     has_content,
     receive_chunk,
 )
-from blockops.api.chat.encoder import ChunkEncoder, Rewrites, response_as_chunk, split_usage
+from blockops.api.chat.encoder import (
+    ChunkEncoder,
+    Rewrites,
+    response_as_chunk,
+    rewrite_chunk,
+    split_usage,
+)
 from blockops.api.chat.request import ChatRequest
 from blockops.api.completions import CompletionRequest
 from blockops.api.lenient_json import is_strict
@@ -294,10 +300,9 @@ class StreamTranslator:
             data, _ = split_usage(data)
         elif has_choices:
             return self._encoder.pass_through(chunk)  # usage, and fields that belong to no choice
-        events = self._encoder.rewrite(receive_chunk(data), [])
-        if events and not has_usage:
+        if not has_usage and rewrite_chunk(data, (), ()):
             self._last_non_chunk = (data, self.report.chunks)
-        return events
+        return self._encoder.rewrite(receive_chunk(data), [])
 
     def _on_done(self) -> bytes:
         non_chunk, _ = self._last_non_chunk

@@ -17,7 +17,8 @@ from msgspec import UNSET, UnsetType
 
 from blockops.api.answer import AnswerEvent, BackendCalls, ContentDelta, Finished, RoleStarted
 
-_NULL = msgspec.Raw(b"null")
+#: JSON text.
+NULL = msgspec.Raw(b"null")
 
 
 class Function(msgspec.Struct, gc=False):
@@ -123,7 +124,7 @@ class Chunk(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
             self.prompt_token_ids,
             self.prompt_text,
         )
-        return any(value is not UNSET and value != _NULL for value in fields)
+        return any(value is not UNSET and value != NULL for value in fields)
 
 
 class OpenDelta(Delta, forbid_unknown_fields=False, gc=False):

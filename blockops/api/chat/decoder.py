@@ -23,6 +23,7 @@ from blockops.api.backend_errors import (
     to_error_event,
 )
 from blockops.api.chat.chunks import (
+    NULL,
     Chunk,
     ChunkChoice,
     Function,
@@ -134,7 +135,8 @@ class ChunkDecoder:
             except DECODE_ERRORS:
                 return self._receive_events(data)
             part = None
-            if chunk.choices and chunk.usage is UNSET and chunk.error is UNSET:
+            has_usage = chunk.usage is not UNSET and chunk.usage != NULL
+            if chunk.choices and not has_usage and chunk.error is UNSET:
                 part = chunk.choices[0]
                 if len(chunk.choices) > 1 or part.message is not UNSET:
                     part = None
