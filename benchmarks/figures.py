@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import NamedTuple
 
@@ -43,6 +42,11 @@ def cpu_per_frame(outcome: Outcome) -> float | None:
     return MICRO * outcome.proxy.cpu / outcome.frames if outcome.frames else None
 
 
+def life_cpu_per_frame(outcome: Outcome) -> float | None:
+    """Return microseconds of the proxy's CPU time over the whole life of paced streams."""
+    return MICRO * outcome.life.cpu / outcome.life_frames if outcome.life_frames else None
+
+
 def cpu_per_response(outcome: Outcome) -> float | None:
     """Return microseconds of the proxy's CPU time."""
     return MICRO * outcome.proxy.cpu / outcome.responses if outcome.responses else None
@@ -72,6 +76,11 @@ def latency_median(outcome: Outcome) -> float | None:
 def latency_p99(outcome: Outcome) -> float | None:
     """Return milliseconds."""
     return MILLI * outcome.latency[1] if outcome.latency else None
+
+
+def life_latency_p99(outcome: Outcome) -> float | None:
+    """Return milliseconds."""
+    return MILLI * outcome.life_latency[1] if outcome.life_latency else None
 
 
 #: Computes a figure from an outcome; None if the outcome lacks the data.
@@ -133,105 +142,11 @@ class Rounds:
         """Return the figure of `target` minus that of a run without a proxy."""
         return self.compare((scenario, scenario), (target, DIRECT), figure, operator.sub)
 
-    def ratio_to_plain(self, scenario: str, plain: str) -> Range | None:
-        """Return the CPU per frame of `scenario` divided by that of `plain`, for blockops."""
-        return self.compare(
-            (scenario, plain), (BLOCKOPS, BLOCKOPS), cpu_per_frame, operator.truediv
-        )
-
-
-@dataclass(frozen=True)
-class Bound:
-    """
-    One line of the bounds in docs/performance.md.
-
-    :param must: the bound; `--check` fails if it is missed
-    :param aim: the value aimed at, or None for that of nginx
-    :param measured: None if it was not measured
-    :param is_minimum: whether `must` is a lower bound
-    """
-
-    name: str
-    must: float
-    aim: float | None
-    measured: Range | None
-    is_minimum: bool = False
-
-    @property
-    def is_met(self) -> bool | None:
-        """True if the median meets the bound; None if it was not measured."""
-        if self.measured is None:
-            return None
-        if self.is_minimum:
-            return self.measured.median >= self.must
-        return self.measured.median <= self.must
-
-
-def bounds(rounds: Rounds, plain_pairs: Sequence[tuple[str, str]]) -> list[Bound]:
-    """
-    Return all bounds with the measured ranges.
-
-    :param plain_pairs: names of scenarios with calls, each with its counterpart in plain text
-    """
-    paced, fast, small = "paced", "fast", "small"
-    start_memory = range_of(size / MEGA for size in rounds.start_memory.get(BLOCKOPS, []))
-    wrong = [outcome.wrong for _, _, outcome in rounds.all_outcomes()]
-    return [
-        Bound(
-            "CPU per paced chunk, x nginx",
-            1.8,
-            1.35,
-            rounds.ratio(paced, BLOCKOPS, NGINX, cpu_per_frame),
-        ),
-        Bound(
-            "CPU per chunk of a fast stream, x nginx",
-            2.0,
-            1.6,
-            rounds.ratio(fast, BLOCKOPS, NGINX, cpu_per_frame),
-        ),
-        Bound(
-            "CPU per small non-streaming request, x nginx",
-            6.0,
-            2.0,
-            rounds.ratio(small, BLOCKOPS, NGINX, cpu_per_response),
-        ),
-        Bound(
-            "time to first token added, ms",
-            0.8,
-            0.4,
-            rounds.overhead("first", BLOCKOPS, first_token_median),
-        ),
-        Bound(
-            "added latency p99, 50 x 100 tok/s, ms",
-            0.7,
-            None,
-            rounds.overhead(paced, BLOCKOPS, latency_p99),
-        ),
-        Bound(
-            "CPU per paced chunk, LiteLLM / blockops",
-            15.0,
-            22.0,
-            rounds.ratio(paced, LITELLM, BLOCKOPS, cpu_per_frame),
-            is_minimum=True,
-        ),
-        Bound("KB per idle stream", 25.0, 12.0, rounds.figure("idle", BLOCKOPS, memory_per_stream)),
-        Bound("MB at start", 60.0, 45.0, start_memory),
-        *(
-            Bound(
-                f"dialects against plain text, {mode}, worst",
-                1.25,
-                1.1,
-                _worst_ratio(rounds, [pair for pair in plain_pairs if pair[0].startswith(mode)]),
-            )
-            for mode in (paced, fast)
-        ),
-        Bound("wrong streams", 0.0, 0.0, range_of([float(sum(wrong))]) if wrong else None),
-    ]
-
-
-def _worst_ratio(rounds: Rounds, plain_pairs: Iterable[tuple[str, str]]) -> Range | None:
-    ratios = [rounds.ratio_to_plain(scenario, plain) for scenario, plain in plain_pairs]
-    return max((ratio for ratio in ratios if ratio is not None), default=None)
+    def ratio_of_scenarios(
+        self, scenario: str, reference: str, figure: Figure, target: str = BLOCKOPS
+    ) -> Range | None:
+        """Return the figure of `scenario` divided by that of `reference`, both of `target`."""
+        return self.compare((scenario, reference), (target, target), figure, operator.truediv)
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, markdown: bool) -> str:

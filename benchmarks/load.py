@@ -17,6 +17,7 @@ import select
 import socket
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from benchmarks.streams import (
     find_body_error,
     find_stream_error,
     request_body,
+    text_ends,
 )
 from benchmarks.usage import NO_USAGE, Usage, cpu_usage, memory_usage
 
@@ -42,6 +44,8 @@ _REQUEST_HEAD = (
     b"Content-Length: %d\r\n\r\n"
 )
 _READ_SIZE = 1 << 18
+#: Seconds after the last stream in which a proxy closes connections and writes its log.
+_CLOSING_TIME = 0.2
 
 #: The reported quantiles.
 _MEDIAN, _P99 = 0.5, 0.99
@@ -52,10 +56,11 @@ class LoadPlan:
     """
     The requests of one measurement, and the processes whose CPU time is read.
 
-    :param mode: `paced`: all streams at once, measured while all of them run; `loop`: one request
-        after the other on each connection until the time is over; `idle`: streams without events,
-        held for the time
+    :param mode: `paced`: all streams at once, measured while all of them run and over their whole
+        life; `loop`: one request after the other on each connection until the time is over;
+        `idle`: streams without events, held for the time
     :param script: the fields of a `Script`
+    :param start_interval: seconds between the starts of two paced streams
     :param seconds: length of the measurement; in a loop, no request is sent later
     :param timeout: seconds until the whole run fails
     :param request_size: approximate length of each request in bytes
@@ -66,8 +71,9 @@ class LoadPlan:
 
     port: int
     mode: str
-    script: tuple[str, int, int, int, int, str]
+    script: tuple[str, int, int, int, int, str, str, int, int]
     connections: int = 1
+    start_interval: float = 0.0
     seconds: float = 1.0
     timeout: float = 60.0
     request_size: int = 0
@@ -89,7 +95,11 @@ class Outcome:
     :ivar reads: successful reads from sockets in the whole run
     :ivar proxy: CPU time of the proxy's processes during the measurement
     :ivar load: CPU time of the load generator
+    :ivar life: CPU time of the proxy's processes over the whole life of paced streams, from the
+        first connection to the end of the last one
+    :ivar life_frames: frames that the backend sent in that time
     :ivar latency: median and 99th percentile of the time from a frame's send to its read
+    :ivar life_latency: the same over the whole life of the streams
     :ivar first_token: the same of the time from a request to its first event with text
     :ivar checked: number of responses that were checked
     :ivar wrong: number of those that were wrong
@@ -104,9 +114,12 @@ class Outcome:
     proxy: Usage = NO_USAGE
     backend: Usage = NO_USAGE
     load: Usage = NO_USAGE
+    life: Usage = NO_USAGE
+    life_frames: int = 0
     memory_before: int = 0
     memory_after: int = 0
     latency: tuple[float, float] | None = None
+    life_latency: tuple[float, float] | None = None
     first_token: tuple[float, float] | None = None
     checked: int = 0
     wrong: int = 0
@@ -277,8 +290,11 @@ class LoadGenerator:
         self._deadline = time.monotonic() + plan.timeout
         self.responses: list[Response] = []
         self.outcome = Outcome()
-        # The measured part of a paced run.
+        # The part of a paced run in which all streams run.
         self._start = self._end = 0.0
+        self._latencies: list[float] = []
+        self._life_latencies: list[float] = []
+        self._first_tokens: list[float] = []
 
     def run(self) -> Outcome:
         """
@@ -350,7 +366,11 @@ class LoadGenerator:
 
     def _run_paced(self) -> None:
         ended: list[Connection] = []
+        born, life = time.monotonic(), cpu_usage(self._plan.proxy_pids)
         for slot in range(self._plan.connections):
+            until = born + slot * self._plan.start_interval
+            while time.monotonic() < until:
+                ended += self._receive(until)
             self._connect(slot)
             ended += self._receive(0)
         self._receive_until(lambda: all(each.reads for each in self.responses), ended)
@@ -358,12 +378,18 @@ class LoadGenerator:
         until = before[0] + self._plan.seconds
         while not ended and time.monotonic() < until:
             ended += self._receive(until)
-        self._start, self._end = start, end = self._store_usage(before)
-        slots = range(self._plan.connections)
-        self.outcome.frames = sum(
-            self._send_times.count_between(slot, start, end) for slot in slots
-        )
+        self._start, self._end = self._store_usage(before)
+        self.outcome.frames = self._frames_between(self._start, self._end)
         self._receive_until(lambda: len(ended) == len(self.responses), ended)
+        for connection in self._connections.values():
+            connection.socket.close()
+        time.sleep(_CLOSING_TIME)
+        self.outcome.life = cpu_usage(self._plan.proxy_pids) - life
+        self.outcome.life_frames = self._frames_between(born, time.monotonic())
+
+    def _frames_between(self, start: float, end: float) -> int:
+        slots = range(self._plan.connections)
+        return sum(self._send_times.count_between(slot, start, end) for slot in slots)
 
     def _run_loop(self) -> None:
         for slot in range(self._plan.connections):
@@ -418,51 +444,56 @@ class LoadGenerator:
         """Check all responses, and compute latencies and the time to the first token."""
         if self._plan.mode == "idle":
             return
-        latencies: list[float] = []
-        first_tokens: list[float] = []
         for response in self.responses:
             self.outcome.checked += 1
             self.outcome.frames_in_all += response.script.frames
             self.outcome.reads += len(response.reads)
-            error = self._find_error(response, latencies, first_tokens)
+            error = self._find_error(response)
             if error is not None:
                 self.outcome.wrong += 1
                 self.outcome.errors = [*self.outcome.errors, error][:3]
-        self.outcome.latency = _percentiles(latencies)
-        self.outcome.first_token = _percentiles(first_tokens)
+        self.outcome.latency = _percentiles(self._latencies)
+        self.outcome.life_latency = _percentiles(self._life_latencies)
+        self.outcome.first_token = _percentiles(self._first_tokens)
 
-    def _find_error(
-        self, response: Response, latencies: list[float], first_tokens: list[float]
-    ) -> str | None:
+    def _find_error(self, response: Response) -> str | None:
         script = response.script
         if not response.is_complete:
             return "the connection was closed before the end"
         try:
             if script.kind == NON_STREAMING:
                 return find_body_error(script, b"".join(data for _, data in response.body()))
-            result = self._read_stream(response, latencies, first_tokens)
+            result = self._read_stream(response)
         except (LoadError, ValueError, LookupError, TypeError) as error:
             return f"{type(error).__name__}: {error}"
         return find_stream_error(script, result, is_translated=self._plan.is_translated)
 
-    def _read_stream(
-        self, response: Response, latencies: list[float], first_tokens: list[float]
-    ) -> StreamResult:
-        """Read the events of a stream, and append its times to the two lists."""
+    def _read_stream(self, response: Response) -> StreamResult:
+        """Read the events of a stream, and add its times to those of the run."""
         result = StreamResult()
         script, frame = response.script, 0
-        is_paced = self._plan.mode == "paced"
+        ends: list[int] = []
+        if self._plan.mode == "paced":
+            ends = text_ends(script.kind, script.delta_size, script.frames, script.shape)
+        received = 0
         for read_at, event in timed_events(response):
-            had_content = bool(result.content)
+            had_text = received > 0
             result.add_event(event)
-            if result.content and not had_content:
-                first_tokens.append(read_at - response.sent_at)
-            # The last frame whose text is complete; the frame 0 has the role.
-            last = len(result.content) // script.delta_size if is_paced else 0
-            sent = (self._send_times.get(script.slot, n) for n in range(frame + 1, last + 1))
-            latencies += (read_at - at for at in sent if self._start <= at < self._end)
+            received = len(result.reasoning) + len(result.content)
+            if received and not had_text:
+                self._first_tokens.append(read_at - response.sent_at)
+            # The last frame whose text is complete.
+            last = bisect_right(ends, received) - 1
+            for number in range(frame + 1, last + 1):
+                if ends[number] > ends[number - 1]:
+                    self._add_latency(self._send_times.get(script.slot, number), read_at)
             frame = max(frame, last)
         return result
+
+    def _add_latency(self, sent_at: float, read_at: float) -> None:
+        self._life_latencies.append(read_at - sent_at)
+        if self._start <= sent_at < self._end:
+            self._latencies.append(read_at - sent_at)
 
 
 def _has_content(response: Response) -> bool:

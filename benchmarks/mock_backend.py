@@ -5,9 +5,12 @@ A model server with minimal CPU use: it sends the response that a request's scri
 
 Frames are built before they are needed. Each is sent separately, as servers do: one per turn of
 the loop (fast: a proxy reads as many as have arrived since its last read), or each at its scheduled
-time (paced: concurrent streams never share a wake-up, which is the most expensive case for a
-proxy). The send time of each paced frame is written to the file TIMES, which the load generator
-maps too, so the frames themselves contain no timestamps.
+time (paced). The frames of paced streams are spread evenly, so that concurrent streams never share
+a wake-up, which is the most expensive case for a proxy. In a batched script all streams get their
+frames at once, as from a server that decodes them together: the last of them waits longest.
+
+The send time of each paced frame is written to the file TIMES, which the load generator maps too,
+so the frames themselves contain no timestamps.
 """
 
 from __future__ import annotations
@@ -240,7 +243,7 @@ class MockBackend:
     def _start_stream(self, connection: _Connection, script: Script, *, usage: bool) -> None:
         """Send the first two frames and schedule the others."""
         connection.script = script
-        every = frames(script.kind, script.delta_size, script.frames, script.fault, usage=usage)
+        every = frames(script, usage=usage)
         if script.fault == "truncated":
             connection.closes_after_response = True
         connection.frames, connection.next_frame = every, 2
@@ -253,7 +256,7 @@ class MockBackend:
             self._fast.append(connection)
         elif script.pace != IDLE:
             interval = 1 / script.pace
-            phase = script.slot * _GOLDEN_RATIO % 1 * interval
+            phase = 0 if script.batched else script.slot * _GOLDEN_RATIO % 1 * interval
             connection.due = now - now % interval + interval + phase
             heapq.heappush(self._paced, (connection.due, id(connection), connection))
 

@@ -29,7 +29,7 @@ from blockops.conversation.context_window import (
     TrimPoint,
 )
 from blockops.conversation.messages import Message, MessageParser
-from blockops.conversation.token_counts import ModelCounts, tools_info
+from blockops.conversation.token_counts import ModelCounts
 
 HARD_LIMIT = 100_000
 LIMITS = ContextLimits(warn=80_000, hard=HARD_LIMIT, target=HARD_LIMIT // 2)
@@ -126,7 +126,7 @@ def simulate(
     """
     result = SessionResult()
     previous: list[Message] = []
-    overhead = counts.count(tools_info(TOOLS))
+    overhead = counts.count(parser.tools_info(TOOLS))
     raw: list[bytes] = []
     for history in session(steps, seed):
         raw += [json.dumps(message).encode() for message in history[len(raw) :]]
@@ -177,7 +177,7 @@ def check_prompt(sent: Sequence[Message]) -> None:
 
 def blockops_trimmer(counts: ModelCounts, parser: MessageParser) -> Trim:
     trimmer = ContextTrimmer(LIMITS, parser.parse)
-    overhead = counts.count(tools_info(TOOLS))
+    overhead = counts.count(parser.tools_info(TOOLS))
     trim_point = TrimPoint()
 
     def trim(history: list[Message]) -> list[Message]:
@@ -189,11 +189,11 @@ def blockops_trimmer(counts: ModelCounts, parser: MessageParser) -> Trim:
     return trim
 
 
-def sliding_window(counts: ModelCounts, _: MessageParser) -> Trim:
+def sliding_window(counts: ModelCounts, parser: MessageParser) -> Trim:
     """Return the usual method: for each request, drop only as many steps as necessary."""
 
     def trim(history: list[Message]) -> list[Message]:
-        free_tokens = HARD_LIMIT - counts.count(tools_info(TOOLS)) - MARKER_TOKENS
+        free_tokens = HARD_LIMIT - counts.count(parser.tools_info(TOOLS)) - MARKER_TOKENS
         free_tokens -= sum(counts.count(message.info) for message in history)
         # The system prompt and the first user message stay.
         first_kept = 2

@@ -1,8 +1,10 @@
 """
 Measures blockops as a whole, side by side with nginx (the minimum) and LiteLLM's proxy.
 
-    python benchmarks/proxy.py                    everything: about ten minutes
-    python benchmarks/proxy.py --quick            one short round: a minute
+    python benchmarks/proxy.py                    everything: about half an hour
+    python benchmarks/proxy.py --quick            one short round: three minutes
+    python benchmarks/proxy.py --only replay --rounds 3 --seconds 1.5
+                                                  replayed streams of real servers: five minutes
     python benchmarks/proxy.py --only paced,fast --targets nginx,blockops --rounds 3
     python benchmarks/proxy.py --check            ... and print which bounds are met
     python benchmarks/proxy.py --markdown         ... as the tables of docs/performance.md
@@ -13,6 +15,10 @@ reliable even where its absolute times are not. All targets forward to one mock 
 (mock_backend.py) and get their requests from one load generator (load.py). Each is a separate
 process. Every stream is checked for order, completeness, [DONE] and its calls. CPU is user and
 system time of the proxy's processes with all threads.
+
+The streams of the group `replay` have the chunks of recorded real streams (shapes.py), with prose,
+code and calls that are split as tokenizers split them (texts.py). Their CPU time is that of their
+whole life, from the first connect to the last close.
 
 To see where blockops spends its time:
 
@@ -51,7 +57,13 @@ from benchmarks.load import LoadPlan, Outcome
 from benchmarks.mock_backend import SendTimes
 from benchmarks.profiles import profile_tables
 from benchmarks.report import bounds_table, report
-from benchmarks.scenarios import PROFILED_STREAMS, Scenario, UnknownScenario, select_scenarios
+from benchmarks.scenarios import (
+    GROUPS,
+    PROFILED_STREAMS,
+    Scenario,
+    UnknownScenario,
+    select_scenarios,
+)
 from benchmarks.streams import FAST, PLAIN, Script
 from benchmarks.targets import Program, Target, TargetUnavailable
 from benchmarks.usage import Usage, memory_usage
@@ -155,7 +167,9 @@ class Benchmark:
     def _plan(self, scenario: Scenario, target: Target, program: Program | None) -> LoadPlan:
         """Return the plan of a scenario, with less load for slow targets."""
         script = scenario.script
-        if scenario.mode == "paced":
+        if scenario.start_interval is not None:
+            script = script._replace(frames=int(script.pace * self._seconds))
+        elif scenario.mode == "paced":
             # Streams start one after the other, those of slow targets much later. The spare
             # seconds keep all of them running during the measurement.
             spare = 2.5 if target.is_slow else 0.5
@@ -167,6 +181,8 @@ class Benchmark:
             mode=scenario.mode,
             script=script,
             connections=scenario.slow_connections if target.is_slow else scenario.connections,
+            start_interval=scenario.start_interval or 0.0,
+            seconds=min(self._seconds, scenario.max_seconds),
             request_size=scenario.request_size,
         )
 
@@ -189,7 +205,7 @@ class Benchmark:
         if process.returncode:
             raise subprocess.SubprocessError(process.stderr.strip()[-300:])
         fields = json.loads(process.stdout)
-        usages = {key: Usage(*fields[key]) for key in ("proxy", "backend", "load")}
+        usages = {key: Usage(*fields[key]) for key in ("proxy", "backend", "load", "life")}
         return Outcome(**(fields | usages))
 
     def _fail(self, message: str) -> None:
@@ -232,13 +248,21 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="one round of one second, dialects at 4 only")
+    add(
+        "--quick",
+        action="store_true",
+        help="one round of one second, no fast replays, dialects at 4",
+    )
     add("--seconds", type=float, help="length of each measurement (default 2)")
     add("--rounds", type=int, help="number of rounds (default 5)")
-    add("--only", default="", help="scenarios or the groups main and formats, separated by commas")
+    add(
+        "--only",
+        default="",
+        help=f"scenarios or the groups {', '.join(GROUPS)}, separated by commas",
+    )
     default_targets = f"{DIRECT},{NGINX},{BLOCKOPS},{LITELLM}"
     add("--targets", default=default_targets, help=f"separated by commas ({default_targets})")
-    add("--minutes", type=float, default=20.0, help="start no measurement later (default 20)")
+    add("--minutes", type=float, default=40.0, help="start no measurement later (default 40)")
     add("--check", action="store_true", help="compare the results with the bounds")
     add("--markdown", action="store_true", help="print tables for docs/performance.md")
     add("--profile", type=Path, metavar="FOLDER", help="profile blockops in each scenario")

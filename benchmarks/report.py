@@ -5,16 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks import figures
-from benchmarks.figures import BLOCKOPS, DIRECT, LITELLM, NGINX, Range, Rounds, table
+from benchmarks.bounds import bounds, cheapest
+from benchmarks.figures import (
+    BLOCKOPS,
+    DIRECT,
+    LITELLM,
+    NGINX,
+    Figure,
+    Range,
+    Rounds,
+    cpu_per_frame,
+    life_cpu_per_frame,
+    table,
+)
 from benchmarks.load import Outcome
-from benchmarks.scenarios import DELTA_SIZES, MAIN, PLAIN_PAIRS, Scenario
+from benchmarks.scenarios import (
+    BATCHED,
+    BY_SHAPE,
+    BY_TEXT,
+    DELTA_SIZES,
+    MAIN,
+    USUAL_SHAPE,
+    USUAL_TEXT,
+    WITHOUT_TOOLS,
+    Scenario,
+)
 from benchmarks.streams import DIALECTS, PLAIN
 
 
 def report(rounds: Rounds, scenarios: list[Scenario], *, markdown: bool) -> Iterator[str]:
-    """Yield the tables: CPU, latency, memory, dialects, and each program's share of a core."""
+    """Yield the tables: CPU, replays, latency, memory, dialects, each program's share of a core."""
     names = [scenario.name for scenario in scenarios]
     yield from _cpu(rounds, names, markdown=markdown)
+    yield from _shapes(rounds, names, markdown=markdown)
+    yield from _texts(rounds, names, markdown=markdown)
     yield from _latency(rounds, names, markdown=markdown)
     yield from _memory(rounds, names, markdown=markdown)
     yield from _dialects(rounds, names, markdown=markdown)
@@ -47,12 +71,73 @@ def _cpu(rounds: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
         yield table(heads, rows, markdown=markdown)
 
 
+def _shapes(rounds: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
+    """Yield the cost of a chunk by the shape of the server's stream, own shape first."""
+    shapes = [paced.name for paced, _ in BY_SHAPE.values()]
+    if not any(name in names for name in shapes):
+        return
+    base = cheapest(rounds, shapes, life_cpu_per_frame)
+    lines = [("own shape", "paced", "fast")]
+    lines += [(paced.title, paced.name, fast.name) for paced, fast in BY_SHAPE.values()]
+    lines.append((BATCHED.title, BATCHED.name, ""))
+    rows = []
+    for title, paced, fast in lines:
+        to_cheapest = rounds.ratio_of_scenarios(paced, base, life_cpu_per_frame)
+        rows.append(
+            [
+                title,
+                *_beside_nginx(rounds, paced, life_cpu_per_frame),
+                _as_text(to_cheapest, 2),
+                _as_text(rounds.ratio(paced, BLOCKOPS, NGINX, cpu_per_frame), 2),
+                *_beside_nginx(rounds, fast, cpu_per_frame)[1:],
+            ]
+        )
+    heads = ["replayed, CPU us per chunk", "paced, nginx", "paced, blockops", "x nginx"]
+    heads += ["x cheapest", "x nginx, all running", "fast, blockops", "fast, x nginx"]
+    yield table(heads, rows, markdown=markdown)
+
+
+def _beside_nginx(rounds: Rounds, scenario: str, figure: Figure) -> list[str]:
+    """Return the figure of nginx, that of blockops, and their ratio."""
+    nginx, blockops = (rounds.figure(scenario, target, figure) for target in (NGINX, BLOCKOPS))
+    ratio = rounds.ratio(scenario, BLOCKOPS, NGINX, figure)
+    return [_as_text(nginx), _as_text(blockops), _as_text(ratio, 2)]
+
+
+def _texts(rounds: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
+    """Yield the cost of a chunk by text, with and without tools, relative to prose."""
+    if not any(paced.name in names for text, (paced, _) in BY_TEXT.items() if text != USUAL_TEXT):
+        return
+    prose_paced, prose_fast = BY_TEXT[USUAL_TEXT]
+    rows = []
+    for text, (paced, fast) in BY_TEXT.items():
+        row = [paced.title if text != USUAL_TEXT else USUAL_TEXT]
+        row.append(_as_text(rounds.figure(paced.name, BLOCKOPS, life_cpu_per_frame)))
+        ratio = rounds.ratio_of_scenarios(paced.name, prose_paced.name, life_cpu_per_frame)
+        row += [_as_text(ratio, 2), "", ""]
+        if text in WITHOUT_TOOLS:
+            without = WITHOUT_TOOLS[text].name
+            cost = rounds.figure(without, BLOCKOPS, life_cpu_per_frame)
+            ratio = rounds.ratio_of_scenarios(without, paced.name, life_cpu_per_frame)
+            row[-2:] = [_as_text(cost), _as_text(ratio, 2)]
+        row.append(_as_text(rounds.figure(fast.name, BLOCKOPS, cpu_per_frame)))
+        ratio = rounds.ratio_of_scenarios(fast.name, prose_fast.name, cpu_per_frame)
+        row.append(_as_text(ratio, 2))
+        rows.append(row)
+    heads = ["replayed, blockops, us per chunk", "paced", "x prose", "paced, no tools"]
+    heads += ["x with tools", "fast", "fast, x prose"]
+    yield table(heads, rows, markdown=markdown)
+
+
 def _latency(rounds: Rounds, names: list[str], *, markdown: bool) -> Iterator[str]:
     rows = []
     proxies = _measured_proxies(rounds)
+    usual, batched = BY_SHAPE[USUAL_SHAPE][0].name, BATCHED.name
     for name, title, figure in (
         ("paced", "added to a paced chunk, median", figures.latency_median),
         ("paced", "added to a paced chunk, p99", figures.latency_p99),
+        (usual, "replayed, with starts and ends, p99", figures.life_latency_p99),
+        (batched, "replayed, all streams in one batch, p99", figures.life_latency_p99),
         ("first", "added to the first token, median", figures.first_token_median),
     ):
         direct = rounds.figure(name, DIRECT, figure)
@@ -93,8 +178,8 @@ def _dialects(rounds: Rounds, names: list[str], *, markdown: bool) -> Iterator[s
                 name = f"{mode}-{kind}-{delta_size}"
                 cpu = _as_text(rounds.figure(name, BLOCKOPS, figures.cpu_per_frame))
                 plain = f"{mode}-{PLAIN}-{delta_size}"
-                ratio = rounds.ratio_to_plain(name, plain) if kind != PLAIN else None
-                row.append(cpu + (f" = {ratio.as_text(2)} x" if ratio else ""))
+                ratio = rounds.ratio_of_scenarios(name, plain, cpu_per_frame)
+                row.append(cpu + (f" = {ratio.as_text(2)} x" if ratio and kind != PLAIN else ""))
             rows.append(row)
     if rows:
         yield table(["blockops, us per chunk", *kinds], rows, markdown=markdown)
@@ -148,19 +233,19 @@ def _frames_per_read(scenario: str, outcomes: list[Outcome]) -> str:
 
 def bounds_table(rounds: Rounds, *, markdown: bool) -> tuple[str, bool]:
     """Return the table of the bounds, and True if every bound that was measured is met."""
-    bounds = figures.bounds(rounds, PLAIN_PAIRS)
+    measured_bounds = bounds(rounds)
     words = {True: "yes", False: "NO", None: "not measured"}
     rows = []
-    for bound in bounds:
+    for bound in measured_bounds:
         relation = ">=" if bound.is_minimum else "<="
         rows.append(
             [
                 bound.name,
                 f"{relation} {bound.must:g}",
-                "nginx's" if bound.aim is None else f"{relation} {bound.aim:g}",
+                "" if bound.aim is None else f"{relation} {bound.aim:g}",
                 _as_text(bound.measured, 2),
                 words[bound.is_met],
             ]
         )
     text = table(["", "must", "aim", "measured", "met"], rows, markdown=markdown)
-    return text, all(bound.is_met is not False for bound in bounds)
+    return text, all(bound.is_met is not False for bound in measured_bounds)

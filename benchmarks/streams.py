@@ -1,10 +1,14 @@
 """
 The mock backend's responses, and the check of a response that a client has received.
 
-A request has its script in its last message (`#script plain/4/300/100/7/-#`), so that every proxy
-forwards it. The backend and the load generator compute the same text from the script: the backend
-splits it into frames, the load generator compares it with the text and the calls that arrive. The
-text numbers its own lines, so a frame that is lost, duplicated or out of order changes it visibly.
+A request has its script in its last message (`#script plain/4/300/100/7/-/own/1/0#`), so that every
+proxy forwards it. The backend and the load generator compute the same text from the script: the
+backend splits it into frames, the load generator compares it with the text and the calls that
+arrive. The text numbers its own lines, so a frame that is lost, duplicated or out of order changes
+it visibly.
+
+A stream has this benchmark's own chunks (`OWN_SHAPE`) with pieces of equal length, or those of a
+real server (`shapes.py`) with tokens (`texts.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +18,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
+
+from benchmarks.shapes import (
+    DONE_EVENT,
+    REASONING_FIELD,
+    SHAPES,
+    ends_with_done,
+    opening_length,
+    reasoning_length,
+    shape_events,
+)
+from benchmarks.texts import ARGUMENTS, token_text
 
 MARKER = b"#script "
 
@@ -26,6 +41,9 @@ NON_STREAMING = "non-streaming"
 PLAIN = "plain"
 #: Streams with calls, written in one of these dialects.
 DIALECTS = ("hermes", "line", "xml")
+
+#: The value of `Script.shape` for this benchmark's own chunks, instead of one of `SHAPES`.
+OWN_SHAPE = "own"
 
 #: Defects that a script can request, to show that the check finds them.
 FAULTS = (
@@ -42,36 +60,54 @@ FAULTS = (
 _CALL_LENGTH = 2000
 _MAX_PROSE = 200
 
-TOOLS: list[dict[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "write_file",
-            "description": "Write a file.",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "path": {"type": "string"},
-                    "content": {"type": "string"},
-                    "mode": {"type": "integer"},
-                },
-                "required": ["path", "content"],
+WRITE_FILE: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "write_file",
+        "description": "Write a file.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "path": {"type": "string"},
+                "content": {"type": "string"},
+                "mode": {"type": "integer"},
             },
+            "required": ["path", "content"],
         },
-    }
-]
+    },
+}
+ADD_EVENTS: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add_events",
+        "description": "Add events to a calendar.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "calendar": {"type": "string"},
+                "events": {"type": "array", "items": {"type": "object"}},
+            },
+            "required": ["calendar", "events"],
+        },
+    },
+}
 
 
 class Script(NamedTuple):
     """
     The description of one response.
 
-    :param kind: `PLAIN`, one of `DIALECTS`, or `NON_STREAMING`
-    :param delta_size: characters per frame
+    :param kind: `PLAIN`, one of `DIALECTS`, or `NON_STREAMING`; in the shape of a server, one of
+        `texts.TEXTS`
+    :param delta_size: characters per frame of the shape `OWN_SHAPE`
     :param frames: approximate number of frames with text
     :param pace: frames per second, or `FAST`, or `IDLE`
     :param slot: row of `SendTimes` in which the backend stores the send times of a paced response
     :param fault: one of `FAULTS`, or `-`
+    :param shape: `OWN_SHAPE` or one of `shapes.SHAPES`
+    :param tools: 1 if the request offers a tool, otherwise 0
+    :param batched: 1 if all paced streams get their frames at the same times, as from a server that
+        decodes them together; 0 if their frames are spread evenly
     """
 
     kind: str
@@ -80,6 +116,9 @@ class Script(NamedTuple):
     pace: int = FAST
     slot: int = 0
     fault: str = "-"
+    shape: str = OWN_SHAPE
+    tools: int = 1
+    batched: int = 0
 
     def as_text(self) -> str:
         return f"{MARKER.decode()}{'/'.join(map(str, self))}#"
@@ -96,8 +135,14 @@ class Script(NamedTuple):
     @classmethod
     @lru_cache(512)
     def parse(cls, text: bytes) -> Script:
-        kind, delta_size, frames, pace, slot, fault = text.decode().split("/")
-        return cls(kind, int(delta_size), int(frames), int(pace), int(slot), fault)
+        kind, *numbers, fault, shape, tools, batched = text.decode().split("/")
+        return cls(kind, *map(int, numbers), fault, shape, int(tools), int(batched))
+
+    def text(self) -> ModelText:
+        """Return the text of the response, and its correct translation."""
+        if self.shape == OWN_SHAPE:
+            return model_text(self.kind, self.delta_size * self.frames)
+        return _model_text_of_tokens(self.kind, self.frames, self.shape)
 
 
 #: Name and arguments.
@@ -109,11 +154,15 @@ class ModelText(NamedTuple):
     A model's text and its correct translation.
 
     :param content: the text without the calls
+    :param deltas: the text of each frame with text; empty for `OWN_SHAPE`
+    :param reasoning: the beginning of the text that is sent as reasoning
     """
 
     text: str
     content: str
     calls: tuple[Call, ...]
+    deltas: tuple[str, ...] = ()
+    reasoning: str = ""
 
 
 def _numbered(line: str, length: int) -> str:
@@ -165,6 +214,20 @@ def model_text(kind: str, length: int) -> ModelText:
     return ModelText(prose + "\n\n" + "\n".join(map(_CALL_WRITERS[kind], calls)), prose, calls)
 
 
+@lru_cache(16)
+def _model_text_of_tokens(kind: str, length: int, shape: str) -> ModelText:
+    text = token_text(kind, length)
+    calls = tuple((call["name"], call["arguments"]) for call in map(json.loads, text.calls))
+    reasoning = "".join(text.tokens[: reasoning_length(SHAPES[shape], text.tokens)])
+    return ModelText(
+        "".join(text.tokens)[len(reasoning) :],
+        text.content[len(reasoning) :],
+        calls,
+        tuple(text.tokens),
+        reasoning,
+    )
+
+
 _CHUNK: dict[str, Any] = {
     "id": "chatcmpl-5f1d7a0c2b9e4c63",
     "object": "chat.completion.chunk",
@@ -184,27 +247,65 @@ def _choice(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
     return _event({"choices": [choice]})
 
 
-@lru_cache(64)
-def frames(kind: str, delta_size: int, count: int, fault: str, *, usage: bool) -> list[bytes]:
+def frames(script: Script, *, usage: bool) -> list[bytes]:
     """
     Return the HTTP body of a stream as a list of HTTP chunks with one event each, as servers send.
 
-    The first has the role. The text follows, then the finish reason, the usage if `usage` is
-    true, and `[DONE]` with the end of the body.
+    The first has the role, except in shapes of servers that send it with each text. The text
+    follows, then the finish reason, the usage if `usage` is true, and `[DONE]`, except from servers
+    that do not send it, with the end of the body.
     """
-    text = model_text(kind, delta_size * count).text
-    if fault == "wrong_name":
-        text = text.replace("write_file", "wrote_file")
-    deltas = [text[start : start + delta_size] for start in range(0, len(text), delta_size)]
-    events = [_choice({"role": "assistant", "content": ""})]
-    events += [_choice({"content": delta}) for delta in deltas]
-    events.append(_choice({}, "stop"))
-    if usage:
-        events.append(_event({"choices": [], "usage": _usage(len(events))}))
-    events.append(b"data: [DONE]\n\n")
-    chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in _with_fault(events, fault)]
-    chunks[-1] += b"" if fault == "truncated" else b"0\r\n\r\n"
+    # The same frames for all streams of a run.
+    return _frames(script._replace(slot=0, pace=0, tools=1, batched=0), usage=usage)
+
+
+@lru_cache(16)
+def _frames(script: Script, *, usage: bool) -> list[bytes]:
+    text = script.text()
+    if script.shape == OWN_SHAPE:
+        events = list(_own_events(script, text.text, usage=usage))
+    else:
+        events = list(shape_events(SHAPES[script.shape], text.deltas, usage=usage))
+    chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in _with_fault(events, script.fault)]
+    chunks[-1] += b"" if script.fault == "truncated" else b"0\r\n\r\n"
     return chunks
+
+
+def _own_events(script: Script, text: str, *, usage: bool) -> Iterator[bytes]:
+    if script.fault == "wrong_name":
+        text = text.replace("write_file", "wrote_file")
+    yield _choice({"role": "assistant", "content": ""})
+    size = script.delta_size
+    for start in range(0, len(text), size):
+        yield _choice({"content": text[start : start + size]})
+    yield _choice({}, "stop")
+    if usage:
+        yield _event({"choices": [], "usage": _usage(len(text) // size)})
+    yield DONE_EVENT
+
+
+@lru_cache(16)
+def text_ends(kind: str, delta_size: int, count: int, shape: str) -> list[int]:
+    """
+    Return, for each frame up to the last one with text, the length of the text to its end.
+
+    White space at the end of a frame's text is left out, because a proxy that translates holds it
+    back until the next text: a call may follow it.
+    """
+    text = Script(kind, delta_size, count, shape=shape).text()
+    if shape == OWN_SHAPE:
+        starts = range(0, len(text.text), delta_size)
+        lengths = [0]
+        deltas = [text.text[start : start + delta_size] for start in starts]
+    else:
+        lengths = [0] * opening_length(SHAPES[shape])
+        deltas = list(text.deltas)
+    begin = 0
+    for delta in deltas:
+        end = begin + len(delta.rstrip())
+        lengths.append(end if end > begin else lengths[-1])
+        begin += len(delta)
+    return lengths
 
 
 def _usage(tokens: int) -> dict[str, int]:
@@ -259,12 +360,13 @@ def request_body(script: Script, size: int = 0) -> bytes:
             {"role": "tool", "tool_call_id": f"call_{step}", "content": _code(1900)},
         ]
     messages.append({"role": "user", "content": f"Go on. {script.as_text()}"})
-    body = {
+    body: dict[str, Any] = {
         "model": "bench",
         "messages": messages,
-        "tools": TOOLS,
         "stream": script.kind != NON_STREAMING,
     }
+    if script.tools:
+        body["tools"] = [ADD_EVENTS if script.kind == ARGUMENTS else WRITE_FILE]
     return json.dumps(body).encode()
 
 
@@ -274,6 +376,7 @@ class StreamResult:
     The contents of a stream as a client reads them from its events.
 
     :ivar content: the text of all deltas
+    :ivar reasoning: the reasoning of all deltas
     :ivar is_done: True after `[DONE]`
     :ivar names: names of the calls by index
     :ivar arguments: JSON arguments of the calls by index
@@ -281,6 +384,7 @@ class StreamResult:
     """
 
     content: str = ""
+    reasoning: str = ""
     finish_reasons: list[str] = field(default_factory=list)
     is_done: bool = False
     names: dict[int, str] = field(default_factory=dict)
@@ -304,6 +408,7 @@ class StreamResult:
         for choice in chunk.get("choices", ()):
             delta = choice["delta"]
             self.content += delta.get("content") or ""
+            self.reasoning += delta.get(REASONING_FIELD) or ""
             if choice.get("finish_reason"):
                 self.finish_reasons.append(choice["finish_reason"])
             for call in delta.get("tool_calls") or ():
@@ -328,15 +433,17 @@ def find_stream_error(script: Script, result: StreamResult, *, is_translated: bo
 
     :param is_translated: whether the calls must have arrived as calls, instead of as text
     """
-    expected = model_text(script.kind, script.delta_size * script.frames)
+    expected = script.text()
     calls = expected.calls if is_translated else ()
+    has_done = is_translated or script.shape == OWN_SHAPE or ends_with_done(SHAPES[script.shape])
     if result.errors:
         return result.errors[0]
-    if not result.is_done:
+    if has_done and not result.is_done:
         return "no [DONE]"
     if result.finish_reasons != ["tool_calls" if calls else "stop"]:
         return f"finish reasons {result.finish_reasons}"
-    if result.content != (expected.content if is_translated else expected.text):
+    content = expected.content if is_translated else expected.text
+    if (result.reasoning, result.content) != (expected.reasoning, content):
         return "text is lost, duplicated or out of order"
     try:
         return None if tuple(result.calls()) == calls else "wrong calls"

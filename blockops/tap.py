@@ -8,24 +8,14 @@ Therefore it imports little, and the reactor only inside a function.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 
 from twisted.application.service import IService
 
-from blockops.cli.options import Options as CommandLine
-from blockops.daemon.signals import defer_hangup
+from blockops.cli.options import Options
 from blockops.settings.types import ENDPOINTS
 
 
-class Options(CommandLine):
-    """The command line of a process that will run the daemon: parsing it defers SIGHUP."""
-
-    def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        defer_hangup()
-        super().parseOptions(options)
-
-
-def makeService(options: CommandLine) -> IService:
+def makeService(options: Options) -> IService:
     """
     Return the daemon that `options` describe.
 

@@ -290,14 +290,14 @@ class ArchitectureTests(SynchronousTestCase):
             )
         )
 
-    def test_settings_import_the_standard_library_only(self):
+    def test_settings_import_msgspec_only(self):
         libraries = {
             found.library
             for name, imports in self.modules.items()
             if is_within(name, ("blockops.settings",))
             for found in imports
         }
-        self.assertEqual(libraries - sys.stdlib_module_names, {"blockops"})
+        self.assertEqual(libraries - sys.stdlib_module_names, {"blockops", "msgspec"})
 
     def test_parts_get_values_instead_of_settings(self):
         self.assert_none(

@@ -15,14 +15,18 @@ import shlex
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import coroutine
+from typing import Any
 from unittest import skipUnless
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from benchmarks import captures, figures, proxy
-from benchmarks.figures import Bound, Range, Rounds
+from benchmarks import captures, figures, proxy, walk
+from benchmarks.bounds import Bound, bounds
+from benchmarks.figures import Range, Rounds
 from benchmarks.load import (
     ChunkedDecoder,
     LoadError,
@@ -33,15 +37,9 @@ from benchmarks.load import (
     timed_events,
 )
 from benchmarks.mock_backend import MockBackend, SendTimes
-from benchmarks.recorded import (
-    NO_TOOLS,
-    SERVERS,
-    TOOLS,
-    find_error,
-    read_streams,
-    translator_factory,
-)
-from benchmarks.scenarios import PLAIN_PAIRS
+from benchmarks.recorded import SERVERS, read_streams
+from benchmarks.scenarios import BATCHED, BY_SHAPE, REPLAY, select_scenarios
+from benchmarks.shapes import SHAPES, shape_events
 from benchmarks.streams import (
     DIALECTS,
     FAST,
@@ -57,7 +55,10 @@ from benchmarks.streams import (
     frames,
     model_text,
     request_body,
+    text_ends,
 )
+from benchmarks.texts import ARGUMENTS, CHINESE, PROSE, TEXTS, THINK, token_text
+from benchmarks.translators import NO_TOOLS, TOOLS, find_error, translator_factory
 from benchmarks.usage import Usage, cpu_usage, memory_usage, process_tree
 from blockops.settings.table import TABLE
 from blockops.toolcalls.deltas import CallArguments, CallStarted, TextDelta
@@ -66,12 +67,13 @@ from blockops.toolcalls.tools import OfferedTools
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
+PROGRAMS = ("proxy.py", "captures.py", "walk.py")
 
 
 def untranslated(script: Script) -> StreamResult:
     """Return the stream of `script` as a client reads it directly from the backend."""
     result = StreamResult()
-    for frame in frames(script.kind, script.delta_size, script.frames, script.fault, usage=True):
+    for frame in frames(script, usage=True):
         event = frame.removesuffix(b"0\r\n\r\n").partition(b"\r\n")[2].strip()
         result.add_event(event)
     return result
@@ -79,12 +81,21 @@ def untranslated(script: Script) -> StreamResult:
 
 class ScriptTests(SynchronousTestCase):
     def test_a_request_contains_its_script(self):
-        script = Script("xml", 11, 30, 100, 7, "lost")
+        script = Script("xml", 11, 30, 100, 7, "lost", "vllm", 0, 1)
         for size in (0, 20_000, 400_000):
             self.assertEqual(Script.find(request_body(script, size)), script)
 
     def test_a_request_without_a_script(self):
         self.assertIsNone(Script.find(b'{"model": "bench"}'))
+
+    def test_a_tool_is_offered_unless_the_script_has_none(self):
+        for script, names in (
+            (Script(PROSE, shape="vllm"), ["write_file"]),
+            (Script(ARGUMENTS, shape="vllm"), ["add_events"]),
+            (Script(PROSE, shape="vllm", tools=0), []),
+        ):
+            tools = json.loads(request_body(script)).get("tools", [])
+            self.assertEqual([tool["function"]["name"] for tool in tools], names)
 
     def test_requests_have_their_size(self):
         for size in (20_000, 400_000):
@@ -117,6 +128,113 @@ class ScriptTests(SynchronousTestCase):
             self.assertEqual(names, ["write_file"] * len(expected.calls))
             self.assertEqual(text, expected.content)
             self.assertGreater(len([e for e in deltas if isinstance(e, CallArguments)]), 0)
+
+
+class TextTests(SynchronousTestCase):
+    """Texts in tokens."""
+
+    def test_texts_have_their_length(self):
+        for kind in TEXTS:
+            for length in (150, 1_000):
+                actual = len(token_text(kind, length).tokens)
+                self.assertTrue(0.8 < actual / length < 1.2, f"{kind}, {length}: {actual}")
+
+    def test_a_missing_or_repeated_token_changes_the_text(self):
+        for kind in TEXTS:
+            tokens = token_text(kind, 400).tokens
+            self.assertNotIn("", tokens)
+            for at in (1, 150, 300):
+                self.assertNotEqual(tokens[:at] + tokens[at + 1 :], tokens)
+                self.assertNotEqual("".join(tokens[:100]), "".join(tokens[200:300]))
+
+    def test_chinese_tokens_are_short(self):
+        self.assertLess(max(map(len, token_text(CHINESE, 300).tokens)), 4)
+
+    def test_blockops_reads_the_expected_calls(self):
+        for kind in TEXTS:
+            expected = Script(kind, frames=400, shape="vllm").text()
+            parser = ToolCallParser(OfferedTools({"write_file": {}, "add_events": {}}))
+            deltas = [delta for token in expected.deltas for delta in parser.feed(token)]
+            deltas += parser.finish("stop")
+            names = [each.name for each in deltas if isinstance(each, CallStarted)]
+            text = "".join(each.text for each in deltas if isinstance(each, TextDelta))
+            self.assertEqual(names, [name for name, _ in expected.calls], kind)
+            self.assertEqual(text, expected.content)
+
+
+class ShapeTests(SynchronousTestCase):
+    """Streams with the envelopes of real servers."""
+
+    def test_a_recorded_stream_is_reproduced(self):
+        """With the tokens of its own, the events are those of the capture, byte for byte."""
+        streams = {stream.name: stream for stream in read_streams()}
+        for name, shape in SHAPES.items():
+            if shape.change is None and not shape.has_reasoning:
+                events = streams[shape.capture].events
+                chunks = [json.loads(event[6:]) for event in events[:-1]]
+                deltas = [each["choices"][0]["delta"] for each in chunks if each["choices"]]
+                tokens = [delta["content"] for delta in deltas if delta.get("content")]
+                replayed = shape_events(shape, tokens, usage=True)
+                data = [event for event in replayed if event.startswith(b"data:")]
+                # Some servers' chunks have the time.
+                actual, expected = (
+                    re.sub(rb'"created": ?\d+', b"", b"".join(each)) for each in (data, events)
+                )
+                self.assertEqual(actual, expected, name)
+
+    def test_untranslated_streams_are_correct(self):
+        for shape in SHAPES:
+            for kind in TEXTS:
+                script = Script(kind, frames=150, shape=shape)
+                error = find_stream_error(script, untranslated(script), is_translated=False)
+                self.assertIsNone(error, f"{shape}, {kind}: {error}")
+
+    def test_every_fault_is_found(self):
+        for fault in FAULTS:
+            for shape in SHAPES:
+                script = Script(PROSE, frames=150, fault=fault, shape=shape)
+                error = find_stream_error(script, untranslated(script), is_translated=False)
+                if fault != "wrong_name":  # there is no call
+                    self.assertIsNotNone(error, f"{fault}, {shape}")
+
+    def events(self, shape: str) -> list[dict[str, Any]]:
+        tokens = token_text(PROSE, 120).tokens
+        events = shape_events(SHAPES[shape], tokens, usage=True)
+        return [json.loads(event[6:]) for event in events if event.startswith(b"data: {")]
+
+    def test_changing_fields(self):
+        usage = [event["usage"]["completion_tokens"] for event in self.events("usage")]
+        self.assertEqual(usage[:122], list(range(122)))
+        timings = [event["timings"]["predicted_n"] for event in self.events("timings")[1:]]
+        self.assertEqual(timings[:121], list(range(1, 122)))
+        ids = [event["id"] for event in self.events("ids")]
+        self.assertEqual(len(set(ids)), len(ids))
+        for shape in ("ids", "transformers"):
+            created = [event["created"] for event in self.events(shape)]
+            self.assertEqual(created[110] - created[90], 1)
+
+    def test_usage_is_left_out(self):
+        tokens = token_text(PROSE, 9).tokens
+        for name, shape in SHAPES.items():
+            chunks = b"".join(shape_events(shape, tokens, usage=False))
+            self.assertIsNone(re.search(rb'"choices": ?\[\]', chunks), name)
+
+    def test_the_end_of_each_frames_text(self):
+        self.assertEqual(text_ends(PLAIN, 4, 3, "own"), [0, 4, 8, 12])
+        self.assertEqual(text_ends(PLAIN, 5, 3, "own"), [0, 4, 10, 15])  # " the ", "big r", "ed fo"
+        ends = text_ends(PROSE, 4, 5, "mlx")  # two comments, no chunk with the role
+        self.assertEqual(ends, [0, 0, 3, 9, 12, 16, 23])
+        ends = text_ends(PROSE, 4, 5, "vllm-reasoning")
+        self.assertEqual(ends, [0, 3, 9, 12, 16, 23])
+        ends = text_ends(PROSE, 4, 8, "vllm")  # "The ferry to the island leaves at", and a space
+        self.assertEqual(ends[-3:], [30, 33, 33])
+
+    def test_reasoning_is_checked(self):
+        script = Script(PROSE, frames=150, shape="vllm-reasoning")
+        result = untranslated(script)
+        self.assertTrue(result.reasoning and result.content)
+        result.content, result.reasoning = result.reasoning + result.content, ""
+        self.assertIsNotNone(find_stream_error(script, result, is_translated=True))
 
 
 class StreamErrorTests(SynchronousTestCase):
@@ -287,12 +405,35 @@ class LoopbackTests(SynchronousTestCase):
             self.assertEqual(outcome.frames, outcome.responses * 200)
             self.assertIsNotNone(outcome.first_token)
 
+    def test_streams_of_every_shape_and_text(self):
+        scripts = [Script(PROSE, frames=120, shape=shape) for shape in SHAPES]
+        scripts += [Script(kind, frames=120, shape="vllm") for kind in TEXTS]
+        scripts.append(Script(THINK, frames=120, shape="vllm", tools=0))
+        for script in scripts:
+            outcome = self.run_load("loop", script, 1)
+            self.assertEqual((outcome.wrong, outcome.errors), (0, []), script)
+            self.assertIsNotNone(outcome.first_token)
+
     def test_latency_of_paced_streams(self):
-        outcome = self.run_load("paced", Script(PLAIN, 4, 30, 200), 5)
-        self.assertEqual((outcome.wrong, outcome.checked), (0, 5))
-        self.assertGreater(outcome.frames, 0)
-        assert outcome.latency is not None
-        self.assertTrue(0 < outcome.latency[0] <= outcome.latency[1] < 20, outcome.latency)
+        for script in (
+            Script(PLAIN, 4, 30, 200),
+            Script(PROSE, frames=30, pace=200, shape="mlx"),
+            Script(PROSE, frames=30, pace=200, shape="vllm-reasoning", batched=1),
+        ):
+            outcome = self.run_load("paced", script, 5)
+            self.assertEqual((outcome.wrong, outcome.checked), (0, 5))
+            self.assertGreater(outcome.frames, 0)
+            assert outcome.latency is not None
+            self.assertTrue(0 < outcome.latency[0] <= outcome.latency[1] < 20, outcome.latency)
+
+    def test_the_whole_life_of_paced_streams(self):
+        script = Script(PROSE, frames=30, pace=500, shape="vllm")
+        outcome = self.run_load("paced", script, 5, start_interval=0.01, proxy_pids=[os.getpid()])
+        # The role, the text, the finish reason and [DONE] of each stream.
+        self.assertEqual(outcome.life_frames, 5 * 33)
+        self.assertLess(outcome.frames, outcome.life_frames)
+        self.assertGreater(outcome.life.cpu, outcome.proxy.cpu)
+        self.assertIsNotNone(outcome.life_latency)
 
     def test_every_fault_is_found(self):
         for fault in FAULTS:
@@ -374,11 +515,10 @@ class FigureTests(SynchronousTestCase):
         self.assertEqual(ratio, Range(2.0, 2.0, 2.0))
 
     def test_a_bound_that_was_not_measured_is_not_met(self):
-        bounds = figures.bounds(self.rounds((0.01, 0.02)), PLAIN_PAIRS)
-        is_met = {bound.name: bound.is_met for bound in bounds}
-        self.assertFalse(is_met["CPU per paced chunk, x nginx"])
+        is_met = {bound.name: bound.is_met for bound in bounds(self.rounds((0.01, 0.02)))}
+        self.assertFalse(is_met["CPU per paced chunk, own shape, x nginx"])
         self.assertTrue(is_met["wrong streams"])
-        self.assertEqual([value for value in is_met.values() if value is None], [None] * 9)
+        self.assertEqual(sum(value is None for value in is_met.values()), len(is_met) - 2)
 
     def test_a_lower_bound(self):
         bound = Bound("", 15.0, 22.0, Range(16.0, 1.0, 20.0), is_minimum=True)
@@ -390,14 +530,50 @@ class FigureTests(SynchronousTestCase):
         for kind, cpu in (("plain", 0.01), ("xml", 0.012), ("line", 0.02)):
             outcome = Outcome(frames=1000, proxy=Usage(cpu))
             rounds.add(f"fast-{kind}-4", "blockops", 0, outcome)
-        measured = {bound.name: bound.measured for bound in figures.bounds(rounds, PLAIN_PAIRS)}
+        measured = {bound.name: bound.measured for bound in bounds(rounds)}
         worst = measured["dialects against plain text, fast, worst"]
         self.assertEqual(worst, Range(2.0, 2.0, 2.0))
 
     def test_a_wrong_stream_misses_its_bound(self):
         rounds = Rounds()
         rounds.add("paced", "nginx", 0, Outcome(wrong=1))
-        self.assertFalse(figures.bounds(rounds, ())[-1].is_met)
+        self.assertFalse(bounds(rounds)[-1].is_met)
+
+    def replayed(self, **seconds: float) -> dict[str, Bound]:
+        """
+        Return the bounds after a round of paced streams of 1000 chunks.
+
+        :param seconds: CPU of blockops over the life of the streams, by the scenario's name with
+            `_` for `-`; nginx takes 0.01
+        """
+        rounds = Rounds()
+        for name, cpu in seconds.items():
+            for target, used in (("nginx", 0.01), ("blockops", cpu)):
+                outcome = Outcome(life_frames=1000, life=Usage(used))
+                rounds.add(f"paced-{name.replace('_', '-')}", target, 0, outcome)
+        return {bound.name: bound for bound in bounds(rounds)}
+
+    def assert_measured(self, bound: Bound, expected: float, *, is_met: bool) -> None:
+        assert bound.measured is not None
+        self.assertAlmostEqual(bound.measured.median, expected)
+        self.assertEqual(bound.is_met, is_met)
+
+    def test_the_worst_shape_counts(self):
+        measured = self.replayed(vllm=0.018, mlx=0.021, llamacpp=0.017)
+        worst = measured["CPU per paced chunk, worst replayed shape, x nginx"]
+        self.assert_measured(worst, 2.1, is_met=False)
+        to_cheapest = measured["paced, worst shape, x the cheapest shape"]
+        self.assert_measured(to_cheapest, 21 / 17, is_met=True)
+
+    def test_the_worst_text_counts(self):
+        measured = self.replayed(vllm=0.02, code=0.024, chinese=0.026)
+        self.assert_measured(measured["paced, worst text, x prose"], 1.3, is_met=False)
+
+    def test_chats_without_tools(self):
+        measured = self.replayed(
+            vllm=0.02, prose_no_tools=0.022, code=0.02, code_no_tools=0.02, think=0.02
+        )
+        self.assert_measured(measured["paced, no tools, x with tools"], 1.05, is_met=True)
 
     def test_latency_is_relative_to_a_run_without_a_proxy(self):
         rounds = Rounds()
@@ -445,7 +621,21 @@ class ProgramTests(SynchronousTestCase):
     def test_an_unknown_scenario(self):
         process = run("--only", "nothing")
         self.assertEqual(process.returncode, 1)
-        self.assertIn("there are main, formats, paced,", process.stderr)
+        self.assertIn("there are main, replay, formats, paced,", process.stderr)
+
+    def test_a_short_replay_of_the_backend_alone(self):
+        process = run(*shlex.split("--targets direct --only paced-vllm --rounds 1 --seconds 0.3"))
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertIn("replayed, with starts and ends, p99", process.stdout)
+        self.assertRegex(process.stdout, r"\n0 wrong of 50 responses\n")
+
+    def test_replays_stand_beside_the_own_shape(self):
+        names = [scenario.name for scenario in select_scenarios("replay", quick=False)]
+        self.assertEqual(names[:2], ["paced", "fast"])
+        self.assertEqual(set(names[2:]), {scenario.name for scenario in REPLAY})
+        self.assertIn(BATCHED.name, names)
+        for paced, fast in BY_SHAPE.values():
+            self.assertTrue({"nginx", "blockops"} <= {*paced.targets} & {*fast.targets})
 
 
 class CapturesTests(SynchronousTestCase):
@@ -502,17 +692,22 @@ class CapturesTests(SynchronousTestCase):
     def test_bounds(self):
         figures = [
             captures.Measurement(name, "vllm", variant, 9, 1.0, [cost, 99.0], [1.0])
-            for name, variant, cost in (("a", TOOLS, 4.0), ("b", TOOLS, 11.0), ("a", NO_TOOLS, 1.0))
+            for name, variant, cost in (("a", TOOLS, 2.0), ("b", TOOLS, 5.5), ("a", NO_TOOLS, 1.0))
         ]
         self.assertEqual(
-            list(captures.find_violations(figures, None)),
+            list(captures.find_violations(figures, captures.MAX_COST)),
             ["b, tools: 2.75 x the cheapest, more than 2.5"],
         )
-        figures[1].rounds.append(10.0)
+        figures[1].rounds.append(5.0)
         self.assertEqual(
             list(captures.find_violations(figures, 4.0)),
-            ["b, tools: 10.00 us per event, more than 4"],
+            ["b, tools: 5.00 us per event, more than 4"],
         )
+
+    def test_the_start_is_not_a_part_of_an_events_cost(self):
+        tools, _ = self.measure("vllm-json")
+        self.assertEqual(len(tools.start_rounds), 1)
+        self.assertGreater(tools.start_cost, 0)
 
     def run_program(self, arguments: str) -> subprocess.CompletedProcess[str]:
         common = shlex.split("--only vllm-plain --rounds 1 --repeat 1")
@@ -535,6 +730,76 @@ class CapturesTests(SynchronousTestCase):
         self.assertIn("there are llamacpp-tooltmpl-json,", process.stderr)
 
 
+class WalkTests(SynchronousTestCase):
+    """The recorded walk."""
+
+    def test_the_walk_of_a_request_ends_at_the_connect(self):
+        steps = walk.request_walk().steps
+        self.assertTrue(steps[0].file.startswith("server/"), steps[0])
+        self.assertEqual(steps[0].depth, 0)
+        # It ends on its way out: nothing sends a response.
+        files = [step.file for step in steps]
+        self.assertTrue(any(file.startswith("upstream/") for file in files))
+        self.assertNotIn("net/writer.py", files)
+
+    def test_the_walk_of_a_chunk_leads_to_the_client(self):
+        for before, recorded in walk.CHUNKS.values():
+            steps = walk.chunk_walk(before, recorded).steps
+            self.assertTrue(steps[0].file.startswith("upstream/"), steps[0])
+        steps = walk.chunk_walk(*walk.CHUNKS[walk.PROSE]).steps
+        self.assertEqual(steps[-1].file, "net/writer.py")
+
+    def test_a_stream_that_fails_is_no_walk(self):
+        error = 'data: {"error": {"message": "broken"}}\n\n'
+        self.assertRaises(walk.WalkError, walk.chunk_walk, (), error)
+
+    def steps(self, *places: tuple[str, str]) -> walk.Walk:
+        return walk.Walk([walk.Step(file, function, 0) for file, function in places])
+
+    def test_numbers(self):
+        recorded = self.steps(("a", "f"), ("a", "g"), ("b", "f"), ("a", "f"))
+        numbers = (recorded.functions, recorded.distinct, recorded.file_changes, recorded.files)
+        self.assertEqual(numbers, (4, 3, 2, 2))
+
+    def test_resumed_coroutines_and_comprehensions_are_not_counted(self):
+        self.patch(walk, "_PACKAGE", f"{ROOT / 'tests'}/")
+
+        @coroutine
+        def pause() -> Iterator[None]:
+            yield
+
+        async def twice() -> set[int]:
+            await pause()
+            await pause()
+            return {2 * number for number in range(3)}
+
+        task = twice()
+        with walk.Recorder() as recorded:
+            self.assertEqual(list(task.__await__()), [None, None])
+        names = [step.function.rpartition(".")[2] for step in recorded.steps]
+        self.assertEqual(names, ["twice", "pause", "pause"])
+
+    def test_bounds(self):
+        request = self.steps(*(("a", "f"), ("b", "f")) * 80)
+        prose = self.steps(*[("a", "f")] * 11)
+        self.assertEqual(
+            list(walk.find_violations({walk.REQUEST: request, walk.PROSE: prose})),
+            [
+                "request, to the connect: 160 functions, not under 160",
+                "request, to the connect: 159 file changes, not under 60",
+                "chunk of prose: 11 functions, more than 10",
+            ],
+        )
+        request, prose = self.steps(("a", "f")), self.steps(*[("a", "f")] * 10)
+        self.assertEqual(list(walk.find_violations({walk.REQUEST: request, walk.PROSE: prose})), [])
+
+    def test_a_run(self):
+        process = run("--verbose", program="walk.py")
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertRegex(process.stdout, r"\nchunk of prose +\d+ +\d+ +\d+ +\d+\n")
+        self.assertRegex(process.stdout, r"\n  server/\S+ +\w+")
+
+
 class PageTests(SynchronousTestCase):
     """The commands, options, bounds and modules in docs/performance.md exist."""
 
@@ -555,14 +820,14 @@ class PageTests(SynchronousTestCase):
                 self.assertTrue(captures.selected_streams(captures.parse_arguments(options)))
 
     def test_options_in_the_text(self):
-        helps = [run("--help", program=program).stdout for program in ("proxy.py", "captures.py")]
+        helps = [run("--help", program=program).stdout for program in PROGRAMS]
         known = set(re.findall(r"--[a-z-]+", "".join(helps)))
         known |= {f"--{each.option}" for each in TABLE}
         for option in re.findall(r"`(--[a-z-]+)", self.text):
             self.assertIn(option, known)
 
     def test_every_bound(self):
-        for bound in figures.bounds(Rounds(), ()):
+        for bound in bounds(Rounds()):
             self.assertIn(f"| {bound.name} |", self.text)
 
     def test_modules_in_the_text(self):

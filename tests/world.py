@@ -301,6 +301,7 @@ class Backend(Peer):
 
     def end_stream(self) -> None:
         self.send("0\r\n\r\n")
+        self.reactor.advance(0)
 
     def respond(
         self, body: bytes | Any, status: str = "200 OK", kind: str = "application/json"

@@ -97,13 +97,17 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     optParameters = [  # noqa: RUF012 - the type that Twisted reads
-        *([each.option, None, None, each.help] for each in _WITH_VALUE if not each.is_repeatable),
+        *(
+            [each.option, None, None, each.help]
+            for each in _WITH_VALUE
+            if not each.value_type.is_repeatable
+        ),
         ["config", None, None, "TOML file with settings."],
     ]
     compData = usage.Completions(
         optActions={each.option: _completer(each) for each in _WITH_VALUE}
         | {"config": usage.CompleteFiles("*.toml")},
-        multiUse=[each.option for each in TABLE if each.is_repeatable],
+        multiUse=[each.option for each in TABLE if each.value_type.is_repeatable],
         mutuallyExclusive=[(each.option, f"no-{each.option}") for each in TABLE if each.is_flag],
     )
 
@@ -192,7 +196,7 @@ class Options(usage.Options):
 
 
 for _each in TABLE:
-    if _each.is_repeatable:
+    if _each.value_type.is_repeatable:
         setattr(Options, f"opt_{_each.name}", _append_option(_each))
     if _each.is_flag:
         setattr(Options, f"opt_{_each.name}", _flag_option(_each, value=True))

@@ -55,8 +55,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from blockops.conversation.messages import Message, MessageInfo, digest, first_user_digest
@@ -160,29 +160,28 @@ class ContextTrimmer:
         fits = before <= self.limits.hard
         if fits and trim_point == TrimPoint():
             return TrimResult(messages, trim_point, before, before)
-        table = _StepTable(messages, sizes)
-        continues = table.continues(trim_point)
+        trimming = _Trimming(self.limits, self._parse, count, messages, sizes, overhead=overhead)
+        continues = trimming.continues(trim_point)
         if fits and not continues:
             return TrimResult(messages, trim_point, before, before)
         dropped_before = trim_point.dropped_steps
-        if fits and 2 * (len(table.steps) - dropped_before) < (
+        if fits and 2 * (len(trimming.steps) - dropped_before) < (
             trim_point.examined_steps - dropped_before
         ):
             return TrimResult(messages, TrimPoint(), before, before)
-        trimming = _Trimming(table, self.limits, overhead, self._shorten, count)
         trimming.run(trim_point if continues else TrimPoint())
         if trimming.total > self.limits.hard:
             raise _too_long(trimming.total, self.limits.hard)
         if not trimming.dropped_steps and not trimming.shortened:
             return TrimResult(messages, trimming.trim_point, before, before)
-        if not table.steps[-1].is_complete:
-            raise _incomplete_last_step(table.messages_of(-1)[0].info)
+        if not trimming.steps[-1].is_complete:
+            raise _incomplete_last_step(trimming.messages_of(-1)[0].info)
         is_dropped = [
             index < trimming.dropped_steps or not step.is_complete
-            for index, step in enumerate(table.steps)
+            for index, step in enumerate(trimming.steps)
         ]
         return TrimResult(
-            messages=list(self._remaining(table, is_dropped, trimming.shortened)),
+            messages=list(trimming.remaining(is_dropped)),
             trim_point=trimming.trim_point,
             tokens_before=before,
             tokens_after=trimming.total,
@@ -190,66 +189,74 @@ class ContextTrimmer:
             shortened_results=len(trimming.shortened),
         )
 
-    def _remaining(
+
+class _Trimming:
+    """
+    A history as steps, and one pass over them: see "Order of trimming" at the head of this module.
+
+    :param sizes: the tokens of each message
+    :ivar dropped_steps: the number of steps that are dropped
+    :ivar shortened: the digest of each shortened tool result -> its shortened form
+    """
+
+    def __init__(
         self,
-        table: _StepTable,
-        is_dropped: Sequence[bool],
-        shortened: Mapping[bytes, Message],
-    ) -> Iterator[Message]:
-        """Yield the remaining messages, and a marker before each gap."""
-        missing = {
-            index
-            for step, dropped in zip(table.steps, is_dropped, strict=True)
-            if dropped
-            for index in step.indexes
-        }
-        markers = _marker_positions(table.steps, is_dropped)
-        for index, message in enumerate(table.messages):
-            if index in markers:
-                yield from self._parse([make_marker(markers[index])])
-            if index not in missing:
-                yield shortened.get(message.info.digest, message)
-
-    def _shorten(self, message: Message) -> Message | None:
-        """Return a long tool result in its shortened form, or None for other messages."""
-        if message.info.role != "tool" or message.info.text_bytes < LONG_RESULT:
-            return None
-        raw = shorten_result(message.raw)
-        return None if raw is None else self._parse([raw])[0]
-
-
-class _StepTable:
-    """
-    A history as steps, and their tokens.
-
-    :ivar step_tokens: the tokens of each step
-    :ivar fixed_tokens: the tokens of the messages that belong to no step: before each step, and
-        after the last one
-    """
-
-    def __init__(self, messages: list[Message], sizes: list[int]) -> None:
-        self.messages = messages
+        limits: ContextLimits,
+        parse: Callable[[Sequence[bytes]], list[Message]],
+        count: Callable[[MessageInfo], int],
+        messages: list[Message],
+        sizes: list[int],
+        *,
+        overhead: int,
+    ) -> None:
+        self._limits = limits
+        self._parse = parse
+        self._count = count
+        self._messages = messages
         self.steps = split_steps([message.info for message in messages])
-        self.fixed_tokens = [0] * (len(self.steps) + 1)
+        self.dropped_steps = 0
+        self.shortened: dict[bytes, Message] = {}
+        # An incomplete step may be replaced by a marker, which may have more tokens.
+        self._step_tokens = [
+            max(
+                sum(sizes[index] for index in step.indexes),
+                0 if step.is_complete else MARKER_TOKENS,
+            )
+            for step in self.steps
+        ]
+        # Tokens of the messages that belong to no step: before each step, and after the last one.
+        self._tokens_between_steps = [0] * (len(self.steps) + 1)
         in_steps = {index for step in self.steps for index in step.indexes}
         starts = [step.indexes[0] for step in self.steps]
         for index, size in enumerate(sizes):
             if index not in in_steps:
-                self.fixed_tokens[bisect(starts, index)] += size
-        self.step_tokens = []
-        for step in self.steps:
-            size = sum(sizes[index] for index in step.indexes)
-            # An incomplete step may be replaced by a marker, which may have more tokens.
-            self.step_tokens.append(size if step.is_complete else max(size, MARKER_TOKENS))
+                self._tokens_between_steps[bisect(starts, index)] += size
+        # Tokens of the prompt so far, without a marker for the dropped steps.
+        self._added_tokens = overhead
 
-    def prefix_digest(self, dropped_steps: int) -> bytes:
+    @property
+    def total(self) -> int:
+        """Tokens of the prompt."""
+        return self._added_tokens + (MARKER_TOKENS if self.dropped_steps else 0)
+
+    @property
+    def trim_point(self) -> TrimPoint:
+        """The place where the history is trimmed now."""
+        return TrimPoint(
+            dropped_steps=self.dropped_steps,
+            examined_steps=len(self.steps),
+            prefix_digest=self._prefix_digest(self.dropped_steps),
+            shortened_digests=frozenset(self.shortened),
+        )
+
+    def _prefix_digest(self, dropped_steps: int) -> bytes:
         """Return the digest of the first user message and the first `dropped_steps` steps."""
         digests = [
-            self.messages[index].info.digest
+            self._messages[index].info.digest
             for step in self.steps[:dropped_steps]
             for index in step.indexes
         ]
-        return digest(b"".join([first_user_digest(self.messages), *digests]))
+        return digest(b"".join([first_user_digest(self._messages), *digests]))
 
     def continues(self, point: TrimPoint) -> bool:
         """Return True if the history begins with the steps that `point` drops, and has more."""
@@ -257,48 +264,10 @@ class _StepTable:
             return False
         if not point.dropped_steps and not point.shortened_digests:
             return False
-        return self.prefix_digest(point.dropped_steps) == point.prefix_digest
+        return self._prefix_digest(point.dropped_steps) == point.prefix_digest
 
     def messages_of(self, step: int) -> list[Message]:
-        return [self.messages[index] for index in self.steps[step].indexes]
-
-
-@dataclass
-class _Trimming:
-    """
-    One pass over the steps; see "Order of trimming" at the head of this module.
-
-    :ivar dropped_steps: the number of steps that are dropped
-    :ivar shortened: the digest of each shortened tool result -> its shortened form
-    :ivar kept_tokens: tokens of the steps that were added and not dropped
-    :ivar fixed_tokens: tokens of the messages that belong to no step, up to the current one
-    """
-
-    table: _StepTable
-    limits: ContextLimits
-    overhead: int
-    shorten: Callable[[Message], Message | None]
-    count: Callable[[MessageInfo], int]
-    dropped_steps: int = 0
-    shortened: dict[bytes, Message] = field(default_factory=dict)
-    kept_tokens: int = 0
-    fixed_tokens: int = 0
-
-    @property
-    def total(self) -> int:
-        """Tokens of the prompt."""
-        marker = MARKER_TOKENS if self.dropped_steps else 0
-        return self.fixed_tokens + self.overhead + self.kept_tokens + marker
-
-    @property
-    def trim_point(self) -> TrimPoint:
-        """The place where the history is trimmed now."""
-        return TrimPoint(
-            dropped_steps=self.dropped_steps,
-            examined_steps=len(self.table.steps),
-            prefix_digest=self.table.prefix_digest(self.dropped_steps),
-            shortened_digests=frozenset(self.shortened),
-        )
+        return [self._messages[index] for index in self.steps[step].indexes]
 
     def run(self, start: TrimPoint) -> None:
         """
@@ -306,57 +275,74 @@ class _Trimming:
 
         The prompt is trimmed before and after each later step, and once more at the end.
         """
-        table = self.table
-        resumed = min(start.examined_steps, len(table.steps))
+        resumed = min(start.examined_steps, len(self.steps))
         self.dropped_steps = start.dropped_steps
-        self.fixed_tokens = sum(table.fixed_tokens[:resumed])
+        self._added_tokens += sum(self._tokens_between_steps[:resumed])
         for step in range(start.dropped_steps, resumed):
-            self._add_step(step, start.shortened_digests)
-        for step in range(resumed, len(table.steps)):
-            self.fixed_tokens += table.fixed_tokens[step]
+            self._added_tokens += self._step_tokens[step]
+            for message in self.messages_of(step):
+                if message.info.digest in start.shortened_digests:
+                    self._shorten(message)
+        for step in range(resumed, len(self.steps)):
+            self._added_tokens += self._tokens_between_steps[step]
             if step:
                 self._trim_to_limit(step - 1)
-            self._add_step(step, frozenset())
+            self._added_tokens += self._step_tokens[step]
             self._trim_to_limit(step)
-        self.fixed_tokens += table.fixed_tokens[-1]
+        self._added_tokens += self._tokens_between_steps[-1]
         # The prompt may have grown outside the steps since `start`: by its tools, its system
         # prompt, or the usage that the backend reported.
-        if table.steps:
-            self._trim_to_limit(len(table.steps) - 1)
-
-    def _add_step(self, step: int, shortened_digests: frozenset[bytes]) -> None:
-        self.kept_tokens += self.table.step_tokens[step]
-        if shortened_digests:
-            for message in self.table.messages_of(step):
-                if message.info.digest in shortened_digests:
-                    self._shorten(message)
+        if self.steps:
+            self._trim_to_limit(len(self.steps) - 1)
 
     def _trim_to_limit(self, newest: int) -> None:
         """Bring the prompt below the hard threshold if possible, and keep the step `newest`."""
-        if self.total <= self.limits.hard:
+        if self.total <= self._limits.hard:
             return
-        while self.total > self.limits.target and self.dropped_steps < newest:
+        while self.total > self._limits.target and self.dropped_steps < newest:
             self._drop_oldest()
-        for message in self.table.messages_of(newest):
-            if self.total <= self.limits.hard:
+        for message in self.messages_of(newest):
+            if self.total <= self._limits.hard:
                 break
             self._shorten(message)
 
     def _drop_oldest(self) -> None:
-        for message in self.table.messages_of(self.dropped_steps):
+        for message in self.messages_of(self.dropped_steps):
             short = self.shortened.pop(message.info.digest, None)
             if short is not None:
-                self.kept_tokens += self.count(message.info) - self.count(short.info)
-        self.kept_tokens -= self.table.step_tokens[self.dropped_steps]
+                self._added_tokens += self._count(message.info) - self._count(short.info)
+        self._added_tokens -= self._step_tokens[self.dropped_steps]
         self.dropped_steps += 1
 
     def _shorten(self, message: Message) -> None:
-        if message.info.digest in self.shortened:
+        """Replace a long tool result by its shortened form; leave other messages."""
+        info = message.info
+        if info.digest in self.shortened or info.role != "tool" or info.text_bytes < LONG_RESULT:
             return
-        short = self.shorten(message)
-        if short is not None:
-            self.shortened[message.info.digest] = short
-            self.kept_tokens += self.count(short.info) - self.count(message.info)
+        raw = shorten_result(message.raw)
+        if raw is not None:
+            (short,) = self._parse([raw])
+            self.shortened[info.digest] = short
+            self._added_tokens += self._count(short.info) - self._count(info)
+
+    def remaining(self, is_dropped: Sequence[bool]) -> Iterator[Message]:
+        """
+        Yield the remaining messages, and a marker before each gap.
+
+        :param is_dropped: for each step
+        """
+        missing = {
+            index
+            for step, dropped in zip(self.steps, is_dropped, strict=True)
+            if dropped
+            for index in step.indexes
+        }
+        markers = _marker_positions(self.steps, is_dropped)
+        for index, message in enumerate(self._messages):
+            if index in markers:
+                yield from self._parse([make_marker(markers[index])])
+            if index not in missing:
+                yield self.shortened.get(message.info.digest, message)
 
 
 def _marker_positions(steps: Sequence[Step], is_dropped: Sequence[bool]) -> dict[int, int]:

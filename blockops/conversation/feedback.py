@@ -8,7 +8,7 @@ from blockops.conversation import notices
 from blockops.conversation.messages import MessageInfo
 from blockops.conversation.notices import NoticeKind
 from blockops.conversation.options import Compatibility
-from blockops.conversation.sessions import HistoryState, NoticeLog
+from blockops.conversation.sessions import HistoryState, Session
 from blockops.conversation.token_counts import TokenCounts, raw_estimate
 from blockops.errors import ApiError
 
@@ -22,23 +22,11 @@ class AnswerFeedback:
     :param model: the backend's name of the requested model
     :param history_state: of the history that is sent
     :param notice: the notice of the answer, with the texts of `pending_notices`
-    :param notice_log: the session's; it records `pending_notices` as given
+    :param session: records `pending_notices` as given
     :ivar sent_items: the messages and the tools that were sent
     :ivar pending_notices: the notices that count as given only if the answer delivers them
     :ivar tools_error: the error that made blockops write the tools into the prompt
     """
-
-    __slots__ = (
-        "_compatibility",
-        "_history_state",
-        "_model",
-        "_notice",
-        "_notice_log",
-        "_tokens",
-        "pending_notices",
-        "sent_items",
-        "tools_error",
-    )
 
     def __init__(
         self,
@@ -48,14 +36,14 @@ class AnswerFeedback:
         history_state: HistoryState,
         *,
         notice: Notice | None,
-        notice_log: NoticeLog,
+        session: Session,
     ) -> None:
         self._tokens = tokens
         self._compatibility = compatibility
         self._model = model
         self._history_state = history_state
         self._notice = notice
-        self._notice_log = notice_log
+        self._session = session
         self.sent_items: list[MessageInfo] = []
         self.pending_notices: list[NoticeKind] = []
         self.tools_error: ApiError | None = None
@@ -73,7 +61,7 @@ class AnswerFeedback:
         """
         if self._notice is None or not self._notice.is_delivered:
             for kind in self.pending_notices:
-                self._notice_log.unmark(kind)
+                self._session.unmark(kind)
         was_answered = report is not None and report.chunks > 0 and report.error is None
         if self.tools_error is not None and was_answered:
             self._compatibility.record_tools_rejected(self._model, self.tools_error)
@@ -90,8 +78,6 @@ class PrefillNotice:
 
     :ivar after: seconds without a first token after which it is sent
     """
-
-    __slots__ = ("_feedback", "after")
 
     def __init__(self, feedback: AnswerFeedback, after: float) -> None:
         self._feedback = feedback

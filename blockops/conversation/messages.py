@@ -19,9 +19,9 @@ from blockops.api.lenient_json import DECODE_ERRORS
 from blockops.conversation.notices import remove_notices
 from blockops.conversation.recent_cache import RecentCache
 
-#: Messages whose `MessageInfo` is cached, in each of the cache's two generations: six long
-#: sessions, about 1.5 MB. Parsing a message again takes microseconds, so a larger cache would cost
-#: memory and gain little.
+#: Messages and lists of tools whose `MessageInfo` is cached, in each of the cache's two
+#: generations: six long sessions, about 1.5 MB. Parsing a message again takes microseconds, so a
+#: larger cache would cost memory and gain little.
 MAX_MESSAGES = 3_000
 
 #: The longest id of a tool call that is stored unchanged; a longer one is replaced by its digest.
@@ -161,6 +161,16 @@ class MessageParser:
             # "/new /new" resets once: what follows the first command is ordinary text.
             remaining.append(Message(raw, message_info(raw, digest(raw), None)))
         return remaining + messages[newest + 1 :]
+
+    def tools_info(self, text: bytes) -> MessageInfo:
+        """Return a request's tools as an item to be counted, by their text in the prompt."""
+        key = digest(text)
+        info = self._cache.get(key)
+        if info is None:
+            estimate = estimate_tokens(text.decode("utf-8", "replace"))
+            info = MessageInfo(key, "system", (), "", estimate, len(text))
+            self._cache.put(key, info)
+        return info
 
     def _info(self, raw: bytes) -> MessageInfo:
         key = digest(raw)

@@ -25,8 +25,6 @@ class RecentCache(Generic[Key, Value]):
         and at most twice as many
     """
 
-    __slots__ = ("_newer", "_older", "_size")
-
     def __init__(self, size: int) -> None:
         self._size = size
         self._newer: dict[Key, Value] = {}

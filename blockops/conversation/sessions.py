@@ -10,9 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from blockops.api.chat.request import ChatRequest
 from blockops.conversation.context_window import TrimPoint
@@ -28,49 +26,6 @@ MAX_ESTIMATES = 500
 #: Characters of the longest id from a client that is used unchanged; a longer one is replaced by
 #: its digest.
 MAX_SESSION_ID_LENGTH = 64
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """
-    The fields of a request that decide which session it belongs to.
-
-    :param header: the header `X-Session-Id`
-    :param metadata: the field `metadata.session_id`
-    :param cache_key: the field `prompt_cache_key`
-    :param user: the field `user`
-    :param address: the client's address
-    :param key: the name of the API key, or the header `Authorization`
-    :param model: the requested model
-    :param first_user_digest: of the first user message; system messages are left out, because they
-        often contain the time of day
-    """
-
-    header: str = ""
-    metadata: str = ""
-    cache_key: str = ""
-    user: str = ""
-    address: str = ""
-    key: str = ""
-    model: str = ""
-    first_user_digest: bytes = b""
-
-    def session_id(self) -> str:
-        """
-        Return the id of the session, which is unique and contains no secret.
-
-        It is the source and value of the first of `header`, `metadata`, `cache_key` and `user` that
-        is not empty, otherwise "client:" and a digest of the other fields.
-        """
-        for source in ("header", "metadata", "cache_key", "user"):
-            value: str = getattr(self, source)
-            if value:
-                is_unchanged = len(value) <= MAX_SESSION_ID_LENGTH and value.isprintable()
-                suffix = value if is_unchanged else _digest([value.encode("utf-8", "replace")])
-                return f"{source}:{suffix}"
-        texts = (self.address, self.key, self.model)
-        return "client:" + _digest(
-            [*(text.encode("utf-8", "surrogatepass") for text in texts), self.first_user_digest]
-        )
 
 
 class ClientIdentity(NamedTuple):
@@ -89,24 +44,32 @@ class ClientIdentity(NamedTuple):
     is_reset_requested: bool
 
 
-def identify(request: ChatRequest, client: ClientIdentity, history: Sequence[Message]) -> Identity:
-    """Return the fields that decide which session a request belongs to."""
+def session_id(request: ChatRequest, client: ClientIdentity, history: Sequence[Message]) -> str:
+    """
+    Return the id of a request's session, which is unique and contains no secret.
+
+    It is the source and value of the first of these that is not empty: the header `X-Session-Id`
+    and the fields `metadata.session_id`, `prompt_cache_key` and `user`. Otherwise it is "client:"
+    and a digest of the client's address and key, the model and the first user message; system
+    messages are left out, because they often contain the time of day.
+    """
     metadata = request.field("metadata")
-    return Identity(
-        header=client.session_id,
-        metadata=_name(metadata.get("session_id") if isinstance(metadata, dict) else None),
-        cache_key=_name(request.field("prompt_cache_key")),
-        user=_name(request.field("user")),
-        address=client.address,
-        key=client.key,
-        model=request.model or "",
-        first_user_digest=first_user_digest(history),
+    sources = {
+        "header": client.session_id,
+        "metadata": metadata.get("session_id") if isinstance(metadata, dict) else None,
+        "cache_key": request.field("prompt_cache_key"),
+        "user": request.field("user"),
+    }
+    for source, value in sources.items():
+        name = str(value).strip() if isinstance(value, str | int) else ""
+        if name:
+            is_unchanged = len(name) <= MAX_SESSION_ID_LENGTH and name.isprintable()
+            suffix = name if is_unchanged else _digest([name.encode("utf-8", "replace")])
+            return f"{source}:{suffix}"
+    texts = (client.address, client.key, request.model or "")
+    return "client:" + _digest(
+        [*(text.encode("utf-8", "surrogatepass") for text in texts), first_user_digest(history)]
     )
-
-
-def _name(value: Any) -> str:
-    """Return `value` as a stripped string; empty unless it is a str or an int."""
-    return str(value).strip() if isinstance(value, str | int) else ""
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -118,27 +81,7 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 # Shared: most sessions get no notice, and an empty set for each of them takes 200 bytes.
-_NO_KINDS: frozenset[NoticeKind] = frozenset()
-
-
-class NoticeLog:
-    """The notices that were given, each kind once."""
-
-    __slots__ = ("_marked_kinds",)
-
-    def __init__(self) -> None:
-        self._marked_kinds = _NO_KINDS
-
-    def mark(self, kind: NoticeKind) -> bool:
-        """Record a notice as given; return False if it was given before."""
-        if kind in self._marked_kinds:
-            return False
-        self._marked_kinds |= {kind}
-        return True
-
-    def unmark(self, kind: NoticeKind) -> None:
-        """Record that a notice was not delivered, or that it may be given again."""
-        self._marked_kinds -= {kind}
+_NO_NOTICES: frozenset[NoticeKind] = frozenset()
 
 
 # Shared: most histories are never trimmed.
@@ -157,8 +100,6 @@ class HistoryState:
     :ivar last_tokens: tokens of the untrimmed history at the last request; 0 if they were not
         counted, because the history was certainly short
     """
-
-    __slots__ = ("_estimated_digests", "_estimates", "_rest", "last_tokens", "trim_point")
 
     def __init__(self) -> None:
         self.trim_point = _UNTRIMMED
@@ -210,26 +151,34 @@ class HistoryState:
         return max(0, self._rest - counted)
 
 
-class Session(NoticeLog):
+class Session:
     """
     One conversation with one client.
 
-    :ivar session_id: see `Identity.session_id`
+    :ivar session_id: see `session_id`
     :ivar message_count: the number of messages in its last request
     """
 
-    __slots__ = ("_history_states", "message_count", "session_id")
-
     def __init__(self, session_id: str) -> None:
-        super().__init__()
         self.session_id = session_id
         self.message_count = 0
-        self._history_states: RecentCache[bytes, HistoryState] = RecentCache(MAX_HISTORIES)
+        self.reset()
 
     def reset(self) -> None:
         """Forget the notices that were given, and the histories."""
-        self._marked_kinds = _NO_KINDS
-        self._history_states = RecentCache(MAX_HISTORIES)
+        self._given_notices = _NO_NOTICES
+        self._history_states: RecentCache[bytes, HistoryState] = RecentCache(MAX_HISTORIES)
+
+    def mark(self, kind: NoticeKind) -> bool:
+        """Record a notice as given; return False if it was given before."""
+        if kind in self._given_notices:
+            return False
+        self._given_notices |= {kind}
+        return True
+
+    def unmark(self, kind: NoticeKind) -> None:
+        """Record that a notice was not delivered, or that it may be given again."""
+        self._given_notices -= {kind}
 
     def history_state(self, user_digest: bytes) -> HistoryState:
         """Return the state of the history whose first user message has this digest."""

@@ -33,51 +33,43 @@ def split_steps(messages: Sequence[MessageInfo]) -> list[Step]:
     """Return the steps of a history, in the order of their first messages."""
     steps: list[Step] = []
     open_step: list[int] = []  # a message, and the results of its calls that were found so far
+    open_calls: list[str] = []  # the ids of its other calls
     has_first_user = False
 
     def close() -> None:
         if open_step:
-            first, *results = (messages[index] for index in open_step)
-            is_complete = first.is_valid and len(results) == len(first.call_ids)
+            is_complete = messages[open_step[0]].is_valid and not open_calls
             steps.append(Step(tuple(open_step), is_complete))
             open_step.clear()
 
     for index, info in enumerate(messages):
         if info.role == "system":
             continue
-        if info.role == "tool" and open_step and _answers_open_call(messages, open_step, info):
-            open_step.append(index)
-        elif info.role == "tool":
-            # A result without a call. More results of the open step may follow it.
-            steps.append(Step((index,), is_complete=False))
-        elif info.role == "user" and not has_first_user:
-            close()
+        if info.role == "tool":
+            call = _matching_call(open_calls, info.tool_call_id)
+            if call is None:
+                # A result without a call. More results of the open step may follow it.
+                steps.append(Step((index,), is_complete=False))
+            else:
+                open_calls.remove(call)
+                open_step.append(index)
+            continue
+        close()
+        open_calls = list(info.call_ids)
+        if info.role == "user" and not has_first_user:
             has_first_user = True
         else:
-            close()
             open_step.append(index)
     close()
     return sorted(steps, key=lambda step: step.indexes[0])
 
 
-def _answers_open_call(
-    messages: Sequence[MessageInfo], open_step: Sequence[int], result: MessageInfo
-) -> bool:
-    """Return True if `result` belongs to a call of the open step that has no result yet."""
-    first, *earlier_results = (messages[index] for index in open_step)
-    open_calls = list(first.call_ids)
-    for earlier in earlier_results:
-        open_calls.remove(_matching_call(open_calls, earlier.tool_call_id))
-    return bool(open_calls) and _matching_call(open_calls, result.tool_call_id) in open_calls
-
-
-def _matching_call(open_calls: Sequence[str], tool_call_id: str) -> str:
+def _matching_call(open_calls: Sequence[str], tool_call_id: str) -> str | None:
     """
-    Return the id of the call that a result answers.
+    Return the id of the open call that a result answers, or None.
 
     Clients without ids send results in the order of the calls, and calls without ids match any
     result; the legacy `function_call` has neither.
     """
-    if not tool_call_id:
-        return open_calls[0]
-    return tool_call_id if tool_call_id in open_calls else ""
+    candidates = (tool_call_id, "") if tool_call_id else open_calls
+    return next((call for call in candidates if call in open_calls), None)

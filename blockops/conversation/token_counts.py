@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blockops.conversation.messages import MessageInfo, digest, estimate_tokens
+from blockops.conversation.messages import MessageInfo
 from blockops.conversation.recent_cache import RecentCache
 
 #: Messages whose counts are stored, for each model, in each of the cache's two generations.
@@ -90,25 +90,19 @@ class ModelCounts:
         """Return the tokens of a message, or None if it was not counted."""
         return self._counts.get(info.digest)
 
-    def is_counted(self, info: MessageInfo) -> bool:
-        """Return True if the tokens of a message were counted."""
-        return self._counts.get(info.digest) is not None
-
     def estimate(self, info: MessageInfo) -> int:
         """Return the tokens of a message: its count, or an estimate, which is not stored."""
-        known = self._counts.get(info.digest)
-        if known is not None:
-            return known
-        return _overhead(info) + round(info.text_estimate * self.ratio)
+        known = self.known_count(info)
+        return _overhead(info) + round(info.text_estimate * self.ratio) if known is None else known
 
     def uncounted(self, messages: Sequence[MessageInfo]) -> list[MessageInfo]:
         """Return those of `messages` that were not counted, each once."""
-        new = {info.digest: info for info in messages if not self.is_counted(info)}
+        new = {info.digest: info for info in messages if self.known_count(info) is None}
         return list(new.values())
 
     def set_count(self, info: MessageInfo, tokens: int) -> None:
         """Store the tokenizer's count of a message's text, unless the message was counted."""
-        if not self.is_counted(info):
+        if self.known_count(info) is None:
             self._counts.put(info.digest, _overhead(info) + tokens)
 
     def update_ratio(self, ratio: float) -> None:
@@ -129,12 +123,6 @@ def upper_bound(messages: Sequence[MessageInfo]) -> int:
     return sum(
         [2 * MESSAGE_TOKENS + 4 * IMAGE_TOKENS * info.images + info.text_bytes for info in messages]
     )
-
-
-def tools_info(tools: bytes) -> MessageInfo:
-    """Return a request's tools as an item whose tokens can be counted; models read their JSON."""
-    text = tools.decode("utf-8", "replace")
-    return MessageInfo(digest(tools), "system", (), "", estimate_tokens(text), len(tools))
 
 
 def _overhead(info: MessageInfo) -> int:

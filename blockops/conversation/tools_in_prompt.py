@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from blockops.api.chat.request import ChatRequest
+from blockops.api.json_fields import decode_fields
 from blockops.api.lenient_json import DECODE_ERRORS
 from blockops.conversation.messages import ROLES, Message
 from blockops.toolcalls.dialects.prompts import ToolPrompt
@@ -36,8 +37,6 @@ ONE_CALL = "Make at most one call in an answer."
 MUST_CALL = "Your answer has to be a call of one of these functions."
 MUST_CALL_ONE = "Your answer has to be a call of the function {name}."
 NO_CALL = "Make no call in this answer: use what you know by now."
-
-_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 #: Fields of tool results that a user message must not have.
 _RESULT_FIELDS = frozenset({"role", "content", "tool_call_id", "name"})
@@ -229,7 +228,7 @@ def _append_text(content: list[Any], text: str) -> list[Any]:
 def _fields(raw: bytes) -> dict[str, Any]:
     """Return the fields of a message that is a JSON object, as raw JSON or as values."""
     try:
-        return dict(_decode(raw))
+        return dict(decode_fields(raw))
     except DECODE_ERRORS:
         # msgspec rejects lone surrogates, NaN, and keys that are not UTF-8.
         return dict(json.loads(raw.decode("utf-8", "replace")))

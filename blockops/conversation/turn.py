@@ -29,35 +29,19 @@ from blockops.conversation.messages import (
     Message,
     MessageInfo,
     MessageParser,
-    digest,
     first_user_digest,
     message_text,
 )
 from blockops.conversation.notices import NoticeKind
 from blockops.conversation.options import Compatibility, ConversationOptions
-from blockops.conversation.recent_cache import RecentCache
-from blockops.conversation.sessions import ClientIdentity, Session, Sessions, identify
-from blockops.conversation.token_counts import TokenCounts, tools_info, upper_bound
+from blockops.conversation.sessions import ClientIdentity, Session, Sessions, session_id
+from blockops.conversation.token_counts import TokenCounts, upper_bound
 from blockops.conversation.tools_in_prompt import TOOL_FIELDS, ToolsInPrompt
 from blockops.errors import ApiError
 
-#: Lists of tools whose estimate is kept, in each of the cache's two generations: an agent sends its
-#: list with every request.
-MAX_TOOL_LISTS = 100
-
 
 class Conversations:
-    """
-    Makes a `ChatTurn` of each chat request, and holds the state that outlives requests.
-
-    :ivar options: the operator's settings
-    :ivar compatibility: features that the backend has rejected
-    :ivar parser: parses messages, and caches the results
-    :ivar trimmer: trims histories
-    :ivar tokens: token counts and estimates, by model
-    :ivar sessions: the known sessions
-    :ivar trimmed_prompts: the number of prompts that were shortened
-    """
+    """Makes a `ChatTurn` of each chat request, and holds the state that outlives requests."""
 
     def __init__(self, options: ConversationOptions, compatibility: Compatibility) -> None:
         self.options = options
@@ -67,7 +51,6 @@ class Conversations:
         self.parser = MessageParser(options.reset_pattern)
         self.trimmer = ContextTrimmer(options.limits, self.parser.parse)
         self.trimmed_prompts = 0
-        self._tool_lists: RecentCache[bytes, MessageInfo] = RecentCache(MAX_TOOL_LISTS)
 
     def status(self) -> dict[str, object]:
         """Return the conversations' fields of `/health`."""
@@ -77,15 +60,6 @@ class Conversations:
             "prompts_cut": self.trimmed_prompts,
             "token_estimate_error_percent": None if error is None else round(100 * error, 1),
         }
-
-    def cached_tools_info(self, text: bytes) -> MessageInfo:
-        """Return `tools_info(text)`, parsed once for each list of tools."""
-        key = digest(text)
-        info = self._tool_lists.get(key)
-        if info is None:
-            info = tools_info(text)
-            self._tool_lists.put(key, info)
-        return info
 
     def writes_tools_into_prompt(self, model: str | None) -> bool:
         """Return True if the tools of requests for `model` are written into the prompt."""
@@ -101,8 +75,7 @@ class Conversations:
         """
         messages = request.messages()
         history = self.parser.parse(messages)
-        identity = identify(request, client, history)
-        session = self.sessions.get_or_create(identity.session_id(), now)
+        session = self.sessions.get_or_create(session_id(request, client, history), now)
         is_reset = (
             bool(history and history[-1].info.is_reset)
             or client.is_reset_requested
@@ -177,10 +150,8 @@ class ChatTurn:
         self._tools_in_prompt: ToolsInPrompt | None = None
         if conversations.writes_tools_into_prompt(request.backend_model):
             self._move_tools_into_prompt()
-        self._tools = conversations.cached_tools_info(self._tools_text)
-        self._has_offered_tools = bool(
-            request.item_count("tools") or request.item_count("functions")
-        )
+        self._tools = conversations.parser.tools_info(self._tools_text)
+        self._has_offered_tools = any(map(request.item_count, ("tools", "functions")))
         self._counts = conversations.tokens.for_model(request.backend_model)
         self._history_state = session.history_state(first_user_digest(self._history))
         self._notice_texts: list[str] = []
@@ -194,7 +165,7 @@ class ChatTurn:
             request.backend_model,
             self._history_state,
             notice=self.notice,
-            notice_log=session,
+            session=session,
         )
 
     @property
@@ -276,10 +247,9 @@ class ChatTurn:
         """
         self._sent_messages = self._trim()
         self._queue_notices(memory_notice_kind, memory_percent, may_add_header=may_add_header)
-        request = self._request
         self._is_usage_added = (
-            request.stream
-            and not request.include_usage
+            self._request.stream
+            and not self._request.include_usage
             and self._conversations.compatibility.supports_usage
         )
         return self._body()
@@ -305,7 +275,7 @@ class ChatTurn:
         ):
             self.feedback.tools_error = error
             self._move_tools_into_prompt()
-            self._tools = self._conversations.cached_tools_info(self._tools_text)
+            self._tools = self._conversations.parser.tools_info(self._tools_text)
             self.feedback.sent_items[-1:] = [self._tools]
             return self._body()
         return None

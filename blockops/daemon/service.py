@@ -38,10 +38,6 @@ class Daemon(MultiService):
     :param traffic_log: by default the one that `settings` describe
     :param signals: the process's signal handlers; None to leave the signals alone
     :param read_settings: called on reload, returns the current settings; raises `SettingError`
-    :ivar components: the objects that serve
-    :ivar in_flight: the requests that are being served
-    :ivar site: the HTTP server for clients
-    :ivar status_site: the HTTP server of `--admin-listen`
     """
 
     _log = Logger()

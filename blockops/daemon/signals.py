@@ -3,16 +3,14 @@ The signals that the daemon handles itself, besides those with which Twisted sto
 
 | state | set by | SIGHUP | SIGTERM, SIGINT |
 | --- | --- | --- | --- |
-| starting | `defer_hangup` | recorded by `PendingHangup` | not handled: the process ends |
 | running | `on_hangup` | reload; stop if the daemon's terminal was closed | Twisted: stop |
 | stopping | `on_repeated_stop` | as before | do not wait for running requests |
 | stopped | `restore` | as before the start | as before the start |
 
 Reasons:
 
-- starting: the daemon cannot reload for half a second, and by default a SIGHUP would end it.
 - running: a user who closes the terminal expects that the programs in it end. `twistd` without `-n`
-  has moved to a session of its own, without a terminal: there a SIGHUP always means a reload.
+  has no terminal by the time it starts the service: there a SIGHUP always means a reload.
 - stopping: a second signal comes from a user who does not want to wait. Twisted would try to stop
   the reactor once more and log a traceback.
 """
@@ -32,32 +30,6 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class PendingHangup:
-    """
-    Records a SIGHUP until `SignalHandlers.on_hangup` handles it.
-
-    :ivar is_received: a SIGHUP has arrived
-    :ivar session: this process's session if it has a terminal, which can be closed; or None
-    """
-
-    def __init__(self) -> None:
-        self.is_received = False
-        self.session = _terminal_session()
-
-    def __call__(self, *_: object) -> None:
-        self.is_received = True
-
-
-def defer_hangup() -> None:
-    """
-    Record SIGHUP from now on; otherwise it would end the process, or be ignored (`nohup`).
-
-    A handler that was installed from Python stays. Call this in the main thread.
-    """
-    if signal.getsignal(signal.SIGHUP) in {signal.SIG_DFL, signal.SIG_IGN}:
-        signal.signal(signal.SIGHUP, PendingHangup())
-
-
 class SignalHandlers:
     """
     Calls functions in the reactor's thread when signals arrive.
@@ -68,23 +40,18 @@ class SignalHandlers:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._previous: dict[signal.Signals, _Handler] = {}
-        self._session = _terminal_session()
 
     def on_hangup(self, reload: Callable[[], object]) -> None:
-        """Call `reload` for each SIGHUP, and once for those recorded by `defer_hangup`."""
-        pending = signal.getsignal(signal.SIGHUP)
-        session = pending.session if isinstance(pending, PendingHangup) else self._session
+        """Call `reload` for each SIGHUP, unless it comes from a closed terminal."""
+        had_terminal = _has_terminal()
 
         def stop_or_reload() -> None:
-            if session == os.getsid(0) and not _has_terminal():
+            if had_terminal and not _has_terminal():
                 self._reactor.stop()
             else:
                 reload()
 
         self._install(signal.SIGHUP, stop_or_reload)
-        if isinstance(pending, PendingHangup) and pending.is_received:
-            pending.is_received = False
-            self._reactor.callFromThread(stop_or_reload)
 
     def on_repeated_stop(self, cancel: Callable[[], object]) -> None:
         """Call `cancel` for each further stop signal."""
@@ -100,11 +67,6 @@ class SignalHandlers:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
-
-
-def _terminal_session() -> int | None:
-    """Return the id of this process's session, or None if it has no terminal."""
-    return os.getsid(0) if _has_terminal() else None
 
 
 def _has_terminal() -> bool:

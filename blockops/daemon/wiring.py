@@ -7,7 +7,6 @@ this module.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from twisted.internet.endpoints import quoteStringArgument
@@ -26,15 +25,8 @@ from blockops.proxy.endpoints.completions import CompletionsEndpoint
 from blockops.proxy.endpoints.health import HealthEndpoints
 from blockops.proxy.endpoints.models import ModelsEndpoint
 from blockops.proxy.endpoints.passthrough import PassthroughEndpoint
-from blockops.proxy.generation import Generation
 from blockops.proxy.in_flight import InFlightRequests
-from blockops.proxy.routes import (
-    MODEL_ROUTES,
-    ApiResource,
-    Endpoints,
-    StatusResource,
-    streams_upload,
-)
+from blockops.proxy.routes import ApiResource, StatusResource
 from blockops.server.access.api_keys import ApiKeyStore
 from blockops.server.access.cors import OriginPolicy
 from blockops.server.access.host_check import HostCheck
@@ -130,7 +122,6 @@ class Components:
             circuit_breaker=self.circuit_breaker,
             retries=settings.connect_retries,
             cache_purge=self.cache_purge,
-            max_answer=settings.max_answer,
             forwarded_headers=(
                 frozenset({b"authorization"}) if settings.forward_auth else frozenset()
             ),
@@ -142,29 +133,29 @@ class Components:
         self.in_flight = InFlightRequests(
             reactor, settings, self.ticker, self.traffic_log, metrics, rejection_log=rejection_log
         )
-        endpoints = self._make_endpoints(reactor, backend, Tokenizer(reactor, probe), metrics)
+        health = HealthEndpoints(backend, metrics, self.status_for)
         self.connection_limiter = ConnectionLimiter(
             reactor,
             limit=settings.max_connections,
             limit_per_client=settings.max_connections_per_client,
         )
         self.body_budget = BodyBudget(settings.max_queued_bytes)
+        api = self._make_api(backend, Tokenizer(reactor, probe), health)
         self.site = Site(
-            ApiResource(self.in_flight, endpoints, has_metrics=not settings.admin_listen),
+            api,
             reactor=reactor,
             # A body that the budget could never hold is rejected as too large.
             max_body=min(settings.max_body, settings.max_queued_bytes),
             body_budget=self.body_budget,
             header_timeout=settings.header_timeout,
-            streams_upload=partial(
-                streams_upload, buffered_paths=MODEL_ROUTES if settings.model_alias else ()
-            ),
+            match_route=api.match,
             connection_limiter=self.connection_limiter,
             check_access=self.access.check,
             on_rejected=self.in_flight.log_rejected,
         )
+        status = StatusResource(self.in_flight, health)
         self.status_site = Site(
-            StatusResource(self.in_flight, endpoints),
+            status,
             reactor=reactor,
             max_body=STATUS_BODY,
             body_budget=BodyBudget(STATUS_CONNECTIONS * STATUS_BODY),
@@ -172,50 +163,37 @@ class Components:
                 reactor, limit=STATUS_CONNECTIONS, limit_per_client=0
             ),
             header_timeout=settings.header_timeout,
-            streams_upload=lambda _: False,
+            match_route=status.match,
             check_access=self.access.check_admin,
             on_rejected=self.in_flight.log_rejected,
         )
 
-    def _make_endpoints(
-        self, reactor: Any, backend: Backend, tokenizer: Tokenizer, metrics: Metrics
-    ) -> Endpoints:
+    def _make_api(
+        self, backend: Backend, tokenizer: Tokenizer, health: HealthEndpoints
+    ) -> ApiResource:
         settings = self._settings
-        generation = Generation(
-            settings,
-            translation_options(settings),
-            backend=backend,
-            memory_gate=MemoryGate(
-                self.memory, is_enabled=settings.memory_gate, retry_after=settings.memory_poll
-            ),
-            traffic_log=self.traffic_log,
+        options = translation_options(settings)
+        memory_gate = MemoryGate(
+            self.memory, is_enabled=settings.memory_gate, retry_after=settings.memory_poll
         )
-        passthrough = PassthroughEndpoint(
-            generation,
+        chat = ChatEndpoint(
             backend,
-            self.traffic_log,
-            aliases=settings.model_alias,
-            max_event=settings.max_event,
+            options,
+            self.conversations,
+            tokenizer,
+            self.cache_purge,
+            self.memory,
+            memory_gate,
         )
-        return Endpoints(
-            chat=ChatEndpoint(
-                reactor,
-                generation,
-                self.conversations,
-                tokenizer=tokenizer,
-                cache_purge=self.cache_purge,
-                memory=self.memory,
-                model_name=settings.model_name,
-            ),
-            completions=CompletionsEndpoint(generation),
-            models=ModelsEndpoint(
-                backend,
-                self.traffic_log,
-                aliases=settings.model_alias,
-                relay_response=passthrough.relay_response,
-            ),
-            passthrough=passthrough,
-            health=HealthEndpoints(reactor, backend, metrics, status_for=self.status_for),
+        return ApiResource(
+            self.in_flight,
+            health,
+            chat=chat,
+            completions=CompletionsEndpoint(backend, options, memory_gate),
+            models=ModelsEndpoint(backend),
+            passthrough=PassthroughEndpoint(backend, memory_gate),
+            has_metrics=not settings.admin_listen,
+            has_aliases=bool(settings.model_alias),
         )
 
     def status_for(self, request: ClientRequest) -> dict[str, object]:

@@ -13,7 +13,7 @@ from blockops.errors import ApiError
 
 
 class Tier(IntEnum):
-    """How low the available memory is: a higher tier means less; see `THRESHOLDS`."""
+    """How low the available memory is; see `THRESHOLDS`."""
 
     NORMAL = 0
     NOTICE = 1
@@ -22,8 +22,8 @@ class Tier(IntEnum):
     CRITICAL = 4
 
 
-#: Upper bounds of the tiers, ascending: available memory in per cent of the machine's.
-THRESHOLDS = {Tier.CRITICAL: 5.0, Tier.HIGH: 10.0, Tier.WARNING: 15.0, Tier.NOTICE: 20.0}
+#: Upper bounds of the tiers from `NOTICE` on: available memory in per cent of the machine's.
+THRESHOLDS = (20.0, 15.0, 10.0, 5.0)
 
 
 def available_percent() -> float:
@@ -34,10 +34,7 @@ def available_percent() -> float:
 
 def tier_of(percent: float) -> Tier:
     """Return the tier for `percent` of available memory."""
-    for tier, threshold in THRESHOLDS.items():
-        if percent < threshold:
-            return tier
-    return Tier.NORMAL
+    return Tier(sum(percent < threshold for threshold in THRESHOLDS))
 
 
 class MemoryMonitor:
@@ -97,11 +94,7 @@ class MemoryGate:
         self._retry_after = retry_after
 
     def check(self) -> None:
-        """
-        Reject a new request if memory is critical.
-
-        :raises ApiError: 503, memory is critical
-        """
+        """Raise `ApiError`, 503, if memory is critical."""
         if self._is_enabled and self._monitor.tier is Tier.CRITICAL:
             raise ApiError(
                 503,

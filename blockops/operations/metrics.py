@@ -1,40 +1,37 @@
 """
 `Metrics`: counters of requests and responses, in the Prometheus text format.
 
-A request is counted once, at its end, from the record that the traffic log gets too; that takes
+A request is counted once, at its end, from the record that the traffic log gets too, in 20
 microseconds. The fields of `/health` are read at each scrape. Label values come from fixed lists or
 from the operator's files, so that no client can create a time series.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
-from itertools import accumulate
 from typing import Any
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from blockops import __version__
 from blockops.api.report import AnswerReport, token_count
 from blockops.operations.traffic_log.records import ResponseRecord
+
+# Otherwise each series gets a second one with the time of its creation.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: The media type of `Metrics.render`.
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -49,6 +46,25 @@ _EVENT_NAME = re.compile(r"[a-z_]{1,40}")
 
 _STATUSES = frozenset(status.value for status in HTTPStatus)
 _USAGE_FIELDS = {"prompt": "prompt_tokens", "completion": "completion_tokens"}
+
+#: The counters of requests: name, help, labels.
+_COUNTERS = {
+    "requests": ("Requests whose response has ended.", "route", "status", "outcome"),
+    "key_requests": ("Requests, by owner of the API key.", "key"),
+    "tokens": ("Tokens as reported by the backend.", "kind"),
+    "key_tokens": ("Tokens as reported by the backend, by owner of the API key.", "key", "kind"),
+    "calls": ("Tool calls sent to clients, by dialect.", "format"),
+    "parser_events": ("Events of the translation, such as calls of unknown tools.", "event"),
+    "backend_bytes": ("Bytes of response bodies received from the backend.",),
+    "client_bytes": ("Bytes of response bodies sent to clients.",),
+    "backend_events": ("Stream events and non-streaming responses received from the backend.",),
+    "heartbeats": ("Heartbeats sent to clients.",),
+}
+_DURATIONS = {
+    "request": "Seconds from the request's arrival to the end of the response.",
+    "first_byte": "Seconds from the request's arrival to the backend's first byte.",
+    "queue": "Seconds from the request's arrival until it is sent to the backend.",
+}
 
 #: Fields of `/health` that are counters, with the help of the metric, which has the same name.
 _STATUS_COUNTERS = {
@@ -86,24 +102,7 @@ _STATUS_GAUGES = {
 }
 
 
-class Histogram:
-    """A histogram of durations in seconds, with the bounds of `BUCKETS`."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(BUCKETS) + 1)
-        self._sum = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(BUCKETS, seconds)] += 1
-        self._sum += seconds
-
-    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
-        """Add the observations to `family`."""
-        ends = map(floatToGoString, (*BUCKETS, math.inf))
-        family.add_metric(labels, list(zip(ends, accumulate(self._counts), strict=True)), self._sum)
-
-
-class Metrics(Collector):
+class Metrics:
     """
     Counts requests, and renders all metrics.
 
@@ -111,21 +110,30 @@ class Metrics(Collector):
     """
 
     def __init__(self, read_status: Callable[[], Mapping[str, object]]) -> None:
-        self._read_status = read_status
-        self._requests: Counter[tuple[str, str, str]] = Counter()
-        self._key_requests: Counter[str] = Counter()
-        self._key_tokens: Counter[tuple[str, str]] = Counter()
-        self._tokens: Counter[str] = Counter()
-        self._calls: Counter[str] = Counter()
-        self._events: Counter[str] = Counter()
-        self._sums: Counter[str] = Counter()
-        self._durations: dict[str, dict[str, Histogram]] = {
-            "request": {},
-            "first_byte": {},
-            "queue": {},
-        }
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        build = Gauge(
+            "blockops_build_info",
+            "Always 1; the label is blockops' version.",
+            ["version"],
+            registry=self._registry,
+        )
+        build.labels(__version__).set(1)
+        self._counters = {
+            name: Counter(f"blockops_{name}", help_, labels, registry=self._registry)
+            for name, (help_, *labels) in _COUNTERS.items()
+        }
+        self._durations = {
+            name: Histogram(
+                f"blockops_{name}_seconds",
+                help_,
+                ["route"],
+                buckets=BUCKETS,
+                registry=self._registry,
+            )
+            for name, help_ in _DURATIONS.items()
+        }
+        self._event_labels: set[str] = set()
+        self._registry.register(StatusCollector(read_status))
         ProcessCollector(registry=self._registry)
 
     def render(self) -> bytes:
@@ -134,7 +142,7 @@ class Metrics(Collector):
 
     def request_rejected(self, status: int) -> None:
         """Count an error response to input that did not reach a route."""
-        self._requests["none", _status_label(status), "failed"] += 1
+        self._counters["requests"].labels("none", _status_label(status), "failed").inc()
 
     def request_finished(
         self,
@@ -153,98 +161,52 @@ class Metrics(Collector):
         :param api_key_owner: the owner of the request's API key, or empty
         :param report: the contents of the answer, or None if there was none
         """
-        self._requests[route, _status_label(record.status), record.outcome or ""] += 1
-        self._observe("request", route, record.last_byte_ms)
-        self._observe("first_byte", route, record.first_byte_ms)
-        self._observe("queue", route, record.queued_ms)
-        self._sums["heartbeats"] += heartbeats
-        self._sums["backend_bytes"] += record.bytes_in
-        self._sums["client_bytes"] += record.bytes_out
+        self._counters["requests"].labels(
+            route, _status_label(record.status), record.outcome or ""
+        ).inc()
+        for name, milliseconds in (
+            ("request", record.last_byte_ms),
+            ("first_byte", record.first_byte_ms),
+            ("queue", record.queued_ms),
+        ):
+            if milliseconds is not None:
+                self._durations[name].labels(route).observe(milliseconds / 1000)
+        self._counters["heartbeats"].inc(heartbeats)
+        self._counters["backend_bytes"].inc(record.bytes_in)
+        self._counters["client_bytes"].inc(record.bytes_out)
         if report is not None:
-            self._sums["backend_events"] += report.chunks
-            self._calls.update(report.calls_by_dialect)
+            self._counters["backend_events"].inc(report.chunks)
+            for dialect, calls in report.calls_by_dialect.items():
+                self._counters["calls"].labels(dialect).inc(calls)
         for event, times in record.tally.items():
-            self._events[self._event_label(event)] += times
+            self._counters["parser_events"].labels(self._event_label(event)).inc(times)
         if api_key_owner:
-            self._key_requests[api_key_owner] += 1
+            self._counters["key_requests"].labels(api_key_owner).inc()
         self._count_tokens(api_key_owner, record.usage or {})
 
-    def _observe(self, name: str, route: str, milliseconds: float | None) -> None:
-        if milliseconds is not None:
-            by_route = self._durations[name]
-            if route not in by_route:
-                by_route[route] = Histogram()
-            by_route[route].observe(milliseconds / 1000)
-
     def _event_label(self, event: str) -> str:
-        if event in self._events:
-            return event
-        is_new_label = len(self._events) < MAX_EVENTS and _EVENT_NAME.fullmatch(event)
-        return event if is_new_label else "other"
+        if event not in self._event_labels:
+            if len(self._event_labels) >= MAX_EVENTS or not _EVENT_NAME.fullmatch(event):
+                return "other"
+            self._event_labels.add(event)
+        return event
 
     def _count_tokens(self, api_key_owner: str, usage: Mapping[str, Any]) -> None:
         for kind, name in _USAGE_FIELDS.items():
             tokens = token_count(usage, name)
             if tokens:
-                self._tokens[kind] += tokens
+                self._counters["tokens"].labels(kind).inc(tokens)
                 if api_key_owner:
-                    self._key_tokens[api_key_owner, kind] += tokens
+                    self._counters["key_tokens"].labels(api_key_owner, kind).inc(tokens)
+
+
+class StatusCollector(Collector):
+    """Collects the metrics that are fields of `/health`, read at each scrape."""
+
+    def __init__(self, read_status: Callable[[], Mapping[str, object]]) -> None:
+        self._read_status = read_status
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics; the registry calls this at each scrape."""
-        build = GaugeMetricFamily(
-            "blockops_build_info", "Always 1; the label is blockops' version.", labels=["version"]
-        )
-        build.add_metric([__version__], 1)
-        yield build
-        yield _counter(
-            "requests",
-            "Requests whose response has ended.",
-            ("route", "status", "outcome"),
-            self._requests,
-        )
-        yield _counter(
-            "key_requests", "Requests, by owner of the API key.", "key", self._key_requests
-        )
-        yield _counter("tokens", "Tokens as reported by the backend.", "kind", self._tokens)
-        yield _counter(
-            "key_tokens",
-            "Tokens as reported by the backend, by owner of the API key.",
-            ("key", "kind"),
-            self._key_tokens,
-        )
-        yield _counter("calls", "Tool calls sent to clients, by dialect.", "format", self._calls)
-        yield _counter(
-            "parser_events",
-            "Events of the translation, such as calls of unknown tools.",
-            "event",
-            self._events,
-        )
-        for name, help_ in (
-            ("backend_bytes", "Bytes of response bodies received from the backend."),
-            ("client_bytes", "Bytes of response bodies sent to clients."),
-            (
-                "backend_events",
-                "Stream events and non-streaming responses received from the backend.",
-            ),
-            ("heartbeats", "Heartbeats sent to clients."),
-        ):
-            yield CounterMetricFamily(f"blockops_{name}", help_, value=self._sums[name])
-        yield from self._collect_histograms()
-        yield from self._collect_status()
-
-    def _collect_histograms(self) -> Iterator[Metric]:
-        for name, help_ in (
-            ("request", "Seconds from the request's arrival to the end of the response."),
-            ("first_byte", "Seconds from the request's arrival to the backend's first byte."),
-            ("queue", "Seconds from the request's arrival until it is sent to the backend."),
-        ):
-            family = HistogramMetricFamily(f"blockops_{name}_seconds", help_, labels=["route"])
-            for route, histogram in self._durations[name].items():
-                histogram.add_to(family, [route])
-            yield family
-
-    def _collect_status(self) -> Iterator[Metric]:
         for field, value in self._read_status().items():
             if field == "circuit":
                 yield GaugeMetricFamily(
@@ -261,16 +223,6 @@ class Metrics(Collector):
                 by_default = (field, f"The field {field} of /health.", 1.0)
                 name, help_, factor = _STATUS_GAUGES.get(field, by_default)
                 yield GaugeMetricFamily(f"blockops_{name}", help_, value=value * factor)
-
-
-def _counter(
-    name: str, help_: str, labels: str | tuple[str, ...], counts: Mapping[Any, int]
-) -> CounterMetricFamily:
-    names = (labels,) if isinstance(labels, str) else labels
-    family = CounterMetricFamily(f"blockops_{name}", help_, labels=names)
-    for values, count in counts.items():
-        family.add_metric((values,) if isinstance(values, str) else values, count)
-    return family
 
 
 def _status_label(status: int | None) -> str:

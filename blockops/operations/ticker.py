@@ -52,9 +52,6 @@ class Ticker:
         self._loop = LoopingCall(self._tick_all)
         self._loop.clock = clock
 
-    def __len__(self) -> int:
-        return len(self._members)
-
     def add(self, member: Tickable) -> None:
         self._members[member] = None
 

@@ -6,13 +6,13 @@ The stages of an exchange, for a handler that sends a request to the backend:
 | stage | begins with | heartbeats | deadlines |
 | --- | --- | --- | --- |
 | waiting | `run` | yes | of what it waits for: a slot, the tokenizer, a cache purge |
-| sent | `sent_at` is set: `forward` sends the request | yes | first byte (upload: idle), duration |
-| responding | `capture.first_byte_at` is set | yes | idle, duration |
-| sending | `client_response.is_closed`: it is finished | no | of a client that does not read |
-| done | `client_response.is_done` | no | none |
+| sent | `timeline.sent` is set | yes | first byte (upload: idle), duration |
+| responding | `timeline.first_byte` is set | yes | idle, duration |
+| sending | `response.is_closed`: it is finished | no | of a client that does not read |
+| done | `response.is_done` | no | none |
 
 The notice about a long prefill is possible in `sent` and `responding`, until the answer has
-content. While the client does not read (`client_response.stalled_since`), its own deadline replaces
+content. While the client does not read (`response.stalled_since`), its own deadline replaces
 heartbeats and the backend's deadlines in each stage, except for the duration. Three events cancel
 the handler in any stage: the client disconnects, a deadline passes, or the daemon stops. Before a
 retry, `reset_for_retry` leads back to `waiting`.
@@ -33,43 +33,42 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Coroutine
-from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import IBodyProducer, IResponse
+from twisted.web.iweb import IResponse
 
 from blockops.api.report import AnswerReport
 from blockops.conversation.feedback import AnswerFeedback
 from blockops.errors import ApiError
-from blockops.operations.traffic_log.records import Record, RequestRecord, ResponseRecord
-from blockops.proxy.deadlines import BackendDeadlines, duration_error, stalled_client_error
-from blockops.proxy.relay import BackendCapture
-from blockops.proxy.response_modes import PassthroughMode, ResponseMode
+from blockops.operations.traffic_log.log import NoTrafficLog, TrafficLog
+from blockops.operations.traffic_log.records import RequestRecord, ResponseRecord
+from blockops.proxy.deadlines import (
+    BackendDeadlines,
+    Timeline,
+    duration_error,
+    stalled_client_error,
+)
+from blockops.proxy.response_modes import ResponseMode
 from blockops.server.request import ClientRequest
 from blockops.server.response import ClientResponse
 from blockops.settings.table import Settings
-from blockops.upstream.backend import Backend
 
 
-class TrafficSink(Protocol):
-    """Writes records to the traffic log."""
+class BackendCapture:
+    """
+    The size of a backend's body, and its beginning for the traffic log.
 
-    def write(self, record: Record) -> None: ...
+    :param max_body: the maximum size of `body`
+    """
 
-
-class LogState(Enum):
-    """Whether the traffic log contains a request. A response is logged if its request was."""
-
-    #: `InFlightRequests` logs the request at its end, if it is to be logged at all.
-    PENDING = auto()
-    #: The record of the request was made.
-    LOGGED = auto()
-    #: Health checks, metrics and CORS preflights are not logged.
-    EXCLUDED = auto()
+    def __init__(self, max_body: int) -> None:
+        self.max_body = max_body
+        self.body = bytearray()
+        self.size = 0
 
 
 class Exchange:
@@ -77,48 +76,50 @@ class Exchange:
     One request of a client and its response.
 
     :ivar id: the id of both records in the traffic log, and the header `X-Request-Id`
-    :ivar client_response: the response to the client
-    :ivar target: path and query for the backend; None for those of the request
-    :ivar mode: how the response sends heartbeats and failures; set by the endpoint
-    :ivar capture: receives the backend's body
+    :ivar response: the response to the client
+    :ivar timeline: when what happened
+    :ivar mode: how the response sends heartbeats and failures
     :ivar report: the contents of the answer, or None
     :ivar feedback: learns from the answer; None if nothing is to be learnt
-    :ivar log_state: whether the traffic log contains the request
-    :ivar received_at: seconds of the reactor's clock
-    :ivar sent_at: when the request was sent to the backend, by the same clock; None before
-    :ivar backend_response: the backend's response; None before, and again once its body streams
+    :ivar capture: records the backend's body
+    :ivar backend_response: the backend's response, until its body is read
     :ivar error: the error that the request failed with; None if it did not fail
     :ivar heartbeats: the number of heartbeats that were sent
+    :ivar is_logged: the traffic log contains the request
     """
 
     _log = Logger()
 
-    def __init__(self, request: ClientRequest, clock: IReactorTime, settings: Settings) -> None:
+    def __init__(
+        self,
+        request: ClientRequest,
+        clock: IReactorTime,
+        settings: Settings,
+        traffic_log: TrafficLog | NoTrafficLog,
+    ) -> None:
         self.id = secrets.token_hex(8)
         self.request = request
-        self.client_response = ClientResponse(request, clock)
-        self.target: str | None = None
-        self.mode: ResponseMode = PassthroughMode()
-        self.capture = BackendCapture(clock, settings.log_body)
+        self.response = ClientResponse(request, clock)
+        self.timeline = Timeline(clock.seconds())
+        self.mode = ResponseMode()
         self.report: AnswerReport | None = None
         self.feedback: AnswerFeedback | None = None
-        self.log_state = LogState.PENDING
-        self.received_at = clock.seconds()
-        self.sent_at: float | None = None
-        self.error: ApiError | None = None
+        self.capture = BackendCapture(settings.log_body)
         self.backend_response: IResponse | None = None
+        self.error: ApiError | None = None
         self.heartbeats = 0
-        self._clock = clock
-        self._settings = settings
-        self._deadlines = BackendDeadlines(settings)
+        self.is_logged = False
+        self.clock = clock
+        self.settings = settings
+        self._traffic_log = traffic_log
+        self._unlogged_body = b""
+        self._deadlines = BackendDeadlines(settings, self.timeline, request.upload)
         self._cancel_reason: ApiError | None = None
-        self._handler_deferred: Deferred[None] = Deferred()
-        # The calls of `run_after_first_wait`; None once they were made.
-        self._postponed_calls: list[Callable[[], object]] | None = []
+        self._handler: Deferred[None] = Deferred()
 
-    def run(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+    def run(self, handler: Handler) -> Deferred[None]:
         """
-        Run the coroutine of a handler, and make sure that the client gets a response.
+        Run `handler`, and make sure that the client gets a response.
 
         Fires when the response is done; never fails. A client that disconnects cancels the handler.
         Call it once.
@@ -126,211 +127,180 @@ class Exchange:
         self.request.on_disconnect = self._on_disconnect
         if self.request.upload is not None:
             self.request.upload.on_failure = self.cancel_with
-            self.request.upload.capture(self._settings.log_body)
-        self._handler_deferred = Deferred.fromCoroutine(self._run(coroutine))
-        self._run_postponed()
-        return self._handler_deferred
+            self.request.upload.capture(self.settings.log_body)
+        self._handler = Deferred.fromCoroutine(self._run(handler))
+        return self._handler
 
-    async def _run(self, coroutine: Coroutine[Deferred[Any], Any, None]) -> None:
+    async def _run(self, handler: Handler) -> None:
         try:
-            try:
-                await coroutine
-            finally:
-                if self.feedback is not None:
-                    self.feedback.learn(self.report)
-            if not self.client_response.is_closed:
+            await handler(self)
+            if not self.response.is_closed:
                 raise RuntimeError(  # noqa: TRY301 - reported below, like any failure
                     f"the handler of {self.request!r} did not respond"
                 )
-            if not self.client_response.is_done:
-                await self.client_response.when_done()
+            await self.response.when_done()
         except Exception:  # noqa: BLE001 - each failure is reported to the client
-            await self._handle_failure(Failure())
-
-    async def _handle_failure(self, failure: Failure) -> None:
+            self._fail(Failure())
         try:
-            await self._send_failure(failure)
-        except Exception as error:  # noqa: BLE001 - not even the failure could be sent
-            if not isinstance(error, CancelledError):
-                self._log.failure("A failure could not be sent to the client", Failure())
-            self.client_response.abort()
+            await self.response.when_done()
+        except CancelledError:
+            self.response.abort()
 
-    async def forward(self, backend: Backend, body: bytes | IBodyProducer | None) -> IResponse:
+    def respond_in(self, mode: ResponseMode, feedback: AnswerFeedback | None = None) -> None:
         """
-        Forward the request to `backend`; return the response if its status is below 400.
+        Set how the response sends heartbeats and failures, and where its contents are reported.
 
-        :raises BackendError: the status is 400 or above
-        :raises ApiError: 502, 503 or 504, there is no valid response
+        :param feedback: learns from the answer
         """
-        self.sent_at = self._clock.seconds()
-        request = self.request
-        response = self.backend_response = await backend.request(
-            request.method.decode("ascii"),
-            self.target or request.uri.decode("ascii"),
-            request.requestHeaders,
-            body,
-        )
-        await backend.check_status(response, self.capture)
-        return response
-
-    def release_request(self) -> None:
-        """
-        Release the request and the backend's response, once its body streams.
-
-        They are no longer needed, and the stream may stay open for hours.
-        """
-        self.request.release()
-        self.backend_response = None
-
-    def run_after_first_wait(self, work: Callable[[], object]) -> None:
-        """
-        Call `work` once the handler waits for the first time, or has ended; at once after that.
-
-        The first wait is usually for the backend, which has the request by then. So work for the
-        log or for the response does not delay the first token.
-        """
-        if self._postponed_calls is None:
-            work()
-        else:
-            self._postponed_calls.append(work)
-
-    def _run_postponed(self) -> None:
-        postponed, self._postponed_calls = self._postponed_calls, None
-        try:
-            for work in postponed or ():
-                work()
-        except Exception:  # noqa: BLE001 - it fails the request, as in the handler
-            self.cancel_with(self._internal_error(Failure()))
+        self.mode, self.report, self.feedback = mode, mode.report, feedback
 
     def reset_for_retry(self) -> None:
         """Forget the backend's response, because the request is sent again with another body."""
-        self.sent_at = None
-        self.capture = BackendCapture(self._clock, self._settings.log_body)
+        self.timeline.reset_for_retry()
+        self.capture = BackendCapture(self.settings.log_body)
 
     def cancel_with(self, error: ApiError) -> None:
         """Cancel the handler, and send `error` to the client; further calls have no effect."""
         if self._cancel_reason is None:
             self._cancel_reason = error
-            self._handler_deferred.cancel()
+            self._handler.cancel()
 
     @property
     def address(self) -> str | None:
         """The client's address; None for a Unix socket."""
         return getattr(self.request.getClientAddress(), "host", None)
 
-    def request_record(self, body: bytes = b"", **fields: Any) -> RequestRecord:
-        """
-        Return the record of the request for the traffic log, and mark the request as logged.
+    def pop_body(self) -> bytes:
+        """Return the request's body and release it; only `log_request` still needs it."""
+        self._unlogged_body = self.request.pop_body()
+        return self._unlogged_body
 
-        :param body: the request's body; for one that is forwarded as it arrives, its captured
-            beginning is used instead
+    def log_request(self, **fields: Any) -> None:
+        """
+        Write the record of the request to the traffic log.
+
         :param fields: further fields of the record, from the parsed body
         """
-        self.log_state = LogState.LOGGED
-        request = self.request
-        upload = request.upload
+        self.is_logged = True
+        request, upload = self.request, self.request.upload
+        body, self._unlogged_body = self._unlogged_body, b""
         if upload is not None:
             body = upload.captured_bytes()
-        return RequestRecord(
-            id=self.id,
-            client=self.address,
-            key=request.api_key_owner or None,
-            method=request.method.decode("latin-1"),
-            path=request.uri.decode("latin-1"),
-            headers={
-                name.decode("latin-1").lower(): values[0].decode("latin-1")
-                for name, values in request.requestHeaders.getAllRawHeaders()
-            },
-            size=len(body) if upload is None else upload.size,
-            body=body,
-            **fields,
+        self._traffic_log.write(
+            RequestRecord(
+                id=self.id,
+                client=self.address,
+                key=request.api_key_owner or None,
+                method=request.method.decode("latin-1"),
+                path=request.uri.decode("latin-1"),
+                headers={
+                    name.decode("latin-1").lower(): values[0].decode("latin-1")
+                    for name, values in request.requestHeaders.getAllRawHeaders()
+                },
+                size=len(body) if upload is None else upload.size,
+                body=body,
+                **fields,
+            )
         )
 
     def response_record(self) -> ResponseRecord:
         """Return the record of the response for the traffic log; call it once it has ended."""
-        client, report = self.client_response, self.report or AnswerReport()
+        response, timeline = self.response, self.timeline
+        report = self.report or AnswerReport()
         error = report.error if self.error is None else self.error.message
         return ResponseRecord(
             id=self.id,
-            status=client.status or None,
-            outcome="failed" if error else "client left" if client.has_client_left else "done",
-            queued_ms=self._milliseconds_until(self.sent_at),
-            first_byte_ms=self._milliseconds_until(self.capture.first_byte_at),
-            last_byte_ms=self._milliseconds_until(self._clock.seconds()),
+            status=response.status or None,
+            outcome="failed" if error else "client left" if response.has_client_left else "done",
+            queued_ms=timeline.milliseconds_until(timeline.sent),
+            first_byte_ms=timeline.milliseconds_until(timeline.first_byte),
+            last_byte_ms=timeline.milliseconds_until(timeline.ended),
             bytes_in=self.capture.size,
-            bytes_out=client.bytes_sent,
+            bytes_out=response.bytes_sent,
             usage=report.usage,
             calls=report.tool_names,
             formats=report.calls_by_dialect,
             finish_reasons=list(report.finish_reasons.values()),
             tally=report.counters,
             error=error,
-            body=self.capture.body(),
+            body=bytes(self.capture.body),
         )
-
-    def _milliseconds_until(self, moment: float | None) -> float | None:
-        """Return the milliseconds from the receipt of the request to `moment`."""
-        return None if moment is None else round(1000 * (moment - self.received_at), 3)
-
-    def set_notice_header(self, text: str) -> None:
-        """Set the header `X-Blockops-Notice` of a response that has not begun."""
-        self.request.setHeader("X-Blockops-Notice", text.encode("ascii", "replace"))
 
     def tick(self, now: float) -> None:
         """Send a heartbeat if one is due, and enforce the deadlines."""
-        settings, client = self._settings, self.client_response
-        if (
-            self.sent_at is not None
-            and now - self.sent_at >= settings.max_duration
-            and not client.is_closed
-        ):
+        settings, response, sent = self.settings, self.response, self.timeline.sent
+        if sent is not None and now - sent >= settings.max_duration and not response.is_closed:
             self.cancel_with(duration_error(settings.max_duration))
-        if client.stalled_since is not None:
-            # The backend is paused meanwhile, so its silence is no reason for a timeout.
-            self.capture.last_byte_at = now
-            stalled = client.seconds_stalled(now)
-            if stalled >= settings.client_timeout and not client.has_client_left:
+        if response.stalled_since is not None:
+            self._deadlines.restart_idle_timeout(now)
+            stalled = response.seconds_stalled(now)
+            if stalled >= settings.client_timeout and not response.has_client_left:
                 self.error = stalled_client_error(settings.client_timeout)
-                client.abort()
+                response.abort()
             return
-        if client.is_closed:
+        if response.is_closed:
             return
-        if self.sent_at is not None:
-            missed = self._deadlines.check(now, self.sent_at, self.capture, self.request.upload)
-            if missed is not None:
-                self.cancel_with(missed)
-                return
-            self.mode.send_prefill_notice(client, now - self.sent_at)
-        if now - client.last_write >= settings.heartbeat:
-            self.mode.send_heartbeat(client)
-            if client.last_write == now:
-                self.heartbeats += 1
+        missed = self._deadlines.check(now)
+        if missed is not None:
+            self.cancel_with(missed)
+            return
+        if sent is not None:
+            self._send(self.mode.prefill_notice(now - sent))
+        if now - response.last_write >= settings.heartbeat:
+            heartbeat = self.mode.heartbeat()
+            self._send(heartbeat)
+            self.heartbeats += bool(heartbeat)
+
+    def begin(self) -> None:
+        """Send status and headers, unless a heartbeat has sent them."""
+        if not self.response.has_begun:
+            self.response.begin(200, self.mode.headers)
+
+    def _send(self, data: bytes) -> None:
+        if data:
+            self.begin()
+            self.response.write(data)
+
+    def finish(self, data: bytes) -> None:
+        """Send the last data of the body, after status and headers unless they were sent."""
+        if self.response.has_begun:
+            self.response.finish(data)
+        else:
+            self.response.send(200, data, self.mode.headers)
 
     def _on_disconnect(self) -> None:
-        self.client_response.mark_disconnected()
-        self._handler_deferred.cancel()
+        self.response.mark_disconnected()
+        self._handler.cancel()
 
-    def _send_failure(self, failure: Failure) -> Deferred[None]:
+    def _fail(self, failure: Failure) -> None:
         """
-        End the response with a failure. Fires when the response is done.
+        End the response with a failure.
 
         A cancelled request to the backend fails in different ways, depending on its progress, so
         the reason for the cancellation takes precedence over `failure`.
         """
-        client = self.client_response
-        if client.is_closed:
-            if not client.has_client_left and failure.check(CancelledError, ApiError) is None:
+        response = self.response
+        if response.is_closed:
+            if not response.has_client_left and failure.check(CancelledError, ApiError) is None:
                 self._internal_error(failure)  # the client cannot get it: its response is complete
-            client.abort()
-            return client.when_done()
+            response.abort()
+            return
         if self._cancel_reason is not None:
             self.error = self._cancel_reason
         elif isinstance(failure.value, ApiError):
             self.error = failure.value
         else:
             self.error = self._internal_error(failure)
-        self.mode.fail(client, self.error)
-        return client.when_done()
+        try:
+            if not response.has_begun:
+                response.send_error(self.error)
+            elif (data := self.mode.failure(self.error)) is not None:
+                response.finish(data)
+            else:
+                response.abort()
+        except Exception:  # noqa: BLE001 - without an end, the client would wait forever
+            self._log.failure("A failure could not be sent to the client")
+            response.abort()
 
     def _internal_error(self, failure: Failure) -> ApiError:
         """Log an internal error, and return the 500 for the client."""
@@ -341,3 +311,7 @@ class Exchange:
             type="server_error",
             code="internal_error",
         )
+
+
+#: The handler of an endpoint: a coroutine function that serves one exchange.
+Handler = Callable[[Exchange], Coroutine[Deferred[Any], Any, None]]

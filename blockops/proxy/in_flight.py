@@ -1,9 +1,8 @@
 """
-All requests in flight: each is started, ticked, logged and counted here.
+All requests in flight: each is started, ticked, and ended here.
 
-The end of a request has one order, in `InFlightRequests._on_done`: a backend's connection that is
-still open is closed, a request that no endpoint has logged is logged, and then its response is
-counted and logged.
+The end of a request has one order, in `InFlightRequests._end`: the conversation learns from its
+answer, the traffic log records it, and the metrics count it.
 """
 
 # twisted.web.http has no annotations yet:
@@ -12,8 +11,7 @@ counted and logged.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Any
+from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
@@ -23,9 +21,9 @@ from blockops.api.report import AnswerReport
 from blockops.errors import ApiError
 from blockops.operations.metrics import Metrics
 from blockops.operations.ticker import Ticker
+from blockops.operations.traffic_log.log import NoTrafficLog, TrafficLog
 from blockops.operations.traffic_log.records import RequestRecord, ResponseRecord
-from blockops.proxy.exchange import Exchange, LogState, TrafficSink
-from blockops.server.access.cors import PreflightResponse
+from blockops.proxy.exchange import Exchange, Handler
 from blockops.server.access.rejection_log import RejectionLog
 from blockops.server.connection import ClientConnection
 from blockops.server.request import ClientRequest
@@ -38,7 +36,25 @@ FINDINGS = {
     "malformed": "The model wrote a call whose arguments are not valid JSON",
 }
 
-Handler = Callable[[Exchange], Coroutine[Deferred[Any], Any, None]]
+
+@dataclass(frozen=True)
+class Route:
+    """
+    The handler of a request, and how the request is treated on its way there and back.
+
+    :param label: the route's name in the metrics; "none" if no route serves the request
+    :param methods: those that are allowed
+    :param streams_upload: the body is not buffered, but forwarded as it arrives, or discarded
+    :param is_public: no API key is needed
+    :param is_logged: the traffic log contains the request
+    """
+
+    handler: Handler
+    label: str = "none"
+    methods: tuple[str, ...] = ()
+    streams_upload: bool = True
+    is_public: bool = False
+    is_logged: bool = True
 
 
 class InFlightRequests:
@@ -56,7 +72,7 @@ class InFlightRequests:
         clock: IReactorTime,
         settings: Settings,
         ticker: Ticker,
-        traffic_log: TrafficSink,
+        traffic_log: TrafficLog | NoTrafficLog,
         metrics: Metrics,
         *,
         rejection_log: RejectionLog | None = None,
@@ -75,24 +91,15 @@ class InFlightRequests:
     def __len__(self) -> int:
         return len(self._exchanges)
 
-    def start(self, request: ClientRequest, handler: Handler, route: str = "none") -> None:
-        """
-        Start `handler` for `request`.
-
-        :param handler: takes the exchange, and returns the coroutine that responds
-        :param route: the request's label in the metrics; "none" if no route serves it
-        """
-        exchange = Exchange(request, self._clock, self._settings)
+    def start(self, request: ClientRequest, route: Route) -> None:
+        """Start the handler of `route` for `request`."""
+        exchange = Exchange(request, self._clock, self._settings, self._traffic_log)
         request.setHeader("X-Request-Id", exchange.id)
         if self.is_draining:
-            handler = error_response_handler(_shutdown_error())
+            route = Route(_reject, route.label)
         self._ticker.add(exchange)
-        done = self._exchanges[exchange] = exchange.run(handler(exchange))
-        done.addBoth(self._on_done, exchange, route)
-
-    def reject(self, request: ClientRequest, error: ApiError) -> None:
-        """Respond to `request` with `error`."""
-        self.start(request, error_response_handler(error))
+        done = self._exchanges[exchange] = exchange.run(route.handler)
+        done.addCallback(lambda _: self._end(exchange, route))
 
     def log_rejected(self, connection: ClientConnection, error: ApiError) -> None:
         """Log and count an incomplete or invalid request that `connection` rejected."""
@@ -127,29 +134,41 @@ class InFlightRequests:
     def abort_all(self) -> None:
         """Abort the connections of all requests in flight."""
         for exchange in list(self._exchanges):
-            exchange.client_response.abort()
+            exchange.response.abort()
 
-    def _on_done(self, _: object, exchange: Exchange, route: str) -> None:
+    def _end(self, exchange: Exchange, route: Route) -> None:
+        """Learn from the answer, record and count it, after the response was sent."""
         self._ticker.discard(exchange)
-        self._exchanges.pop(exchange, None)
-        if exchange.backend_response is not None and exchange.capture.first_byte_at is None:
+        del self._exchanges[exchange]
+        exchange.timeline.ended = self._clock.seconds()
+        if exchange.backend_response is not None:
             discard(exchange.backend_response)
-        if exchange.log_state is LogState.PENDING and self._should_log(
-            exchange.request.api_key_owner, exchange.address
+        if exchange.feedback is not None:
+            try:
+                exchange.feedback.learn(exchange.report)
+            except Exception:  # noqa: BLE001 - the request is logged and counted anyway
+                self._log.failure("The answer to {path} was not learnt", path=exchange.request.path)
+
+        api_key_owner = exchange.request.api_key_owner
+        if (
+            route.is_logged
+            and not exchange.is_logged
+            and self._should_log(api_key_owner, exchange.address)
         ):
-            self._traffic_log.write(exchange.request_record())
+            exchange.log_request()
         record = exchange.response_record()
-        self._metrics.request_finished(
-            route,
-            record,
-            heartbeats=exchange.heartbeats,
-            api_key_owner=exchange.request.api_key_owner,
-            report=exchange.report,
-        )
-        if exchange.log_state is LogState.LOGGED:
+        if exchange.is_logged:
             self._traffic_log.write(record)
         if exchange.report is not None:
             self._log_findings(exchange.report)
+
+        self._metrics.request_finished(
+            route.label,
+            record,
+            heartbeats=exchange.heartbeats,
+            api_key_owner=api_key_owner,
+            report=exchange.report,
+        )
 
     def _should_log(self, api_key_owner: str, address: str | None) -> bool:
         """
@@ -175,26 +194,8 @@ class InFlightRequests:
                 self._log.info("{finding} ({names})", finding=finding, names=names)
 
 
-def early_response_handler(response: ApiError | PreflightResponse) -> Handler:
-    """Return a handler that sends `response`, the result of the access check."""
-    if isinstance(response, ApiError):
-        return error_response_handler(response)
-
-    async def send_preflight(exchange: Exchange) -> None:
-        exchange.log_state = LogState.EXCLUDED
-        exchange.client_response.begin(204, response.headers)
-        exchange.client_response.finish()
-
-    return send_preflight
-
-
-def error_response_handler(error: ApiError) -> Handler:
-    """Return a handler that raises `error`."""
-
-    async def raise_error(_: Exchange) -> None:
-        raise error
-
-    return raise_error
+async def _reject(_: Exchange) -> None:
+    raise _shutdown_error()
 
 
 def _shutdown_error() -> ApiError:

@@ -1,112 +1,187 @@
-"""The body of a backend's response: relayed to the client, and captured for the log."""
+"""A request's way to the backend, and the way of the backend's response to the client."""
+
+# twisted.web.http has no annotations yet:
+# mypy: disallow-untyped-calls=False
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from http import HTTPStatus
+from typing import cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
-from twisted.web.iweb import IResponse
+from twisted.web.iweb import IBodyProducer, IResponse
 
-from blockops.server.response import ClientResponse
-from blockops.upstream.body import OnData, ResponseBody
+from blockops.api.backend_errors import (
+    response_too_large,
+    to_error_response,
+    truncated_response,
+)
+from blockops.api.passthrough import PassThrough
+from blockops.errors import ApiError
+from blockops.net.http_headers import forwarded_error_headers, media_type
+from blockops.proxy.exchange import Exchange
+from blockops.translation.stream import StreamTranslator
+from blockops.upstream.backend import Backend, BackendError
+from blockops.upstream.body import BodyTooLarge, ResponseBody, check_encoding
+
+#: Bytes of an error response that are read: enough for a page of HTML.
+MAX_ERROR = 1024 * 1024
+#: The largest valid status code (RFC 9110, section 15).
+MAX_STATUS = 599
 
 
-class BackendCapture:
+class _BodyCollector:
     """
-    The beginning, the size and the times of a backend's body.
+    A translator that keeps the body, and sends nothing.
 
-    :param max_body: the number of bytes that are kept for the traffic log
-    :ivar first_byte_at: seconds of the reactor's clock; None before the first byte of the body
-    :ivar last_byte_at: seconds of the reactor's clock
-    """
-
-    __slots__ = ("_body", "_clock", "_remaining", "first_byte_at", "last_byte_at", "size")
-
-    def __init__(self, clock: IReactorTime, max_body: int) -> None:
-        self._clock = clock
-        self._remaining = max_body
-        self._body = bytearray()
-        self.size = 0
-        self.first_byte_at: float | None = None
-        self.last_byte_at = 0.0
-
-    def __call__(self, data: bytes) -> None:
-        self.last_byte_at = self._clock.seconds()
-        if self.first_byte_at is None:
-            self.first_byte_at = self.last_byte_at
-        self.size += len(data)
-        if self._remaining > 0:
-            self._body += data[: self._remaining]
-            self._remaining -= len(data)
-
-    def body(self) -> bytes:
-        """Return the beginning of the body."""
-        return bytes(self._body)
-
-
-class Translator(Protocol):
-    """
-    Turns the backend's bytes into the client's; see `blockops.translation.stream`.
-
-    :ivar has_ended: nothing may follow the bytes that were returned last
+    :param limit: the maximum size of the body in bytes
     """
 
-    @property
-    def has_ended(self) -> bool: ...
-    def receive_data(self, data: bytes) -> bytes: ...
+    has_ended = False
+
+    def __init__(self, limit: int) -> None:
+        self._remaining = limit
+        self.pieces: list[bytes] = []
+
+    def receive_data(self, data: bytes) -> bytes:
+        self._remaining -= len(data)
+        if self._remaining < 0:
+            raise BodyTooLarge
+        self.pieces.append(data)
+        return b""
+
+
+#: Turns the backend's bytes into the client's; nothing follows once it `has_ended`.
+Translator = StreamTranslator | PassThrough | _BodyCollector
+
+
+async def forward(
+    exchange: Exchange,
+    backend: Backend,
+    body: bytes | IBodyProducer | None,
+    target: str | None = None,
+) -> IResponse:
+    """
+    Forward the request to `backend`; return the response if its status is below 400.
+
+    :param target: path and query; None for those of the request
+    :raises BackendError: the status is 400 or above
+    :raises ApiError: 502, 503 or 504, there is no valid response
+    """
+    request = exchange.request
+    exchange.timeline.sent = exchange.clock.seconds()
+    response = exchange.backend_response = await backend.request(
+        request.method.decode("ascii"),
+        target or request.uri.decode("ascii"),
+        request.requestHeaders,
+        body,
+    )
+    if not HTTPStatus.OK <= response.code <= MAX_STATUS:
+        raise ApiError(
+            502,
+            f"The backend responded with the invalid status {response.code}. Check that --backend "
+            "is the URL of an HTTP server.",
+            type="server_error",
+            code="backend_invalid_response",
+        )
+    if response.code >= HTTPStatus.BAD_REQUEST:
+        raise await read_error(exchange, response, response.code)
+    return response
 
 
 class _StreamRelay(ResponseBody):
     """Sends the body on as it arrives; the client's backpressure pauses the backend."""
 
-    def __init__(self, client: ClientResponse, translator: Translator, on_data: OnData) -> None:
+    def __init__(self, exchange: Exchange, translator: Translator) -> None:
         super().__init__()
-        self._client = client
+        self._client = exchange.response
+        self._clock = exchange.clock
+        self._timeline = exchange.timeline
+        self._capture = exchange.capture
         self._translator = translator
-        self._on_data = on_data
+        # The result for `ended`, if the relay has closed the connection.
+        self._result: bool | Failure | None = None
 
     def connectionMade(self) -> None:
         self._client.set_source(cast("IPushProducer", self.transport))
 
     def dataReceived(self, data: bytes) -> None:
-        if self.ended.called:
+        if self._result is not None:
             return
-        self._on_data(data)
+        timeline, capture = self._timeline, self._capture
+        timeline.last_byte = self._clock.seconds()
+        if timeline.first_byte is None:
+            timeline.first_byte = timeline.last_byte
+        capture.size += len(data)
+        if len(capture.body) < capture.max_body:
+            capture.body += data[: capture.max_body - len(capture.body)]
         try:
-            out = self._translator.receive_data(data)
+            self._client.write(self._translator.receive_data(data))
         except Exception:  # noqa: BLE001 - Twisted would report it as a lost connection
-            self.ended.errback(Failure())
+            self._result = Failure()
             self.close()
             return
-        self._client.write(out)
-        if self._client.stalled_since is not None:
-            # Pause again: deliverBody undoes a pause from before the first byte of the body
-            # (twisted#9623).
-            cast("IPushProducer", self.transport).pauseProducing()
-        if self._translator.has_ended and not self.ended.called:
+        if self._translator.has_ended:
             # Some servers keep the connection open after `[DONE]`: ignore the rest.
-            self.ended.callback(True)  # noqa: FBT003 - the result of the Deferred
+            self._result = True
             self.close()
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         self._client.set_source(None)
+        if self._result is not None and not self.ended.called:
+            self.ended.callback(cast("bool", self._result))
         super().connectionLost(reason)
 
 
-def relay(
-    response: IResponse, client: ClientResponse, translator: Translator, on_data: OnData
-) -> Deferred[bool]:
+def relay(exchange: Exchange, response: IResponse, translator: Translator) -> Deferred[bool]:
     """
-    Send the body of `response` through `translator` to `client`, with backpressure.
+    Send the body of `response` through `translator` to the client, with backpressure.
 
     Fires at the end of the body: with True if it may be complete, with False if the connection was
     closed too early. Cancelling closes the backend's connection.
-
-    :param on_data: called with each piece of the backend's body
     """
-    body = _StreamRelay(client, translator, on_data)
+    body = _StreamRelay(exchange, translator)
+    exchange.backend_response = None
     response.deliverBody(body)
     return body.ended
+
+
+async def read_body(exchange: Exchange, response: IResponse) -> bytes:
+    """
+    Return the body of a non-streaming response.
+
+    :raises ApiError: 502, the body is compressed, too large or truncated
+    """
+    limit = exchange.settings.max_answer
+    check_encoding(response)
+    collector = _BodyCollector(limit)
+    try:
+        is_complete = await relay(exchange, response, collector)
+    except BodyTooLarge:
+        raise response_too_large(limit) from None
+    if not is_complete:
+        raise truncated_response(b"", 1, is_connection_lost=True)
+    return b"".join(collector.pieces)
+
+
+async def read_error(exchange: Exchange, response: IResponse, status: int) -> BackendError:
+    """
+    Read an error response, and return it as an error for the client.
+
+    :param status: the status to report if the body names no other
+    """
+    try:
+        check_encoding(response)
+    except ApiError as error:
+        return BackendError(status, error.body(), forwarded_error_headers(response.headers))
+    collector = _BodyCollector(MAX_ERROR)
+    try:
+        await relay(exchange, response, collector)
+    except BodyTooLarge:
+        collector.pieces.clear()
+    body = b"".join(collector.pieces)
+    status, body = to_error_response(status, body, media_type(response.headers))
+    return BackendError(status, body, forwarded_error_headers(response.headers))

@@ -20,12 +20,12 @@ path of the table.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, cast
+from typing import cast
 from urllib.parse import unquote_to_bytes
 
+from twisted.web.error import UnsupportedMethod
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -35,7 +35,9 @@ from blockops.proxy.endpoints.completions import CompletionsEndpoint
 from blockops.proxy.endpoints.health import HealthEndpoints
 from blockops.proxy.endpoints.models import ModelsEndpoint
 from blockops.proxy.endpoints.passthrough import PassthroughEndpoint
-from blockops.proxy.in_flight import Handler, InFlightRequests, early_response_handler
+from blockops.proxy.exchange import Exchange
+from blockops.proxy.in_flight import InFlightRequests, Route
+from blockops.server.access.cors import PreflightResponse
 from blockops.server.request import ClientRequest
 
 API_PREFIX = b"/v1/"
@@ -48,60 +50,13 @@ READ_METHODS = ("GET", "HEAD")
 ALL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 #: Further routes whose JSON bodies name a model. They are read if models have aliases.
-MODEL_ROUTES = frozenset(
+MODEL_ROUTES = tuple(
     b"/v1/" + name
     for name in (
-        b"embeddings",
-        b"rerank",
-        b"score",
-        b"classify",
-        b"moderations",
-        b"responses",
-        b"messages",
-        b"messages/count_tokens",
-        b"images/generations",
-        b"audio/speech",
-    )
+        b"embeddings rerank score classify moderations responses messages messages/count_tokens "
+        b"images/generations audio/speech"
+    ).split()
 )
-
-
-def streams_upload(target: bytes, buffered_paths: Collection[bytes] = ()) -> bool:
-    """
-    Return True if the body of a request for `target` is not buffered.
-
-    Such a body is forwarded as it arrives, or discarded. A route that reads no body, such as
-    `/health`, which needs no API key, must not use up the body budget of clients with a key.
-
-    :param buffered_paths: paths whose bodies are buffered, besides those of chats and completions
-    """
-    raw_path = target.partition(b"?")[0]
-    path = unquote_to_bytes(raw_path)
-    is_buffered = path in {CHAT, COMPLETIONS} or path in buffered_paths
-    return not (raw_path.startswith(API_PREFIX) and is_buffered)
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """The objects that serve the table of routes."""
-
-    chat: ChatEndpoint
-    completions: CompletionsEndpoint
-    models: ModelsEndpoint
-    passthrough: PassthroughEndpoint
-    health: HealthEndpoints
-
-
-class Route(NamedTuple):
-    """
-    An entry of the table.
-
-    :param methods: those that are allowed
-    :param label: the route's name in the metrics
-    """
-
-    handler: Handler
-    methods: tuple[str, ...]
-    label: str
 
 
 class StatusResource(Resource):
@@ -119,48 +74,67 @@ class StatusResource(Resource):
     )
 
     def __init__(
-        self, in_flight: InFlightRequests, endpoints: Endpoints, *, has_metrics: bool = True
+        self, in_flight: InFlightRequests, health: HealthEndpoints, *, has_metrics: bool = True
     ) -> None:
         super().__init__()
         self._in_flight = in_flight
-        health = endpoints.health
         self._routes = {
-            b"/health": Route(health.health, READ_METHODS, "health"),
-            b"/ready": Route(health.ready, READ_METHODS, "ready"),
+            b"/health": Route(
+                health.health, "health", READ_METHODS, is_public=True, is_logged=False
+            ),
+            b"/ready": Route(health.ready, "ready", READ_METHODS, is_logged=False),
         }
         if has_metrics:
-            self._routes[b"/metrics"] = Route(health.metrics, READ_METHODS, "metrics")
+            self._routes[b"/metrics"] = Route(
+                health.render_metrics, "metrics", READ_METHODS, is_logged=False
+            )
 
-    def find_route(self, raw_path: bytes, method: bytes) -> Route | None:
-        """Return the route for a path that is still percent-encoded, or None."""
-        return self._routes.get(unquote_to_bytes(raw_path)) if raw_path.startswith(b"/") else None
+    def match(self, method: bytes, target: bytes) -> Route:
+        """
+        Return the route of a request; it responds with an error if there is no such endpoint.
+
+        :param target: the path, which is percent-encoded, and the query
+        """
+        path, name = target.partition(b"?")[0], method.decode("latin-1")
+        route = self._find(path, name)
+        if route is None:
+            return Route(self._not_found)
+        if name not in route.methods:
+            not_allowed = partial(self._not_allowed, allowed=", ".join(route.methods))
+            return Route(not_allowed, is_public=route.is_public)
+        # A percent-encoded path needs a key.
+        return replace(route, is_public=False) if route.is_public and b"%" in path else route
+
+    def _find(self, path: bytes, _: str) -> Route | None:
+        return self._routes.get(unquote_to_bytes(path)) if path.startswith(b"/") else None
+
+    async def _not_found(self, exchange: Exchange) -> None:
+        path = exchange.request.path.decode("latin-1")
+        message = f"There is nothing at {path}. {self.not_found_hint}"
+        raise ApiError(404, message, code="unknown_route")
+
+    async def _not_allowed(self, exchange: Exchange, allowed: str) -> None:
+        request = exchange.request
+        path, method = request.path.decode("latin-1"), request.method.decode("latin-1")
+        request.setHeader("Allow", allowed)
+        message = f"{path} does not support {method}. Send {allowed}."
+        raise ApiError(405, message, code="method_not_allowed")
 
     def render(self, request: Request) -> int:
+        try:
+            return cast("int", super().render(request))
+        except UnsupportedMethod:
+            return self.render_POST(request)  # its route responds with an error
+
+    def render_POST(self, request: Request) -> int:
         client_request = cast("ClientRequest", request)
-        early_response = client_request.early_response
+        route, early_response = client_request.route, client_request.early_response
         if early_response is not None:
-            self._in_flight.start(client_request, early_response_handler(early_response))
-            return NOT_DONE_YET
-        route = self.find_route(request.path, request.method)
-        method = request.method.decode("latin-1")
-        path = request.path.decode("latin-1")
-        if route is None:
-            error = ApiError(
-                404, f"There is nothing at {path}. {self.not_found_hint}", code="unknown_route"
-            )
-            self._in_flight.reject(client_request, error)
-        elif method not in route.methods:
-            allowed = ", ".join(route.methods)
-            request.setHeader("Allow", allowed)
-            error = ApiError(
-                405,
-                f"{path} does not support {method}. Send {allowed}.",
-                code="method_not_allowed",
-            )
-            self._in_flight.reject(client_request, error)
-        else:
-            self._in_flight.start(client_request, route.handler, route.label)
+            route = Route(_send_early_response, is_logged=isinstance(early_response, ApiError))
+        self._in_flight.start(client_request, cast("Route", route))
         return NOT_DONE_YET
+
+    render_GET = render_PUT = render_PATCH = render_DELETE = render_OPTIONS = render_POST
 
 
 class ApiResource(StatusResource):
@@ -168,6 +142,7 @@ class ApiResource(StatusResource):
     The resource for all paths of the API's address: the API, and the state of blockops.
 
     :param has_metrics: `/metrics` is served here
+    :param has_aliases: bodies of `MODEL_ROUTES` are read, too
     """
 
     not_found_hint = (
@@ -176,29 +151,52 @@ class ApiResource(StatusResource):
     )
 
     def __init__(
-        self, in_flight: InFlightRequests, endpoints: Endpoints, *, has_metrics: bool = True
+        self,
+        in_flight: InFlightRequests,
+        health: HealthEndpoints,
+        *,
+        chat: ChatEndpoint,
+        completions: CompletionsEndpoint,
+        models: ModelsEndpoint,
+        passthrough: PassthroughEndpoint,
+        has_metrics: bool = True,
+        has_aliases: bool = False,
     ) -> None:
-        super().__init__(in_flight, endpoints, has_metrics=has_metrics)
-        self._routes[CHAT] = Route(endpoints.chat.handle, ("POST",), "chat")
-        self._routes[COMPLETIONS] = Route(endpoints.completions.handle, ("POST",), "completions")
-        self._models = endpoints.models
-        self._list_models = Route(endpoints.models.list, READ_METHODS, "models")
-        self._passthrough = Route(endpoints.passthrough.handle, ALL_METHODS, "relayed")
+        super().__init__(in_flight, health, has_metrics=has_metrics)
+        self._models = models
+        self._passthrough = Route(passthrough.pass_through, "relayed", ALL_METHODS)
+        if has_aliases:
+            buffered = replace(self._passthrough, streams_upload=False)
+            self._routes |= dict.fromkeys(MODEL_ROUTES, buffered)
+        self._routes |= {
+            CHAT: Route(chat.chat, "chat", ("POST",), streams_upload=False),
+            COMPLETIONS: Route(
+                completions.complete, "completions", ("POST",), streams_upload=False
+            ),
+        }
 
-    def find_route(self, raw_path: bytes, method: bytes) -> Route | None:
-        path = unquote_to_bytes(raw_path)
+    def _find(self, path: bytes, method: str) -> Route | None:
+        raw_path, path = path, unquote_to_bytes(path)
         if path.startswith(API_PREFIX) and not raw_path.startswith(API_PREFIX):
             return None  # the backend might read an encoded prefix in another way
-        route = super().find_route(raw_path, method)
+        route = super()._find(raw_path, method)
         if route is not None or not path.startswith(API_PREFIX) or _escapes_prefix(path):
             return route
-        if method.decode("latin-1") in READ_METHODS:
+        if method in READ_METHODS:
             if path == MODELS:
-                return self._list_models
+                return Route(self._models.list, "models", READ_METHODS)
             if path.startswith(MODEL_PREFIX) and path != MODEL_PREFIX:
                 name = path.removeprefix(MODEL_PREFIX).decode("utf-8", "replace")
-                return Route(partial(self._models.retrieve, name=name), READ_METHODS, "model")
+                return Route(partial(self._models.retrieve, name=name), "model", READ_METHODS)
         return self._passthrough
+
+
+async def _send_early_response(exchange: Exchange) -> None:
+    response = exchange.request.early_response
+    if not isinstance(response, PreflightResponse):
+        raise cast("ApiError", response)
+    exchange.response.begin(204, response.headers)
+    exchange.response.finish()
 
 
 def _escapes_prefix(path: bytes) -> bool:

@@ -117,8 +117,8 @@ class ConnectionOwner(Protocol):
     def check_access(self, request: Any, /) -> Any:
         """Return the response to send in place of the route's, or None if access is allowed."""
 
-    def streams_upload(self, target: bytes, /) -> bool:
-        """Return True if a request for `target` is rendered before its body is complete."""
+    def match_route(self, method: bytes, target: bytes, /) -> Any:
+        """Return the `Route` of a request."""
 
     def on_rejected(self, connection: ClientConnection, error: ApiError, /) -> object:
         """Log that `connection` sent `error` for an incomplete or invalid request."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 from urllib.parse import unquote_to_bytes as unquote
 
 from twisted.python.failure import Failure
@@ -31,14 +31,29 @@ _NO_HEADERS = Headers()
 def _noop() -> None: ...
 
 
+class Route(Protocol):
+    """
+    The part of a request's route that the server uses.
+
+    :ivar streams_upload: the request is rendered before its body is complete
+    :ivar is_public: no API key is needed
+    """
+
+    @property
+    def streams_upload(self) -> bool: ...
+    @property
+    def is_public(self) -> bool: ...
+
+
 class ClientRequest(Request):
     """
     A request whose body is bounded, and may still be arriving when the request is rendered.
 
     :ivar upload: the body, if the request is rendered before the body is complete: because of
-        `Site.streams_upload` or an early response. None for other requests, whose body `pop_body`
+        `Route.streams_upload` or an early response. None for other requests, whose body `pop_body`
         returns
     :ivar api_key_owner: the owner of the request's API key; empty without a key
+    :ivar route: the route that `Site.match_route` has found
     :ivar early_response: the result of `Site.check_access`, the response to send in place of the
         route's. The body is ignored then. None if access is allowed
     :ivar on_disconnect: is called if the client disconnects before the response is sent. It is
@@ -75,6 +90,7 @@ class ClientRequest(Request):
         "uri",
     )
 
+    route: Route
     channel: ClientConnection  # type: ignore[assignment]  # has an HTTPChannel's methods
     defaultContentType = None
 
@@ -106,6 +122,7 @@ class ClientRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         site = self.channel.site
+        self.route = site.match_route(self.method, origin_form(self.uri))
         self.early_response = site.check_access(self)
         if length == 0:
             return
@@ -119,7 +136,7 @@ class ClientRequest(Request):
             self._reject(body_too_large(site.max_body))
             return
         self.channel.start_body_deadline(site.max_body if length is None else length)
-        if site.streams_upload(origin_form(self.uri)):
+        if self.route.streams_upload:
             self.upload = StreamingUpload(length, self.channel.body_producer)
             self._on_data = self.upload.data_received
             self._render()

@@ -7,7 +7,7 @@ server differs:
 
 - A body over the limit is rejected as soon as that is known, if possible from its declared length.
 - Access is decided when the headers of a request are complete, before its body (`check_access`).
-- A request whose body is only forwarded (`streams_upload`) is rendered when its headers are
+- A request whose body is only forwarded (`Route.streams_upload`) is rendered when its headers are
   complete. Its body follows through a `StreamingUpload`, at the speed of its consumer.
 - Headers have to be complete within `header_timeout`. So has each next piece of a body, and the
   whole body within the time for its size at `MIN_UPLOAD_RATE`. A connection may be idle for
@@ -39,7 +39,7 @@ from blockops.server.access.cors import PreflightResponse
 from blockops.server.body_budget import BodyBudget
 from blockops.server.connection import ClientConnection
 from blockops.server.connection_limit import ConnectionLimiter, RejectedConnection
-from blockops.server.request import ClientRequest
+from blockops.server.request import ClientRequest, Route
 
 
 class Site(TwistedSite):
@@ -49,8 +49,7 @@ class Site(TwistedSite):
     :param max_body: the most bytes of a request's body
     :param body_budget: for the bodies of all requests together
     :param header_timeout: seconds for a request's headers, and for each next piece of its body
-    :param streams_upload: returns True for a target whose requests are rendered before their body
-        is complete
+    :param match_route: returns the route for a method and a target
     :param check_access: is called when a request's headers are complete, and returns the response
         to send in place of the route's, or None
     :param connection_limiter: decides which connections are rejected
@@ -72,7 +71,7 @@ class Site(TwistedSite):
         max_body: int,
         body_budget: BodyBudget,
         header_timeout: float,
-        streams_upload: Callable[[bytes], bool],
+        match_route: Callable[[bytes, bytes], Route],
         connection_limiter: ConnectionLimiter,
         on_rejected: Callable[[ClientConnection, ApiError], object],
         check_access: Callable[[ClientRequest], ApiError | PreflightResponse | None] = lambda _: (
@@ -83,7 +82,7 @@ class Site(TwistedSite):
         self.max_body = max_body
         self.body_budget = body_budget
         self.header_timeout = header_timeout
-        self.streams_upload = streams_upload
+        self.match_route = match_route
         self.connection_limiter = connection_limiter
         self.on_rejected = on_rejected
         self.check_access = check_access

@@ -2,7 +2,8 @@
 The types of settings: how a value is written, parsed and shown.
 
 A type parses text (from the command line and the environment) as well as the values of a TOML file,
-so that `10`, `"10"` and `"10s"` have the same meaning in every source.
+so that `10`, `"10"` and `"10s"` have the same meaning in every source. `value_type` derives it from
+a setting's annotation.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
 
 #: The kind of values that a shell completes after the option's name.
 Completion = Literal["nothing", "choices", "files"]
 
-_INTEGER = re.compile(r"[0-9]{1,18}", re.ASCII)
-_SIZE = re.compile(r"([0-9]{1,18})(?:([kmg])(?:ib)?)?", re.ASCII | re.IGNORECASE)
-_DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18}) ?(ms|s|m|h|d)?", re.ASCII)
 _HTTP_CALL = re.compile(r"[A-Z]{3,10} /[!-~]*", re.ASCII)
 _ORIGIN = re.compile(
     r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?", re.ASCII
@@ -29,22 +30,17 @@ _ORIGIN = re.compile(
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}", re.ASCII)
 _VISIBLE = re.compile(r"[!-~]+", re.ASCII)
 
-_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
-_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SWITCHES = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
 }
 
 #: Seconds. A longer time is a typing error, and some reactors reject such timers.
 MAX_DURATION = 30 * 86400.0
+
+#: Bytes. A larger size is a typing error.
+MAX_SIZE = 1 << 40
 
 
 class InvalidValue(ValueError):
@@ -55,7 +51,7 @@ class InvalidValue(ValueError):
     """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ValueType:
     """
     One type of setting.
@@ -80,85 +76,101 @@ class ValueType:
     may_be_empty: bool = False
 
 
-def _as_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidValue
-    return value
+@dataclass(frozen=True, kw_only=True)
+class Notation:
+    """
+    How numbers with a unit are written.
 
+    :param pattern: matches a number (first group) and its unit (second group, or None)
+    :param units: unit in lower case -> factor
+    :param accepts: `ValueType.accepts`, with `{low}` and `{high}` for the bounds
+    """
 
-def _parse_integer(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if not _INTEGER.fullmatch(text := _as_text(value)):
-        raise InvalidValue
-    return int(text)
-
-
-def integer(low: int, high: int) -> ValueType:
-    """Return the type of integers from `low` to `high`."""
-
-    def parse(value: object) -> int:
-        if not low <= (number := _parse_integer(value)) <= high:
-            raise InvalidValue
-        return number
-
-    return ValueType(parse=parse, accepts=f"a whole number from {low} to {high}", metavar="NUMBER")
-
-
-def _parse_bytes(value: object) -> int:
-    if not isinstance(value, str):
-        return _parse_integer(value)
-    if not (found := _SIZE.fullmatch(value)):
-        raise InvalidValue
-    return int(found[1]) * _BYTES[(found[2] or "").lower()]
+    pattern: re.Pattern[str]
+    units: Mapping[str, float]
+    accepts: str
+    metavar: str
+    to_text: Callable[[Any], str] = str
 
 
 def format_size(number: int) -> str:
     """Return a number of bytes with the largest unit that divides it: `10M`, `65536`."""
     for unit in ("g", "m"):
-        if number and number % _BYTES[unit] == 0:
-            return f"{number // _BYTES[unit]}{unit.upper()}"
+        if number and number % BYTES.units[unit] == 0:
+            return f"{number // BYTES.units[unit]}{unit.upper()}"
     return str(number)
 
 
-def size(low: int, high: int = 1 << 40) -> ValueType:
-    """Return the type of sizes from `low` to `high` bytes."""
+WHOLE_NUMBER = Notation(
+    pattern=re.compile(r"([0-9]{1,18})()", re.ASCII),
+    units={"": 1},
+    accepts="a whole number from {low} to {high}",
+    metavar="NUMBER",
+)
 
-    def parse(value: object) -> int:
-        if not low <= (number := _parse_bytes(value)) <= high:
-            raise InvalidValue
-        return number
+BYTES = Notation(
+    pattern=re.compile(r"([0-9]{1,18})(?:([kmg])(?:ib)?)?", re.ASCII | re.IGNORECASE),
+    units={"": 1, "k": 1024, "m": 1024**2, "g": 1024**3},
+    accepts="{low} or more bytes, as a whole number or with k, M or G (64k, 10M)",
+    metavar="BYTES",
+    to_text=format_size,
+)
 
-    accepts = f"{low} or more bytes, as a whole number or with k, M or G (64k, 10M)"
-    return ValueType(parse=parse, accepts=accepts, metavar="BYTES", to_text=format_size)
+SECONDS = Notation(
+    pattern=re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18}) ?(ms|s|m|h|d)?", re.ASCII),
+    units={"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0},
+    accepts="{low:g} or more seconds, as a number or with ms, s, m, h or d, up to 30d",
+    metavar="SECONDS",
+    to_text="{:g}".format,
+)
+
+Size = Annotated[int, Meta(ge=1024, le=MAX_SIZE), BYTES]
+Seconds = Annotated[float, Meta(ge=0.001, le=MAX_DURATION), SECONDS]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=MAX_DURATION), SECONDS]
 
 
-def _parse_seconds(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if not (found := _DURATION.fullmatch(_as_text(value))):
-        raise InvalidValue
-    return float(found[1]) * _SECONDS[found[2] or ""]
+def value_type(annotation: Any) -> ValueType:
+    """
+    Return the type that `annotation` declares.
+
+    It is `bool`, a `Literal` of texts, `Annotated[..., ValueType]`, or a number with its range:
+    `Annotated[int or float, Meta(ge=..., le=...), Notation]`, without a notation for whole numbers;
+    also such a number `| None`.
+    """
+    if annotation is bool:
+        return SWITCH
+    if get_origin(annotation) is Literal:
+        return _choice(get_args(annotation))
+    if type(None) in get_args(annotation):
+        annotation = get_args(annotation)[0]
+    _, declared, *notation = get_args(annotation)
+    if isinstance(declared, ValueType):
+        return declared
+    return _number(annotation, declared, *notation)
 
 
-def duration(low: float = 0.001) -> ValueType:
-    """Return the type of durations from `low` seconds to `MAX_DURATION`."""
+def _number(annotation: Any, bounds: Meta, notation: Notation = WHOLE_NUMBER) -> ValueType:
+    number_type = get_args(annotation)[0]
 
-    def parse(value: object) -> float:
-        # NaN fails both comparisons.
-        if not low <= (seconds := _parse_seconds(value)) <= MAX_DURATION:
-            raise InvalidValue
-        return seconds
+    def parse(value: object) -> Any:
+        if isinstance(value, str):
+            if not (found := notation.pattern.fullmatch(value)):
+                raise InvalidValue
+            value = number_type(found[1]) * notation.units[(found[2] or "").lower()]
+        try:
+            return msgspec.convert(value, annotation)
+        except msgspec.ValidationError:
+            raise InvalidValue from None
 
-    accepts = f"{low:g} or more seconds, as a number or with ms, s, m, h or d, up to 30d"
     return ValueType(
-        parse=parse, accepts=accepts, metavar="SECONDS", to_text=lambda value: f"{value:g}"
+        parse=parse,
+        accepts=notation.accepts.format(low=bounds.ge, high=bounds.le),
+        metavar=notation.metavar,
+        to_text=notation.to_text,
     )
 
 
-def choice(*choices: str) -> ValueType:
-    """Return the type with the values `choices`."""
-
+def _choice(choices: tuple[str, ...]) -> ValueType:
     def parse(value: object) -> str:
         if value not in choices:
             raise InvalidValue
@@ -173,15 +185,20 @@ def choice(*choices: str) -> ValueType:
     )
 
 
+def _as_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidValue
+    return value
+
+
 def _parse_switch(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    if isinstance(value, int):
-        value = str(value)
-    try:
-        return _SWITCHES[_as_text(value).lower()]
-    except KeyError:
-        raise InvalidValue from None
+    text = str(value) if isinstance(value, int) else _as_text(value)
+    switch = _SWITCHES.get(text.lower())
+    if switch is None:
+        raise InvalidValue
+    return switch
 
 
 def _parse_line(value: object) -> str:

@@ -1,14 +1,18 @@
-"""The literals that the scanner looks for, and the patterns that find where one may begin."""
+"""The literals that the scanner looks for, and the patterns that find them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from blockops.toolcalls.dialect import Dialect
-from blockops.toolcalls.verbatim import Verbatim, json_text_pattern
+from blockops.toolcalls.partial_match import literal_pattern
 
 THINK_OPEN = "<think>"
+
+_MAX_INDENT = 8
+"""An opener that needs the start of a line is counted after at most this many blanks."""
 
 Openers = dict[str, tuple[Dialect, ...]]
 """The text of each opener -> the dialects that declare it, in the order in which they are tried."""
@@ -16,40 +20,62 @@ Openers = dict[str, tuple[Dialect, ...]]
 
 class OpenerTable:
     """
-    The literals to look for: the openers of `dialects`, and `<think>`.
+    The openers of `dialects`, and patterns for what the scanner looks for, by `literal_pattern`.
 
     :param dialects: the dialects, in the order in which they are tried
-    :ivar anywhere: openers that may stand anywhere -> their dialects, the longest opener first
-    :ivar line_start: the same for openers that need the start of a line
-    :ivar in_line: matches the characters of a line that need a closer look
-    :ivar in_fence: the same in a fence where calls count
-    :ivar verbatim: text inside a line that holds no such character and no space at its end
-    :ivar is_plain: matches such text with any blanks at its end
+    :param fenced_calls: True if the patterns for code match openers
+    :ivar anywhere: the openers that may stand anywhere
+    :ivar at_line_start: the openers that need the start of a line
+    :ivar line_start: the pattern for openers at the start of a line of text
+    :ivar line: what may end a line's ordinary text: its end, code, an opener, a think block
+    :ivar code: the same in inline code
+    :ivar fence_start: the pattern for openers at the start of a line of a fence
+    :ivar fence: what may end the text of a line of a fence
+    :ivar counted: the openers that `OpenerCounter` counts
     """
 
-    def __init__(self, dialects: tuple[Dialect, ...]) -> None:
-        anywhere: Openers = {THINK_OPEN: ()}
-        line_start: Openers = {}
+    def __init__(self, dialects: tuple[Dialect, ...], *, fenced_calls: bool) -> None:
+        self.anywhere: Openers = {}
+        self.at_line_start: Openers = {}
         for dialect in dialects:
             for opener in dialect.openers:
-                openers = line_start if opener.line_start else anywhere
+                openers = self.at_line_start if opener.line_start else self.anywhere
                 openers[opener.text] = (*openers.get(opener.text, ()), dialect)
-        first_characters = "".join(sorted({re.escape(text[0]) for text in anywhere}))
-        self.verbatim = Verbatim(
-            re.compile(rf"[^{first_characters}`\n]*[^{first_characters}`\s]"),
-            json_text_pattern(
-                rf'\\(?![{first_characters}])["\\/]', excluded=f"`{first_characters}", end="(?<! )"
-            ),
-        )
-        self.is_plain = re.compile(
-            rf"[^{first_characters}`\n]*[^{first_characters}`\s][ \t]*"
-        ).fullmatch
-        self.in_line = re.compile(rf"[{first_characters}`\n]")
-        self.in_fence = re.compile(rf"[{first_characters}\n]")
-        # The longest first: an opener may begin with a shorter one.
-        self.anywhere = dict(sorted(anywhere.items(), key=lambda item: -len(item[0])))
-        self.line_start = dict(sorted(line_start.items(), key=lambda item: -len(item[0])))
+        in_code = self.anywhere if fenced_calls else ()
+        self.line_start = _compile(self.at_line_start)
+        self.line = _compile(["\n", "`", THINK_OPEN, *self.anywhere])
+        self.code = _compile(["\n", "`", *in_code])
+        self.fence_start = _compile(self.at_line_start if fenced_calls else ())
+        self.fence = _compile(["\n", *in_code])
+        line_start = rf"\n[ \t]{{0,{_MAX_INDENT}}}(?:{self.line_start.pattern}|\Z())"
+        self.counted = re.compile(f"{literal_pattern(self.anywhere)}|{line_start}")
+
+
+def _compile(literals: Iterable[str]) -> re.Pattern[str]:
+    return re.compile(literal_pattern(literals))
 
 
 opener_table = lru_cache(maxsize=16)(OpenerTable)
 """Returns the table for a tuple of dialects. All requests have the same one or two tuples."""
+
+
+class OpenerCounter:
+    """Counts the openers of `dialects` in an answer that is not translated."""
+
+    def __init__(self, dialects: tuple[Dialect, ...]) -> None:
+        self._pattern = opener_table(dialects, fenced_calls=False).counted
+        # The beginning of an opener at the end of the text, with the line feed that it needs.
+        self._partial = "\n"
+
+    def feed(self, text: str) -> int:
+        """Return the number of openers that `text` completes."""
+        text = self._partial + text
+        self._partial = ""
+        count = pos = 0
+        while found := self._pattern.search(text, pos):
+            if found.lastindex:
+                self._partial = found[0]
+                break
+            count += 1
+            pos = found.end()
+        return count

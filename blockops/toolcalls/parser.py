@@ -28,19 +28,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
+from typing import cast
 
-from blockops.toolcalls.deltas import (
-    CallArguments,
-    CallFinished,
-    CallStarted,
-    Delta,
-    TextDelta,
-)
+from blockops.toolcalls.deltas import CallArguments, CallFinished, CallStarted, Delta, TextDelta
 from blockops.toolcalls.dialect import Dialect
-from blockops.toolcalls.opener_counter import OpenerCounter
-from blockops.toolcalls.opener_table import opener_table
+from blockops.toolcalls.opener_table import OpenerCounter
 from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.reader import (
     CallEnded,
@@ -48,11 +43,9 @@ from blockops.toolcalls.reader import (
     CallTruncated,
     NotACall,
     OpeningContext,
-    SupportsVerbatim,
 )
 from blockops.toolcalls.scanner import TextScanner
 from blockops.toolcalls.tools import OfferedTools
-from blockops.toolcalls.verbatim import Verbatim
 
 COMPLETE_REASONS = frozenset(
     {"stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn"}
@@ -74,33 +67,7 @@ class ToolCallParser:
     :ivar counters: numbers of "calls", "unknown_name", "malformed", "unclosed" (calls that were cut
         off), "dropped_parallel", "gave_up" (more than `max_hold` characters were held back),
         "untranslated" (openers in an answer that is not translated) and "think_calls"
-    :ivar verbatim: text that need not be fed because it would pass through unchanged; None if all
-        text must be fed
-    :ivar is_in_call: True if such text would be a part of a call's arguments
     """
-
-    __slots__ = (
-        "_context",
-        "_dialect_name",
-        "_held_pieces",
-        "_is_plain",
-        "_is_scanned",
-        "_opener_counter",
-        "_openers",
-        "_options",
-        "_reader",
-        "_remaining_hold",
-        "_scanner",
-        "_state",
-        "_think_block_calls",
-        "_tools",
-        "_tried_opener",
-        "_untried_dialects",
-        "_verbatim_source",
-        "counters",
-        "is_in_call",
-        "verbatim",
-    )
 
     def __init__(
         self,
@@ -111,25 +78,18 @@ class ToolCallParser:
         self._options = options
         self.counters: Counter[str] = Counter()
         may_translate = tools.may_translate or options.translate == "always"
-        split_reasoning = options.reasoning == "split"
         self._think_block_calls = (
             ThinkBlockCalls(tools, options) if may_translate and options.think_calls else None
         )
         self._opener_counter = None if may_translate else OpenerCounter(options.dialects)
-        self._openers = opener_table(options.dialects if may_translate else ())
         self._scanner = TextScanner(
-            self._openers,
-            fenced_calls=options.fenced_calls,
-            split_reasoning=split_reasoning,
-            think_prefilled=options.think_prefilled,
-            # Without translation, no text has to wait for a call.
-            max_hold=options.max_hold if may_translate else 0,
+            options,
+            may_translate=may_translate,
             on_think_text=self._think_block_calls.feed if self._think_block_calls else None,
         )
-        self._is_scanned = may_translate or split_reasoning
+        self._is_scanned = may_translate or options.reasoning == "split"
         self._state: Callable[[str, list[Delta]], str] = self._search
         self._reader: CallReader
-        self._verbatim_source: SupportsVerbatim | None = None
         self._context: OpeningContext
         self._dialect_name = ""
         self._untried_dialects: Sequence[Dialect] = ()
@@ -138,11 +98,6 @@ class ToolCallParser:
         self._tried_opener = ""
         self._held_pieces: list[str] = []
         self._remaining_hold = 0
-        self.is_in_call = False
-        self.verbatim: Verbatim | None = None
-        # Matches text that passes through unchanged except for blanks at its end.
-        self._is_plain: Callable[[str], object] = _never_plain
-        self._update_fast_path()
 
     def feed(self, text: str) -> list[Delta]:
         """
@@ -156,20 +111,10 @@ class ToolCallParser:
             return []
         if not self._is_scanned:
             return [TextDelta(text)]
-        verbatim = self.verbatim
-        if verbatim is not None and verbatim.pattern.fullmatch(text):
-            if self.is_in_call:
-                return [CallArguments(verbatim.output_text(text))]
-            return [TextDelta(text)]
-        if self._is_plain(text):
-            emitted = self._scanner.feed_plain(text)
-            self._update_text_verbatim()
-            return [TextDelta(emitted)]
         out: list[Delta] = []
-        self._read_all(text, out)
-        self._scanner.flush(out)
-        self._update_fast_path()
-        return out
+        if rest := self._state(text, out):
+            self._read_all(rest, out)
+        return _merge(out) if len(out) > 1 else out
 
     def finish(self, reason: str | None) -> list[Delta]:
         """
@@ -188,33 +133,13 @@ class ToolCallParser:
                 self.counters["calls"] += 1
                 self.counters["think_calls"] += 1
                 out.extend(deltas)
-        return out
-
-    def _update_fast_path(self) -> None:
-        """Set the patterns for text that the next `feed` may pass through."""
-        self._is_plain = _never_plain
-        self.verbatim = None
-        self.is_in_call = self._state == self._stream
-        if self.is_in_call:
-            if self._verbatim_source is not None:
-                self.verbatim = self._verbatim_source.verbatim
-        elif self._state == self._search and self._scanner.is_mid_line:
-            self._is_plain = self._openers.is_plain
-            self._update_text_verbatim()
-
-    def _update_text_verbatim(self) -> None:
-        # All text must be fed while openers are counted.
-        may_pass = self._scanner.is_idle and self._opener_counter is None
-        self.verbatim = self._openers.verbatim if may_pass else None
+        return _merge(out)
 
     def _read_all(self, text: str, out: list[Delta]) -> None:
         """Read `text`, and the text that the states return to be read again, in pieces."""
-        if 0 < len(text) <= READ_SIZE:
-            text = self._state(text, out)
         pending = _reversed_pieces(text)
         while pending:
-            if rest := self._state(pending.pop(), out):
-                pending += _reversed_pieces(rest)
+            pending += _reversed_pieces(self._state(pending.pop(), out))
 
     # The states. Each returns the text that is to be read again, in the state that it has set.
 
@@ -230,42 +155,39 @@ class ToolCallParser:
             counters=self.counters,
         )
         self._untried_dialects = opener.dialects
-        self._start_trying(self._reader_of_next_dialect(), opener.literal)
+        self._try_next_dialect()
         return opener.rest
 
     def _try_reader(self, text: str, out: list[Delta]) -> str:
         if self._remaining_hold <= 0:
             self.counters["gave_up"] += 1
-            return self._reject_opener() + text
-        piece = text if len(text) <= self._remaining_hold else text[: self._remaining_hold]
-        rest = text[len(piece) :]
+            self._untried_dialects = ()
+            return self._reject(out) + text
+        piece, rest = text[: self._remaining_hold], text[self._remaining_hold :]
         self._held_pieces.append(piece)
         self._remaining_hold -= len(piece)
         deltas: list[Delta] = []
         result = self._reader.feed(piece, deltas)
-        while isinstance(result, NotACall) and self._untried_dialects:
-            self._reader = self._reader_of_next_dialect()
-            result = self._reader.feed("".join(self._held_pieces), deltas)
         if isinstance(result, NotACall):
-            return self._reject_opener() + rest
+            return self._reject(out) + rest
         if deltas:
             self._start_call(deltas, out)
-        return rest if result is None else self._end_call(result) + rest
+        return rest if result is None else self._end_call(result, out) + rest
 
     def _stream(self, text: str, out: list[Delta]) -> str:
         result = self._reader.feed(text, out)
-        return "" if result is None else self._end_call(result)
+        return "" if result is None else self._end_call(result, out)
 
-    def _skip(self, text: str, _: list[Delta]) -> str:
+    def _skip(self, text: str, out: list[Delta]) -> str:
         result = self._reader.feed(text, [])
-        return "" if result is None else self._end_call(result)
+        return "" if result is None else self._end_call(result, out)
 
     # Transitions.
 
-    def _reader_of_next_dialect(self) -> CallReader:
+    def _try_next_dialect(self) -> None:
         dialect, *self._untried_dialects = self._untried_dialects
         self._dialect_name = dialect.name
-        return dialect.reader(self._context)
+        self._start_trying(dialect.reader(self._context), self._context.literal)
 
     def _start_trying(self, reader: CallReader, literal: str) -> None:
         """Try `reader`; `literal` is its opener, or "" if it reads the text after a call."""
@@ -280,12 +202,14 @@ class ToolCallParser:
         self._held_pieces = []
         self._state = self._search
 
-    def _reject_opener(self) -> str:
-        """Emit the opener as text and search again; return the text that was held after it."""
+    def _reject(self, out: list[Delta]) -> str:
+        """Try the next dialect, or emit the opener as text; return the text that was held."""
         text = "".join(self._held_pieces)
-        self._start_searching()
-        if self._tried_opener:
-            self._scanner.emit_as_text(self._tried_opener)
+        if self._untried_dialects:
+            self._try_next_dialect()
+        else:
+            self._start_searching()
+            self._scanner.emit_as_text(self._tried_opener, out)
         return text
 
     def _start_call(self, deltas: list[Delta], out: list[Delta]) -> None:
@@ -301,19 +225,14 @@ class ToolCallParser:
         else:
             self.counters["calls"] += 1
             self._state = self._stream
-            reader = self._reader
-            self._verbatim_source = reader if isinstance(reader, SupportsVerbatim) else None
-            self._scanner.flush(out)
-            out.append(CallStarted(started.name, self._dialect_name))
-            out.extend(deltas[1:])
+            out += [CallStarted(started.name, self._dialect_name), *deltas[1:]]
 
-    def _end_call(self, result: NotACall | CallEnded) -> str:
+    def _end_call(self, result: NotACall | CallEnded, out: list[Delta]) -> str:
         """Continue after a call, or after the markup after one; return the rest of the text."""
         assert isinstance(result, CallEnded)
         self._start_searching()
         self._scanner.resume_after_call()
-        if result.text:
-            self._scanner.emit_as_text(result.text)
+        self._scanner.emit_as_text(result.text, out)
         if result.next_reader:
             self._start_trying(result.next_reader, "")
         return result.rest
@@ -323,20 +242,16 @@ class ToolCallParser:
         deltas: list[Delta] = []
         result = self._reader.finish(is_complete=is_complete, out=deltas)
         if isinstance(result, NotACall):
-            if not self._untried_dialects:
-                return self._reject_opener()
-            text = "".join(self._held_pieces)
-            self._start_trying(self._reader_of_next_dialect(), self._tried_opener)
-            return text
+            return self._reject(out)
         if self._state == self._try_reader and deltas:
             self._start_call(deltas, out)
         elif self._state == self._stream:
-            out.extend(deltas)
+            out += deltas
         if isinstance(result, CallTruncated):
             self.counters["unclosed"] += 1
             self._start_searching()
             return ""
-        return self._end_call(result)
+        return self._end_call(result, out)
 
 
 class ThinkBlockCalls:
@@ -380,17 +295,24 @@ class ThinkBlockCalls:
                 self._arguments.append(delta.text)
         elif isinstance(delta, CallFinished) and self._started.name in self._tools.schemas:
             arguments = "".join(self._arguments)
-            if self._length <= self._options.max_hold and _is_json(arguments):
+            if _is_json(arguments):
                 self.last_call = [self._started, CallArguments(arguments), CallFinished()]
 
 
-def _never_plain(_: str) -> None: ...
+def _merge(deltas: list[Delta]) -> list[Delta]:
+    """Join adjacent texts, and adjacent parts of a call's arguments."""
+    merged: list[Delta] = []
+    for kind, group in groupby(deltas, type):
+        if kind is TextDelta or kind is CallArguments:
+            texts = cast("Iterable[TextDelta | CallArguments]", group)
+            merged.append(kind("".join([delta.text for delta in texts])))
+        else:
+            merged.extend(group)
+    return merged
 
 
 def _reversed_pieces(text: str) -> list[str]:
     """Split `text` into pieces of at most `READ_SIZE` characters; the last one comes first."""
-    if len(text) <= READ_SIZE:
-        return [text] if text else []
     starts = range(0, len(text), READ_SIZE)
     return [text[start : start + READ_SIZE] for start in reversed(starts)]
 

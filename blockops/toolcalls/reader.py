@@ -20,11 +20,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from blockops.toolcalls.deltas import Delta
 from blockops.toolcalls.tools import OfferedTools
-from blockops.toolcalls.verbatim import Verbatim
 
 DEFAULT_MAX_HOLD = 262_144
 """Characters; four times the longest tool call met in practice."""
@@ -90,11 +89,7 @@ FinishResult = NotACall | CallEnded | CallTruncated
 
 
 class CallReader(Protocol):
-    """
-    Reads one call, from the end of its opener to the end of the call.
-
-    A reader that is also a `SupportsVerbatim` is not fed text that it would pass on unchanged.
-    """
+    """Reads one call, from the end of its opener to the end of the call."""
 
     def feed(self, text: str, out: list[Delta]) -> FeedResult:
         """
@@ -112,16 +107,4 @@ class CallReader(Protocol):
             tags or brackets is complete. If False, the answer was cut off, and the call must not
             look complete.
         """
-        ...
-
-
-@runtime_checkable
-class SupportsVerbatim(Protocol):
-    """
-    A reader that provides a pattern for text that it would append to the arguments unchanged.
-    """
-
-    @property
-    def verbatim(self) -> Verbatim | None:
-        """The pattern of such text, or None if all text must be fed."""
         ...

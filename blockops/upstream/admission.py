@@ -57,12 +57,10 @@ class AdmissionQueue:
 
     @property
     def active(self) -> int:
-        """The number of active requests."""
         return self._slots.limit - self._slots.tokens
 
     @property
     def waiting(self) -> int:
-        """The number of queued requests."""
         return len(self._slots.waiting)
 
     async def acquire(self) -> float:

@@ -1,4 +1,4 @@
-"""The body of a backend's response: collected up to a limit, or discarded."""
+"""The body of a backend's response: collected up to a limit, rejected, or discarded."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IResponse
+
+from blockops.errors import ApiError
+from blockops.net.http_headers import content_encoding
 
 #: Called with each piece of a body as it arrives.
 OnData = Callable[[bytes], None]
@@ -75,11 +78,31 @@ async def collect(response: IResponse, limit: int, on_data: OnData) -> tuple[byt
 
     :param on_data: called with each piece of it
     :raises BodyTooLarge: it has more than `limit` bytes
+    :raises ApiError: 502, it is compressed
     """
+    check_encoding(response)
     body = _BodyCollector(limit, on_data)
     response.deliverBody(body)
     may_be_complete = await body.ended
     return b"".join(body.pieces), may_be_complete
+
+
+def check_encoding(response: IResponse) -> None:
+    """
+    Reject a response whose body cannot be read, and close its connection.
+
+    :raises ApiError: 502, it is compressed although no compression was accepted
+    """
+    encoding = content_encoding(response.headers)
+    if encoding:
+        discard(response)
+        raise ApiError(
+            502,
+            f"The backend compressed its response ({encoding}) although the request does not "
+            "accept that. Turn compression off in the backend or in its reverse proxy.",
+            type="server_error",
+            code="backend_response_compressed",
+        )
 
 
 def discard(response: IResponse) -> None:

@@ -25,10 +25,10 @@ As in an electric circuit, closed means that requests pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import Enum
-from types import TracebackType
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -71,7 +71,7 @@ class CircuitBreaker:
         self._reset_timeout = reset_timeout
         self._reject_waiting = reject_waiting
         self._failures = 0
-        self._trial: Guard | None = None
+        self._trial: object = None
         # Of the counted failures: the time of the first, the message of the last.
         self._unreachable_since = 0.0
         self._last_error = ""
@@ -101,33 +101,33 @@ class CircuitBreaker:
         ):
             raise self._rejection()
 
-    def guard(self) -> Guard:
+    @contextmanager
+    def guard(self) -> Iterator[None]:
         """
-        Return a context manager for one request to the backend, whose outcome is recorded.
+        Record the outcome of one request; the block lasts until the backend responds or fails.
 
         :raises ApiError: 503, the backend is known to be unreachable
         """
         self.check()
-        guard = Guard(self)
+        request = object()
         if self.state is State.OPEN:
-            self.state, self._trial = State.HALF_OPEN, guard
-        return guard
-
-    def record_outcome(self, guard: Guard, failure: BaseException | None) -> None:
-        """
-        Record the outcome of a guarded request.
-
-        :param failure: the exception that ended the block, or None if the backend responded
-        """
-        if isinstance(failure, ConnectError):
-            self._record_failure(guard, failure)
-        elif failure is None or isinstance(failure, ApiError):
-            # Any other ApiError happens after the TCP connection is made, such as a failed TLS
-            # handshake: the backend can be reached.
+            self.state, self._trial = State.HALF_OPEN, request
+        try:
+            yield
+        except ConnectError as failure:
+            self._record_failure(request, failure)
+            raise
+        except ApiError:
+            # It happened after the TCP connection was made, such as a failed TLS handshake: the
+            # backend can be reached.
             self.record_connection()
-        if guard is self._trial:
-            # The trial ended without a result, so the next request is the trial.
-            self.state, self._trial = State.OPEN, None
+            raise
+        else:
+            self.record_connection()
+        finally:
+            if request is self._trial:
+                # The trial ended without a result, so the next request is the trial.
+                self.state, self._trial = State.OPEN, None
 
     def record_connection(self) -> None:
         """Close the breaker: a connection to the backend was made, by any request."""
@@ -139,7 +139,7 @@ class CircuitBreaker:
                 seconds=round(self._clock.seconds() - self._unreachable_since),
             )
 
-    def _record_failure(self, guard: Guard, failure: ConnectError) -> None:
+    def _record_failure(self, request: object, failure: ConnectError) -> None:
         now = self._clock.seconds()
         if self.state is State.CLOSED:
             self._failures += 1
@@ -155,7 +155,7 @@ class CircuitBreaker:
                     failures=self._failures,
                 )
                 self._open(now)
-        elif guard is self._trial:
+        elif request is self._trial:
             self._last_error = failure.message
             self._open(now)
 
@@ -175,20 +175,3 @@ class CircuitBreaker:
             code="backend_unreachable",
             retry_after=seconds,
         )
-
-
-class Guard:
-    """One guarded request; its block lasts until the backend has responded or failed."""
-
-    __slots__ = ("_breaker",)
-
-    def __init__(self, breaker: CircuitBreaker) -> None:
-        self._breaker = breaker
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _: type[BaseException] | None, failure: BaseException | None, __: TracebackType | None
-    ) -> None:
-        self._breaker.record_outcome(self, failure)

@@ -41,13 +41,14 @@ class ConnectError(ApiError):
 
 
 class _NullCookieJar(CookieJar):
-    """A jar that stores nothing: one client's cookies must not reach the next client's request."""
+    """
+    Stores nothing: one client's cookies must not reach the next client's request.
 
-    def add_cookie_header(self, request: object) -> None:
-        """Do nothing."""
+    A jar whose policy rejects all cookies takes 14 us more for each request.
+    """
 
-    def extract_cookies(self, response: object, request: object) -> None:
-        """Do nothing."""
+    def add_cookie_header(self, request: object) -> None: ...
+    def extract_cookies(self, response: object, request: object) -> None: ...
 
 
 class _VerbatimURL(EncodedURL):
@@ -58,8 +59,6 @@ class _VerbatimURL(EncodedURL):
     as long as the rest of treq's work together.
     """
 
-    __slots__ = ("_text",)
-
     def __init__(self, text: str) -> None:
         self._text = text
 
@@ -68,6 +67,30 @@ class _VerbatimURL(EncodedURL):
 
     def to_text(self, with_password: bool = False) -> str:  # noqa: FBT001, FBT002
         return self._text
+
+
+class _NonDecodingAgent(SingleUseAgent):
+    """
+    Hides the coding gzip from treq, which would decode it: bodies pass unchanged or are rejected.
+
+    Names of codings are case-insensitive (RFC 9110, section 8.4.1), but treq compares them exactly.
+    """
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        response = super().request(method, uri, headers, bodyProducer)
+        return response.addCallback(_set_codings, bytes.upper)
+
+
+def _set_codings(response: IResponse, change: Callable[[bytes], bytes]) -> IResponse:
+    codings = response.headers.getRawHeaders(b"Content-Encoding", [])
+    response.headers.setRawHeaders(b"Content-Encoding", [change(coding) for coding in codings])
+    return response
 
 
 def https_policy(ca: Path | None) -> BrowserLikePolicyForHTTPS:
@@ -122,7 +145,7 @@ class BackendClient:
         self._connect_timeout = connect_timeout
         self._reactor = reactor
         self._cookies = cast("Any", _NullCookieJar())
-        agent = SingleUseAgent(reactor, https_policy(ca), connect_timeout, on_connected)
+        agent = _NonDecodingAgent(reactor, https_policy(ca), connect_timeout, on_connected)
         self._client = HTTPClient(agent, self._cookies)
 
     def request(
@@ -141,7 +164,7 @@ class BackendClient:
 
         :param target: path and query as the client wrote them, from `/v1` on
         :param headers: belongs to the request from now on; the caller must not use it again
-        :raises ApiError: 502, there is no valid response; or the error that `body` failed with
+        :raises ApiError: 502, there is no valid response
         :raises ConnectError: 502 or 504, no connection was made, so nothing was sent
         """
         sent = headers if headers is not None else Headers()
@@ -151,17 +174,22 @@ class BackendClient:
             method,
             _VerbatimURL(self.url + target),
             headers=sent,
+            # treq would send the headers and the body in separate writes.
             data=BytesBody(body) if isinstance(body, bytes) else body,
+            # Otherwise treq makes a jar for each request.
             cookies=self._cookies,
+            # Otherwise treq keeps the body of the response.
             unbuffered=True,
+            # A redirect is the client's to follow.
             allow_redirects=False,
+            # Otherwise treq imports the global reactor.
             reactor=self._reactor,
         )
         return self._response(response)
 
     async def _response(self, response: Deferred[Any]) -> IResponse:
         try:
-            return cast("IResponse", await response)
+            return _set_codings(await response, bytes.lower)
         except CancelledError:
             raise
         except Exception as failure:
@@ -169,9 +197,6 @@ class BackendClient:
 
     def _to_api_error(self, failure: Exception) -> ApiError:
         cause = _root_cause(failure)
-        if isinstance(cause, ApiError):
-            # The client's upload failed.
-            return cause
         error_class: type[ApiError] = ConnectError
         status, code = 502, "backend_unreachable"
         if isinstance(cause, error.TimeoutError):

@@ -31,6 +31,25 @@ MAX_BODY = 16 * 1024 * 1024
 NO_ROUTE_STATUSES = frozenset({404, 405, 501})
 
 
+class ModelEntry(msgspec.Struct):
+    """
+    An entry of `GET /v1/models`.
+
+    :ivar owned_by: shows the backend's kind
+    :ivar max_model_len: maximum tokens of a prompt and its answer together (vLLM, SGLang)
+    """
+
+    id: str = ""
+    owned_by: str = ""
+    max_model_len: int | None = None
+
+
+class ModelList(msgspec.Struct):
+    """The body of `GET /v1/models`."""
+
+    data: list[ModelEntry] = []
+
+
 class ProbeResponse(NamedTuple):
     """
     A response of the backend, with its body.
@@ -87,20 +106,8 @@ class BackendProbe:
         :param timeout: seconds after which the request counts as failed
         """
         response = Deferred.fromCoroutine(self._request(call, body))
-
-        def cancel(result: Deferred[ProbeResponse | None]) -> None:
-            # Fired before the connection is aborted, whose error would count as a failed probe.
-            result.errback(defer.CancelledError())
-            response.cancel()
-
-        result: Deferred[ProbeResponse | None] = Deferred(cancel)
         response.addTimeout(timeout, self._clock)
-        response.addErrback(_none_if_failed)
-        response.addCallbacks(
-            lambda value: None if result.called else result.callback(value),
-            lambda failure: None if result.called else result.errback(failure),
-        )
-        return result
+        return response.addErrback(_none_if_failed)
 
     async def _request(self, call: str, body: Any) -> ProbeResponse:
         method, _, target = call.partition(" ")
@@ -113,5 +120,4 @@ class BackendProbe:
 
 
 def _none_if_failed(failure: Failure) -> None:
-    """Return None for a failure of the backend; raise internal errors again."""
     failure.trap(ApiError, BodyTooLarge, defer.TimeoutError)

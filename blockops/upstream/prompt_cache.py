@@ -12,7 +12,7 @@ from __future__ import annotations
 import msgspec
 from twisted.logger import Logger
 
-from blockops.upstream.probe import NO_ROUTE_STATUSES, BackendProbe, ProbeResponse
+from blockops.upstream.probe import NO_ROUTE_STATUSES, BackendProbe, ModelList, ProbeResponse
 
 #: Bound of the slots of llama.cpp's server that are erased: each takes a request.
 MAX_SLOTS = 64
@@ -27,14 +27,6 @@ RESET_CALLS = {
 LLAMACPP = "llamacpp"
 #: Tried if the backend's kind is unknown.
 DEFAULT_RESET_CALL = "DELETE /v1/cache"
-
-
-class _Model(msgspec.Struct):
-    owned_by: str = ""
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model] = []
 
 
 class _Props(msgspec.Struct):
@@ -93,8 +85,8 @@ class PromptCacheReset:
                 " next reset tries again."
             )
             return None
-        models = response.decode(_Models)
-        owners = [model.owned_by for model in models.data] if models is not None else []
+        models = response.decode(ModelList) or ModelList()
+        owners = [model.owned_by for model in models.data]
         if LLAMACPP in owners:
             response = await self._probe.request("GET /props")
             props = response.decode(_Props) if response is not None else None

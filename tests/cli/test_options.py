@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,7 +19,6 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from blockops import __version__, tap
 from blockops.cli.options import Options
 from blockops.daemon import service
-from blockops.daemon.signals import PendingHangup
 from blockops.settings.table import TABLE, Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -373,17 +370,6 @@ class MakeServiceTests(SynchronousTestCase):
 
     def test_a_daemon(self):
         self.assertTrue(IService.providedBy(self.make("--port=0")))
-
-    def test_a_hangup_is_deferred_while_the_daemon_starts(self):
-        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        self.addCleanup(signal.signal, signal.SIGHUP, before)
-        options = tap.Options({"BLOCKOPS_LOG_FILE": "off"}, system_file="/missing")
-        options.parseOptions(["--port=0"])
-        os.kill(os.getpid(), signal.SIGHUP)
-        pending = signal.getsignal(signal.SIGHUP)
-        assert isinstance(pending, PendingHangup)
-        self.assertTrue(pending.is_received)
-        self.assertEqual(options.settings.port, 0)
 
     def test_objects_created_at_start_are_frozen(self):
         before = gc.get_freeze_count()

@@ -217,6 +217,12 @@ class TrimTests(SynchronousTestCase):
             self.assertEqual((error.status, error.code), (400, "context_length_exceeded"))
             self.assertIn("--token-hard-threshold", error.message)
 
+    def test_a_result_with_few_characters_is_not_shortened(self) -> None:
+        """It has 12,000 bytes, but only 4,000 characters."""
+        history = [*agent_history(0), assistant(None, "c"), tool_result("c", "漢" * 4_000)]
+        error = self.assertRaises(ApiError, TrimmedConversation().trim, history)
+        self.assertEqual(error.code, "context_length_exceeded")
+
     def test_incomplete_last_step_is_rejected_with_its_reason(self) -> None:
         for end, reason in (
             ([assistant(None, "x")], "do not all have a result"),

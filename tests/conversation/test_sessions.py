@@ -2,50 +2,79 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.api.chat.request import ChatRequest
 from blockops.conversation.context_window import TrimPoint
-from blockops.conversation.sessions import MAX_HISTORIES, MAX_SESSION_ID_LENGTH, Identity, Sessions
+from blockops.conversation.messages import MessageParser
+from blockops.conversation.sessions import (
+    MAX_HISTORIES,
+    MAX_SESSION_ID_LENGTH,
+    ClientIdentity,
+    Sessions,
+    session_id,
+)
+from tests.conversation.histories import system, user
+
+
+def identify(
+    header: str = "",
+    address: str = "",
+    key: str = "",
+    first_user: str = "Please",
+    **fields: Any,
+) -> str:
+    messages = [system(), user(first_user)]
+    request = ChatRequest.parse(json.dumps({"messages": messages, **fields}).encode())
+    client = ClientIdentity(header, address, key, is_reset_requested=False)
+    return session_id(request, client, MessageParser().parse(request.messages()))
 
 
 class SessionIdTests(SynchronousTestCase):
     def test_order_of_sources(self) -> None:
-        fields: dict[str, Any] = {"header": "h", "metadata": "m", "cache_key": "k", "user": "u"}
-        while fields:
-            source, value = next(iter(fields.items()))
-            self.assertEqual(Identity(**fields).session_id(), f"{source}:{value}")
-            del fields[source]
+        fields: dict[str, Any] = {
+            "header": "h",
+            "metadata": {"session_id": " m "},
+            "prompt_cache_key": 7,
+            "user": "u",
+        }
+        for name in ("header:h", "metadata:m", "cache_key:7", "user:u"):
+            self.assertEqual(identify(**fields), name)
+            del fields[next(iter(fields))]
+
+    def test_values_that_are_no_ids(self) -> None:
+        values: list[Any] = [None, "", " ", [], {}, 1.5]
+        for value in values:
+            self.assertEqual(identify(user=value, metadata=value), identify(), value)
 
     def test_same_value_of_another_source(self) -> None:
-        self.assertNotEqual(Identity(header="x").session_id(), Identity(user="x").session_id())
+        self.assertNotEqual(identify(header="x"), identify(user="x"))
 
     def test_without_an_id_from_the_client(self) -> None:
-        base: dict[str, Any] = {"address": "1", "key": "k", "model": "m", "first_user_digest": b"f"}
-        session_id = Identity(**base).session_id()
-        self.assertEqual(session_id, Identity(**base).session_id())
+        base: dict[str, Any] = {"address": "1", "key": "k", "model": "m", "first_user": "f"}
+        self.assertEqual(identify(**base), identify(**base))
         for field, other in (
             ("address", "2"),
             ("key", "l"),
             ("model", "n"),
-            ("first_user_digest", b"g"),
+            ("first_user", "g"),
         ):
-            self.assertNotEqual(session_id, Identity(**{**base, field: other}).session_id(), field)
+            self.assertNotEqual(identify(**base), identify(**{**base, field: other}), field)
         shifted = {**base, "address": "1k", "key": ""}
-        self.assertNotEqual(session_id, Identity(**shifted).session_id())
+        self.assertNotEqual(identify(**base), identify(**shifted))
 
     def test_no_secret_in_the_id(self) -> None:
-        self.assertNotIn("sesame", Identity(key="Bearer sesame").session_id())
+        self.assertNotIn("sesame", identify(key="Bearer sesame"))
 
     def test_long_and_unprintable_ids(self) -> None:
         for value in ("x" * 10_000, "two\nlines", "\ud83d"):
-            session_id = Identity(header=value).session_id()
-            self.assertLess(len(session_id), MAX_SESSION_ID_LENGTH + 10)
-            self.assertTrue(session_id.isprintable())
-        self.assertNotEqual(
-            Identity(header="x" * 100).session_id(), Identity(header="x" * 101).session_id()
-        )
+            name = identify(header=value)
+            self.assertLess(len(name), MAX_SESSION_ID_LENGTH + 10)
+            self.assertTrue(name.isprintable())
+        self.assertNotEqual(identify(header="x" * 100), identify(header="x" * 101))
 
 
 class SessionsTests(SynchronousTestCase):

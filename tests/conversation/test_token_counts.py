@@ -18,7 +18,6 @@ from blockops.conversation.token_counts import (
     ModelCounts,
     TokenCounts,
     raw_estimate,
-    tools_info,
     upper_bound,
 )
 from tests.conversation.histories import assistant, to_json, user, valid_histories
@@ -64,6 +63,7 @@ class CountTests(SynchronousTestCase):
         plain, with_calls, with_image = infos(assistant("a"), assistant("a", "c1", "c2"), image)
         self.assertGreater(counts.count(with_calls), counts.count(plain))
         self.assertGreaterEqual(counts.count(with_image), IMAGE_TOKENS)
+        tools_info = MessageParser().tools_info
         self.assertGreater(counts.count(tools_info(b'[{"type": "function", "function": {}}]')), 8)
         self.assertLess(counts.count(tools_info(b"")), 8)
 

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.daemon import signals
-from blockops.daemon.signals import STOP_SIGNALS, PendingHangup, SignalHandlers, defer_hangup
+from blockops.daemon.signals import STOP_SIGNALS, SignalHandlers
 
 
 class Reactor:
@@ -88,74 +88,6 @@ class SignalsTests(SynchronousTestCase):
         self.signals.on_hangup(lambda: None)
         self.signals.restore()
         self.assertEqual(self.calls[-1], str(signal.SIG_DFL))
-
-
-class DeferredHangupTests(SynchronousTestCase):
-    """SIGHUP before the daemon can reload."""
-
-    def setUp(self) -> None:
-        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        self.addCleanup(signal.signal, signal.SIGHUP, before)
-        self.patch(signals, "_has_terminal", lambda: False)
-        self.reactor = Reactor()
-        self.calls: list[str] = []
-
-    def install(self) -> None:
-        handlers = SignalHandlers(self.reactor)
-        self.addCleanup(handlers.restore)
-        handlers.on_hangup(lambda: self.calls.append("reload"))
-
-    def test_early_hangups_cause_one_reload(self) -> None:
-        # The dispositions that a shell and `nohup` set.
-        for before in (signal.SIG_DFL, signal.SIG_IGN):
-            signal.signal(signal.SIGHUP, before)
-            self.calls.clear()
-            defer_hangup()
-            for _ in range(3):
-                os.kill(os.getpid(), signal.SIGHUP)
-            self.install()
-            self.install()
-            self.assertEqual(self.calls, [])
-            self.reactor.turn()
-            self.assertEqual(self.calls, ["reload"])
-
-    def test_no_hangup(self) -> None:
-        defer_hangup()
-        self.install()
-        self.reactor.turn()
-        self.assertEqual(self.calls, [])
-
-    def test_terminal_closed_during_the_start(self) -> None:
-        self.patch(signals, "_has_terminal", lambda: True)
-        defer_hangup()
-        self.patch(signals, "_has_terminal", lambda: False)
-        os.kill(os.getpid(), signal.SIGHUP)
-        self.install()
-        self.reactor.turn()
-        self.assertEqual((self.calls, self.reactor.stopped), ([], 1))
-
-    def test_a_daemon_in_another_session_ignores_the_terminal(self) -> None:
-        self.patch(signals, "_has_terminal", lambda: True)
-        defer_hangup()
-        handlers = SignalHandlers(self.reactor)
-        self.addCleanup(handlers.restore)
-        session = os.getsid(0)
-        self.patch(signals, "_has_terminal", lambda: False)
-        self.patch(os, "getsid", lambda _: session + 1)
-        handlers.on_hangup(lambda: self.calls.append("reload"))
-        os.kill(os.getpid(), signal.SIGHUP)
-        self.reactor.turn()
-        self.assertEqual((self.calls, self.reactor.stopped), (["reload"], 0))
-        handlers.on_hangup(lambda: self.calls.append("again"))  # without a pending hangup
-        os.kill(os.getpid(), signal.SIGHUP)
-        self.reactor.turn()
-        self.assertEqual((self.calls, self.reactor.stopped), (["reload", "again"], 0))
-
-    def test_an_installed_handler_stays(self) -> None:
-        handler = PendingHangup()
-        signal.signal(signal.SIGHUP, handler)
-        defer_hangup()
-        self.assertIs(signal.getsignal(signal.SIGHUP), handler)
 
 
 class TerminalTests(SynchronousTestCase):

@@ -113,9 +113,12 @@ EXPECTED_OUTCOMES: dict[str, tuple[str | None, str | None]] = {
     "503 without a body": ("503 None", "503 None"),
     "a truncated error response": ("500 None", "500 None"),
     "a stalled error response": ("504 backend_timeout", "504 backend_timeout"),
-    "gzip": ("complete", "complete"),
-    "gzip header without gzip": ("event backend_truncated", "502 backend_truncated"),
-    "gzip truncated": ("event backend_truncated", "502 backend_truncated"),
+    "gzip": ("502 backend_response_compressed", "502 backend_response_compressed"),
+    "gzip header without gzip": (
+        "502 backend_response_compressed",
+        "502 backend_response_compressed",
+    ),
+    "gzip truncated": ("502 backend_response_compressed", "502 backend_response_compressed"),
 }
 #: Faults whose text differs, so that they have separate tests.
 TESTED_SEPARATELY = ("an event of 7 MiB", "invalid UTF-8")

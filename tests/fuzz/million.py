@@ -37,9 +37,9 @@ from blockops.api.chat.request import ChatRequest
 from blockops.api.passthrough import PassThrough
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.aggregate import ChunkAggregator
-from blockops.translation.non_streaming import response_as_stream, translate_response
+from blockops.translation.non_streaming import ResponseTranslator
 from blockops.translation.stream import StreamTranslator
+from tests.api.requests import response_as_stream, translate_response
 from tests.api.strict import InvalidStream, read_strictly
 from tests.faults.responses import parse_error, parse_response
 from tests.fuzz.mutations import ANSWERS, BODIES, REQUESTS, RESPONSES, mutated, pieces
@@ -170,7 +170,7 @@ def join(dice: random.Random) -> None:
     request, options = dice.choice(CHAT_REQUESTS), dice.choice(OPTIONS)
     outcomes = []
     for parts in ([data], pieces(data, dice)):
-        aggregator = ChunkAggregator(request, options, max_answer=1 << 20, new_id=Ids())
+        aggregator = ResponseTranslator(request, options, max_answer=1 << 20, new_id=Ids())
         for piece in parts:
             aggregator.receive_data(piece)
         try:

@@ -50,20 +50,6 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-#: Sends itself a SIGHUP after the settings are read and before the service exists.
-_EARLY_HANGUP = """
-import os, signal
-from blockops import tap
-make = tap.makeService
-def send_hangup_and_make(options):
-    os.kill(os.getpid(), signal.SIGHUP)
-    return make(options)
-tap.makeService = send_hangup_and_make
-from twisted.scripts.twistd import run
-run()
-"""
-
-
 class ReloadTests(DaemonTestCase):
     def test_keys_and_the_log_are_reopened(self) -> None:
         backend = self.backend(backends.stream_text("hello"))
@@ -118,25 +104,9 @@ class ReloadTests(DaemonTestCase):
         self.assertEqual(self.status(daemon, "sk-alice"), 200)
         self.assertEqual(backend.requests[0].headers["authorization"], "Bearer first")
 
-    def test_a_hangup_during_the_start(self) -> None:
-        """The signal is neither lost, nor does it end the process."""
-        backend = self.backend(backends.stream_text("hello"))
-        daemon = self.daemon(backend, kind=DaemonWithEarlyHangup)
-        wait_for(lambda: "Reloaded" in daemon.read_log(), "the reload is not logged")
-        self.assertEqual(send_request(daemon.url, chat_body(stream=True)).status, 200)
-
     def status(self, daemon: Daemon, key: str) -> int:
         headers = {"Authorization": f"Bearer {key}"}
         return send_request(daemon.url, chat_body(stream=True), headers=headers).status
-
-
-class DaemonWithEarlyHangup(Daemon):
-    """blockops that receives a SIGHUP during its start."""
-
-    twistd = (
-        *(sys.executable, "-c", _EARLY_HANGUP),
-        *("-n", "--pidfile="),
-    )
 
 
 class StopTests(DaemonTestCase):

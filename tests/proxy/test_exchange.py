@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import provider
 
 from blockops.conversation.feedback import AnswerFeedback
-from blockops.operations.traffic_log.records import Record
+from blockops.conversation.turn import Conversations
 from blockops.proxy.endpoints import passthrough
-from blockops.proxy.endpoints.chat import ChatEndpoint
 from blockops.proxy.endpoints.health import HealthEndpoints
 from blockops.server.response import ClientResponse
 from blockops.translation.stream import StreamTranslator
@@ -176,38 +174,7 @@ class RecordTests(SynchronousTestCase):
         self.assertCountEqual(request_ids, [record.id for record in world.traffic.responses()])
 
 
-class RunAfterFirstWaitTests(SynchronousTestCase):
-    """`run_after_first_wait`: records and translators are made after the request is sent."""
-
-    def watch(self, world: World) -> list[tuple[str, bool]]:
-        """Return the events so far, each with True if the backend was contacted before it."""
-        events: list[tuple[str, bool]] = []
-        write, make = world.traffic.write, StreamTranslator.__init__
-
-        def record_write(record: Record) -> None:
-            events.append((type(record).__name__, bool(world.reactor.tcpClients)))
-            write(record)
-
-        def record_init(*args: Any, **more: Any) -> None:
-            events.append(("StreamTranslator", bool(world.reactor.tcpClients)))
-            make(*args, **more)
-
-        # Each component holds the bound method, so the class is patched.
-        self.patch(type(world.traffic), "write", lambda _, record: record_write(record))
-        self.patch(StreamTranslator, "__init__", record_init)
-        return events
-
-    def test_the_request_is_sent_first(self) -> None:
-        world = World()
-        events = self.watch(world)
-        client, backend = world.start_chat()
-        self.assertEqual(events, [("RequestRecord", True), ("StreamTranslator", True)])
-        backend.begin_stream()
-        backend.stream(chunk("hi", finish="stop"), DONE)
-        self.assertEqual(client.events()[-1], "[DONE]")
-        world.reactor.advance(0)
-        self.assertEqual(len(events), 3)
-
+class LogOrderTests(SynchronousTestCase):
     def test_queued_requests_are_logged_at_once(self) -> None:
         world = World(max_concurrent=1)
         world.start_chat()
@@ -218,22 +185,24 @@ class RunAfterFirstWaitTests(SynchronousTestCase):
     def test_rejected_requests_are_logged_before_their_responses(self) -> None:
         world = World(max_concurrent=1, max_queue=0)
         world.start_chat()
-        events = self.watch(world)
+        world.traffic.records.clear()
         for stream in (True, False):
             client = world.client()
             client.post("/v1/chat/completions", chat(stream=stream))
             self.assertEqual(client.status(), 429)
-        names = [name for name, _ in events if name != "StreamTranslator"]
+        names = [type(record).__name__ for record in world.traffic.records]
         self.assertEqual(names, ["RequestRecord", "ResponseRecord"] * 2)
 
-    def test_a_failure_fails_the_request(self) -> None:
-        for target, what in ((ChatEndpoint, "_log_request"), (StreamTranslator, "__init__")):
+    def test_a_request_that_fails_early_is_logged(self) -> None:
+        for target, what in ((Conversations, "begin"), (StreamTranslator, "__init__")):
             world = World()
             patch = self.patch(target, what, lambda *_, **__: 1 // 0)
-            client, backend = world.start_chat()
+            client = world.client()
+            client.post("/v1/chat/completions", chat())
             self.assertEqual(client.status(), 500)
-            self.assertTrue(backend.wire.aborted)
+            self.assertEqual(world.connection_attempts(), 0)
             self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+            self.assertIn(b"Hello", world.traffic.requests()[0].body)
             self.assertEqual(len(world.traffic.requests()), 1)
             self.assertEqual(len(world.traffic.responses()), 1)
             self.assertEqual(world.load(), IDLE)

@@ -23,8 +23,7 @@ class LabelTests(SynchronousTestCase):
         labels = {"none"}  # of requests that no route serves
         for node in ast.walk(ast.parse(inspect.getsource(routes))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Route":
-                _, _, label = node.args
-                labels.add(ast.literal_eval(label))
+                labels |= {ast.literal_eval(label) for label in node.args[1:2]}
         row = re.search(r"Routes: (.*?)\. Statuses: ", ACCESS_PAGE.read_text("utf-8"))
         assert row is not None
         listed = re.findall(r"`([a-z]+)`", row[1])

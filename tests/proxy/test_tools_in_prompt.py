@@ -9,7 +9,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.conversation.messages import MessageParser
-from blockops.conversation.token_counts import RATIO_RANGE, raw_estimate, tools_info
+from blockops.conversation.token_counts import RATIO_RANGE, raw_estimate
 from blockops.conversation.tools_in_prompt import MUST_CALL, NO_CALL, TOOL_FIELDS
 from blockops.errors import ApiError
 from blockops.plugins import tool_prompt_for
@@ -231,7 +231,8 @@ class TokenCountTests(SynchronousTestCase):
                 chunk("Hi", role="assistant"), chunk(finish_reason="stop"), usage_event, DONE
             )
             backend.reactor.advance(0)
-            sent = [hello.info, tools_info(HermesPrompt().tools_text([WEATHER]).encode())]
+            tools_text = HermesPrompt().tools_text([WEATHER])
+            sent = [hello.info, MessageParser().tools_info(tools_text.encode())]
             ratio = world.daemon.components.conversations.tokens.for_model("m").ratio
             self.assertAlmostEqual(ratio, 520 / raw_estimate(sent), msg=tools)
             self.assertLess(ratio, RATIO_RANGE[1])

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.proxy import relay
 from blockops.server import limits, upload
 from blockops.server import request as request_module
 from blockops.server import response as response_module
 from blockops.server.limits import KEEP_ALIVE, MAX_HEAD, MAX_LINE, MIN_UPLOAD_RATE
 from blockops.settings.table import TABLE, Settings
-from blockops.upstream import backend
 from blockops.upstream.http import response_parser
 from tests.faults.client import encode_request, encode_request_head
 from tests.faults.responses import judge
@@ -315,7 +315,7 @@ class LimitsPage(SynchronousTestCase):
             "MIN_UPLOAD_RATE": (limits.MIN_UPLOAD_RATE, "16 KiB/s"),
             "LINGER": (limits.LINGER, "30 s"),
             "UPLOAD_BUFFER": (upload.UPLOAD_BUFFER, "512 KiB"),
-            "MAX_ERROR": (backend.MAX_ERROR, "1 MiB"),
+            "MAX_ERROR": (relay.MAX_ERROR, "1 MiB"),
             "WRITE_SIZE": (response_module.WRITE_SIZE, "64 KiB"),
         }
         units = {"KiB": 1 << 10, "KiB/s": 1 << 10, "MiB": 1 << 20, "s": 1}

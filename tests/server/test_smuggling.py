@@ -700,6 +700,7 @@ class StreamedText(Case):
         backend.begin_stream()
         evil = "0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison\n\ndata: [DONE]\n\n"
         backend.stream(chunk(evil, role="assistant"), chunk(finish="stop"), DONE)
+        world.reactor.advance(0)
         self.assertTrue(client.is_complete())
         texts = [
             json.loads(each)["choices"][0]["delta"].get("content") for each in client.events()[:-1]

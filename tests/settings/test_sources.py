@@ -227,6 +227,7 @@ class ConfigFileTests(SynchronousTestCase):
             ("port", [80]),
             ("heartbeat", float("nan")),
             ("heartbeat", float("inf")),
+            ("heartbeat", 10**400),
             ("heartbeat", True),
             ("heartbeat-json", "si"),
             ("heartbeat-json", 2),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Annotated, Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Meta
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.settings import types
 from blockops.settings.table import TABLE
 from blockops.settings.types import InvalidValue
+
+SIZE_OR_ZERO = Annotated[int, Meta(ge=0, le=types.MAX_SIZE), types.BYTES]
 
 
 class BackendUrlTests(SynchronousTestCase):
@@ -74,7 +78,7 @@ class ValueTypeTests(SynchronousTestCase):
             self.assertRaises(InvalidValue, types.ALIASES.parse, bad)
 
     def test_sizes(self) -> None:
-        value_type = types.size(0)
+        value_type = types.value_type(SIZE_OR_ZERO)
         for text, number in (
             ("0", 0),
             ("64k", 65536),
@@ -89,7 +93,7 @@ class ValueTypeTests(SynchronousTestCase):
             self.assertRaises(InvalidValue, value_type.parse, text)
 
     def test_durations(self) -> None:
-        value_type = types.duration(0)
+        value_type = types.value_type(types.SecondsOrZero)
         for text, seconds in (
             ("0", 0.0),
             ("10", 10.0),
@@ -107,7 +111,7 @@ class ValueTypeTests(SynchronousTestCase):
             self.assertRaises(InvalidValue, value_type.parse, text)
 
     def test_integers(self) -> None:
-        value_type = types.integer(0, 100)
+        value_type = types.value_type(Annotated[int, Meta(ge=0, le=100)])
         for text in ("", " 1", "1 ", "+1", "-1", "1.0", "1_0", "0x1", "٣", "101", "9" * 5000):
             self.assertRaises(InvalidValue, value_type.parse, text)
         self.assertEqual([value_type.parse(text) for text in ("0", "007", "100")], [0, 7, 100])
@@ -129,7 +133,8 @@ class ValueTypeTests(SynchronousTestCase):
 
     @given(st.integers(min_value=0, max_value=1 << 40))
     def test_formatted_sizes_are_parsed_back(self, number: int) -> None:
-        self.assertEqual(types.size(0).parse(types.format_size(number)), number)
+        value_type = types.value_type(SIZE_OR_ZERO)
+        self.assertEqual(value_type.parse(types.format_size(number)), number)
 
     @given(st.text() | st.integers() | st.floats() | st.none() | st.lists(st.text()))
     def test_any_value_is_parsed_or_rejected(self, value: object) -> None:
@@ -138,6 +143,6 @@ class ValueTypeTests(SynchronousTestCase):
                 value_type.parse(value)
 
     def test_choice_describes_all_its_values(self) -> None:
-        value_type = types.choice("a", "b", "c")
+        value_type = types.value_type(Literal["a", "b", "c"])
         self.assertEqual(value_type.accepts, "a, b or c")
         self.assertEqual(value_type.metavar, "a|b|c")

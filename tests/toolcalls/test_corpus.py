@@ -14,8 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.chat.request import ChatRequest
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.non_streaming import translate_response
 from blockops.translation.stream import StreamTranslator
+from tests.api.requests import translate_response
 from tests.toolcalls.reading import Call, ParserOutput, parse_pieces, splits
 
 CORPUS = Path(__file__).parent.parent / "corpus"

@@ -6,7 +6,7 @@ from blockops.toolcalls.deltas import CallArguments, CallFinished, CallStarted, 
 from blockops.toolcalls.dialect import Opener
 from blockops.toolcalls.dialects import BUILT_IN
 from blockops.toolcalls.grammar.json_call import MAX_COMMENTS_BEFORE_CALL
-from blockops.toolcalls.grammar.json_states import MAX_WORD
+from blockops.toolcalls.grammar.json_stream import MAX_WORD
 from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.parser import READ_SIZE, ToolCallParser
 from blockops.toolcalls.reader import (
@@ -285,7 +285,7 @@ class LongKeyTests(ParserTestCase):
         parser.feed('<tool_call>{"name": "now", "arguments": {}, "')
         for _ in range(100):
             parser.feed("a" * 1000)
-        stored = parser._reader._call._value_pieces  # type: ignore[attr-defined]
+        stored = parser._reader._call._member_pieces  # type: ignore[attr-defined]
         self.assertLessEqual(sum(map(len, stored)), MAX_WORD + 1)
         text = f'<tool_call>{{"name": "now", "{"a" * 10_000}": 1, "args": {{"b": 1}}}}</tool_call>'
         for pieces in ([text], [*text]):
@@ -334,16 +334,16 @@ class StreamingTests(ParserTestCase):
             deltas,
         )
 
-    def test_adjacent_texts_are_one_delta(self) -> None:
+    def test_adjacent_texts_and_arguments_are_one_delta(self) -> None:
         parser = ToolCallParser(TOOLS)
         self.assertEqual(
             [
                 TextDelta("A <tool_call> B"),
                 CallStarted("now", "line"),
-                CallArguments('{"a": 1'),
-                CallArguments("}"),
+                CallArguments('{"a": 1}'),
+                CallFinished(),
             ],
-            parser.feed(f"A <tool_call> B\n{LINE}")[:-1],
+            parser.feed(f"A <tool_call> B\n{LINE}"),
         )
 
     def test_trailing_spaces_wait_for_the_next_text(self) -> None:
@@ -353,34 +353,6 @@ class StreamingTests(ParserTestCase):
         ]
         texts = ["one", "two", " three", "  four", "five     ", "six"]
         self.assertEqual(deltas, [[TextDelta(text)] for text in texts])
-
-    def test_verbatim_text(self) -> None:
-        parser = ToolCallParser(TOOLS)
-        self.assertIsNone(parser.verbatim)
-        parser.feed("one")
-        self.assertFalse(parser.is_in_call)
-        for text, matches in (("two", 1), ("two ", 0), ("", 0), ("<t", 0), ("two\n", 0)):
-            assert parser.verbatim is not None
-            self.assertEqual(parser.verbatim.pattern.fullmatch(text) is not None, matches, text)
-        parser.feed("two ")
-        self.assertIsNone(parser.verbatim)
-        parser.feed("three" + XML.partition("</parameter>")[0])
-        self.assertTrue(parser.is_in_call)
-        angle_brackets = (("x < y", 1), ("a <br>", 1), ("</", 0), ("<p", 0), ("a <", 0), ("<<", 0))
-        for text, matches in (
-            ("y", 1),
-            ("y ", 1),
-            ("<", 0),
-            ("y\n", 0),
-            ("y\nz", 1),
-            ('"', 1),
-            *angle_brackets,
-        ):
-            assert parser.verbatim is not None
-            self.assertEqual(parser.verbatim.pattern.fullmatch(text) is not None, matches, text)
-        counting = ToolCallParser(OfferedTools({}, may_translate=False))
-        self.assertEqual(counting.feed("one"), [TextDelta("one")])
-        self.assertIsNone(counting.verbatim)
 
     def test_choices_do_not_mix(self) -> None:
         parsers = ToolCallParser(TOOLS), ToolCallParser(TOOLS)

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.chat.request import ChatRequest
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.non_streaming import translate_response
+from tests.api.requests import translate_response
 from tests.toolcalls.reading import parse_pieces, splits
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "translation.md").read_text()

@@ -124,9 +124,14 @@ class PlainTests(ClientTestCase):
         await collect(response, 100, lambda _: None)
         self.assertEqual(len(self.resource.headers), 1)
 
-    async def test_gzip(self) -> None:
+    async def test_gzip_is_not_decoded(self) -> None:
         backend = await self.echo()
-        self.assertEqual(await self.body(backend, "/v1/gzip"), b"tight")
+        response = await backend.request("GET", "/v1/gzip")
+        self.assertEqual(response.headers.getRawHeaders("Content-Encoding"), ["gzip"])
+        body = Deferred.fromCoroutine(collect(response, 100, lambda _: None))
+        error = await self.assertFailure(cast("Deferred[ApiError]", body), ApiError)
+        self.assertEqual((error.status, error.code), (502, "backend_response_compressed"))
+        self.assertIn("(gzip)", error.message)
 
     async def test_connection_refused(self) -> None:
         backend = await self.echo()

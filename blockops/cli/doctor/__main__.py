@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from blockops.cli.doctor.diagnosis import Diagnosis
+from blockops.cli.doctor.diagnosis import diagnose
 from blockops.cli.doctor.findings import DiagnosisReport, sanitize
 from blockops.cli.doctor.tools import QUESTION
 from blockops.daemon.wiring import DEMO
@@ -22,7 +22,7 @@ from blockops.settings.table import Settings
 from blockops.settings.types import InvalidValue
 from blockops.upstream.client import BackendClient
 
-_PATIENCE = types.duration()
+_PATIENCE = types.value_type(types.Seconds)
 
 
 def _parse_patience(text: str) -> float:
@@ -88,7 +88,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
-async def _diagnose(reactor: Any, arguments: argparse.Namespace, settings: Settings) -> None:
+async def _report(reactor: Any, arguments: argparse.Namespace, settings: Settings) -> None:
     try:
         client = BackendClient(
             reactor,
@@ -99,16 +99,15 @@ async def _diagnose(reactor: Any, arguments: argparse.Namespace, settings: Setti
         )
     except ValueError as error:  # a --backend-ca without a valid certificate
         raise SystemExit(f"blockops: {error}") from None
-    diagnosis = Diagnosis(
-        reactor,
-        client,
-        model=arguments.model,
-        question=arguments.question,
-        response_timeout=arguments.patience,
-    )
     findings = []
     try:
-        async for finding in diagnosis.findings():
+        async for finding in diagnose(
+            reactor,
+            client,
+            model=arguments.model,
+            question=arguments.question,
+            response_timeout=arguments.patience,
+        ):
             sanitized = finding.sanitized(settings.backend_key)
             findings.append(sanitized)
             sys.stderr.write(f"{sanitized.topic}: {sanitized.verdict}\n")
@@ -128,7 +127,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     """
     arguments = _arguments(sys.argv[1:] if command_line is None else command_line)
     settings = _settings(arguments)
-    react(lambda reactor: Deferred.fromCoroutine(_diagnose(reactor, arguments, settings)))
+    react(lambda reactor: Deferred.fromCoroutine(_report(reactor, arguments, settings)))
 
 
 if __name__ == "__main__":

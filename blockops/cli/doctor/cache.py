@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import msgspec
-
+from blockops.cli.doctor.chat import ChatProbe, Completion
 from blockops.cli.doctor.findings import Finding
-from blockops.upstream.probe import NO_ROUTE_STATUSES, BackendProbe, ProbeResponse
+from blockops.upstream.probe import NO_ROUTE_STATUSES, ProbeResponse
 from blockops.upstream.prompt_cache import PromptCacheReset, was_reset
 from blockops.upstream.tokenizer import Tokenizer
 
@@ -35,100 +32,57 @@ async def token_finding(tokenizer: Tokenizer, model: str | None) -> Finding:
     return Finding(topic="tokens", verdict="counted", text="Counted by its /tokenize.")
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-
-
-class _Completion(msgspec.Struct):
-    usage: _Usage
-
-
-class _PromptUsage(NamedTuple):
-    """The number of tokens of a prompt, and how many of them came from the cache."""
-
-    tokens: int
-    cached: int
-
-    @property
-    def is_cached(self) -> bool:
-        return self.cached > CACHED_SHARE * self.tokens
-
-
-class PromptCacheTest:
+async def cache_finding(chat: ChatProbe, kind: str) -> Finding:
     """
-    Empties a backend's prompt cache, and compares the cached tokens before and after.
+    Empty the prompt cache; return the result, from the cached tokens before and after.
 
-    :param response_timeout: seconds that one response may take
+    :param kind: the server's name
     """
-
-    def __init__(self, probe: BackendProbe, model: str | None, response_timeout: float) -> None:
-        self._probe = probe
-        self._model = model
-        self._response_timeout = response_timeout
-
-    async def finding(self, kind: str) -> Finding:
-        """
-        Empty the cache and report the result.
-
-        :param kind: the server's name
-        """
-        hint = _HINTS.get(kind, "")
-        await self._send_prompt()
-        before = await self._send_prompt()
-        calls = await PromptCacheReset(self._probe, "auto").reset_calls()
-        if not calls:
+    hint = _HINTS.get(kind, "")
+    await _send_prompt(chat)
+    tokens, cached = await _send_prompt(chat)
+    was_cached = cached > CACHED_SHARE * tokens
+    calls = await PromptCacheReset(chat.probe, "auto").reset_calls()
+    if not calls:
+        return Finding(
+            topic="cache",
+            verdict="unknown",
+            text="It did not respond to GET /v1/models, which shows how its prompt cache is "
+            "emptied.",
+        )
+    for call in calls:
+        error = _failure(await chat.probe.request(call))
+        if error:
             return Finding(
                 topic="cache",
-                verdict="unknown",
-                text="It did not respond to GET /v1/models, which shows how its prompt cache is "
-                "emptied.",
-            )
-        for call in calls:
-            error = _failure(await self._probe.request(call))
-            if error:
-                return Finding(
-                    topic="cache",
-                    verdict="not supported",
-                    text=f"{call}: {error}. Its prompt cache is kept when a session is reset.",
-                    options=("--cache-reset=off",),
-                    hint=hint,
-                )
-        after = await self._send_prompt()
-        names = ", ".join(calls)
-        if before is not None and after is not None and before.is_cached and after.is_cached:
-            return Finding(
-                topic="cache",
-                verdict="not emptied",
-                text=f"{names}: it reports success, but of the {after.tokens} tokens of the next "
-                f"prompt, {after.cached} still came from the cache.",
+                verdict="not supported",
+                text=f"{call}: {error}. Its prompt cache is kept when a session is reset.",
+                options=("--cache-reset=off",),
                 hint=hint,
             )
-        return Finding(topic="cache", verdict="emptied", text=f"Emptied by {names}.")
-
-    async def _send_prompt(self) -> _PromptUsage | None:
-        """Send the prompt and return its usage, or None if the cached tokens are not reported."""
-        request = {
-            "messages": [{"role": "user", "content": LONG_PROMPT}],
-            "max_tokens": 1,
-            **({} if self._model is None else {"model": self._model}),
-        }
-        response = await self._probe.request(
-            "POST /v1/chat/completions", request, self._response_timeout
+    names = ", ".join(calls)
+    tokens, cached = await _send_prompt(chat)
+    if was_cached and cached > CACHED_SHARE * tokens:
+        return Finding(
+            topic="cache",
+            verdict="not emptied",
+            text=f"{names}: it reports success, but of the {tokens} tokens of the next prompt, "
+            f"{cached} still came from the cache.",
+            hint=hint,
         )
-        if response is None or not response.is_success:
-            return None
-        completion = response.decode(_Completion)
-        if completion is None or completion.usage.prompt_tokens_details is None:
-            return None
-        usage, details = completion.usage, completion.usage.prompt_tokens_details
-        if details.cached_tokens is None:
-            return None
-        return _PromptUsage(usage.prompt_tokens, details.cached_tokens)
+    return Finding(topic="cache", verdict="emptied", text=f"Emptied by {names}.")
+
+
+async def _send_prompt(chat: ChatProbe) -> tuple[int, int]:
+    """Send the prompt; return its tokens, and how many of them came from the cache."""
+    request = {"messages": [{"role": "user", "content": LONG_PROMPT}], "max_tokens": 1}
+    response = await chat.request(request)
+    completion = response.decode(Completion) if response is not None else None
+    if completion is None or completion.usage is None:
+        return 0, 0
+    details = completion.usage.prompt_tokens_details
+    cached = details.cached_tokens if details is not None else None
+    return completion.usage.prompt_tokens or 0, cached or 0
 
 
 def _failure(response: ProbeResponse | None) -> str:

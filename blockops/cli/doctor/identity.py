@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
 from blockops.cli.doctor.findings import Finding
-from blockops.upstream.probe import BackendProbe, ProbeResponse
+from blockops.upstream.probe import BackendProbe, ModelEntry, ModelList, ProbeResponse
 from blockops.upstream.prompt_cache import LLAMACPP
 
 #: `owned_by` in `/v1/models` -> the server's name.
@@ -51,16 +49,17 @@ class ServerIdentity(NamedTuple):
     parallel_slots: int | None = None
 
     def findings(self) -> list[Finding]:
-        return [self._server(), self._context(), self._slots()]
-
-    def _server(self) -> Finding:
         names = ", ".join(self.models[:MAX_LISTED]) or "none listed"
-        more = len(self.models) - MAX_LISTED
-        names += f" and {more} more" if more > 0 else ""
+        if len(self.models) > MAX_LISTED:
+            names += f" and {len(self.models) - MAX_LISTED} more"
         server = f"{self.kind} {self.version}".strip() or "An unknown server"
-        return Finding(
-            topic="server", verdict=self.kind or "unknown", text=f"{server}. Models: {names}."
-        )
+        return [
+            Finding(
+                topic="server", verdict=self.kind or "unknown", text=f"{server}. Models: {names}."
+            ),
+            self._context(),
+            self._slots(),
+        ]
 
     def _context(self) -> Finding:
         if self.context is None:
@@ -91,50 +90,36 @@ class ServerIdentity(NamedTuple):
         )
 
 
-class _Model(msgspec.Struct):
-    id: str
-    owned_by: str = ""
-    max_model_len: int | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model] = []
-
-
 async def identify(probe: BackendProbe) -> ServerIdentity:
     """Return the identity, from the model list and from the properties of a known server."""
     listing = await probe.request("GET /v1/models") or ProbeResponse(404, b"")
-    models = listing.decode(_Models) or _Models()
-    owners = {model.owned_by for model in models.data}
-    kind = next((OWNERS[owner] for owner in owners if owner in OWNERS), "")
+    models = (listing.decode(ModelList) or ModelList()).data
+    kind = next((OWNERS[model.owned_by] for model in models if model.owned_by in OWNERS), "")
     if not kind and listing.server.startswith(_PYTHON_SERVER):
         kind = "mlx-lm"
-    properties = await _properties(probe, kind)
+    call, version_field = PROPERTY_CALLS.get(kind, ("", ""))
+    properties = await _properties(probe, call) if call else {}
+    version = properties.get(version_field)
+    # llama.cpp built outside its repository reports "unknown" as its version.
+    if not isinstance(version, str) or "unknown" in version:
+        version = ""
     return ServerIdentity(
         kind,
-        _version(kind, properties),
-        tuple(model.id for model in models.data),
-        _context_length(models.data, properties),
+        version,
+        tuple(model.id for model in models),
+        _context_length(models, properties),
         _positive_integer(properties.get("total_slots")),
     )
 
 
-async def _properties(probe: BackendProbe, kind: str) -> Mapping[str, Any]:
-    if kind not in PROPERTY_CALLS:
-        return {}
-    response = await probe.request(PROPERTY_CALLS[kind][0])
+async def _properties(probe: BackendProbe, call: str) -> Mapping[str, Any]:
+    response = await probe.request(call)
     if response is None or not response.is_success:
         return {}
     return response.decode(dict[str, Any]) or {}
 
 
-def _version(kind: str, properties: Mapping[str, Any]) -> str:
-    version = properties.get(PROPERTY_CALLS[kind][1]) if kind in PROPERTY_CALLS else None
-    # llama.cpp built outside its repository reports "unknown" as its version.
-    return version if isinstance(version, str) and "unknown" not in version else ""
-
-
-def _context_length(models: list[_Model], properties: Mapping[str, Any]) -> int | None:
+def _context_length(models: list[ModelEntry], properties: Mapping[str, Any]) -> int | None:
     settings = properties.get("default_generation_settings")
     if isinstance(settings, dict):  # llama.cpp, for each slot
         return _positive_integer(settings.get("n_ctx"))

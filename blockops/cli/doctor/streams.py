@@ -8,33 +8,25 @@ import msgspec
 
 from blockops.api.backend_errors import extract_message
 from blockops.api.chat.request import ChatRequest
+from blockops.cli.doctor.chat import ChatProbe
 from blockops.cli.doctor.findings import Finding
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.stream import StreamTranslator
-from blockops.upstream.probe import BackendProbe, ProbeResponse
+from blockops.upstream.probe import ProbeResponse
 
-_CHAT = "POST /v1/chat/completions"
 _REQUEST: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Say OK."}],
     "max_tokens": 16,
     "stream": True,
 }
-_WITH_USAGE = {"stream_options": {"include_usage": True}}
 
 
-async def stream_finding(
-    probe: BackendProbe, model: str | None, response_timeout: float
-) -> Finding:
-    """
-    Return the finding about streams, after requesting one, with its usage if possible.
-
-    :param response_timeout: seconds that a response may take
-    """
-    request = _REQUEST if model is None else {**_REQUEST, "model": model}
-    response = await probe.request(_CHAT, {**request, **_WITH_USAGE}, response_timeout)
+async def stream_finding(chat: ChatProbe) -> Finding:
+    """Return the finding about streams, after requesting one, with its usage if possible."""
+    response = await chat.request({**_REQUEST, "stream_options": {"include_usage": True}})
     if response is not None and response.is_success:
         return _read(response)
-    without_usage = await probe.request(_CHAT, request, response_timeout)
+    without_usage = await chat.request(_REQUEST)
     if without_usage is not None and without_usage.is_success:
         text = "It streams, but rejects requests for usage in a stream; blockops will request none."
         return _finding("no usage", text)

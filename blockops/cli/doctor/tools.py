@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from blockops.api.backend_errors import extract_message
 from blockops.api.chat.request import ChatRequest
+from blockops.cli.doctor.chat import ChatProbe, Completion, Usage
 from blockops.cli.doctor.findings import Finding
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
-from blockops.translation.non_streaming import translate_response
-from blockops.upstream.probe import BackendProbe, ProbeResponse
+from blockops.translation.non_streaming import ResponseTranslator
 
 #: The default question to the model, with and without the tool.
 QUESTION = "What is the weather in Paris? Use the tool get_weather to find out."
@@ -37,26 +36,6 @@ MIN_LOST_TOKENS = 8
 
 #: Names of models that were trained on the XML dialect.
 _XML_MODELS = re.compile(r"qwen-?3-?coder|qwen-?3\.5", re.IGNORECASE)
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-    tool_calls: list[Any] | None = None
-
-
-class _Choice(msgspec.Struct):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Completion(msgspec.Struct):
-    choices: list[_Choice]
-    usage: _Usage | None = None
 
 
 class ToolAnswer(NamedTuple):
@@ -87,66 +66,51 @@ class ToolAnswer(NamedTuple):
         return self.finish_reason == "tool_calls" or (self.answer_tokens or 0) >= MIN_LOST_TOKENS
 
 
-async def ask_model(
-    probe: BackendProbe,
-    model: str | None,
-    question: str,
-    *,
-    offer_tool: bool,
-    response_timeout: float,
-) -> ToolAnswer:
+async def ask_model(chat: ChatProbe, question: str, *, offer_tool: bool) -> ToolAnswer:
     """
     Send `question` to the model, with or without the tool.
 
-    :raises ApiError: 504 without a response within `response_timeout` seconds, 502 for one that is
-        not a `chat.completion`
+    :raises ApiError: 504 without a response in time, 502 for one that is not a `chat.completion`
     """
     request: dict[str, Any] = {
         "messages": [{"role": "user", "content": question}],
         "max_tokens": MAX_TOKENS,
         "temperature": 0,
+        **({"tools": [TOOL]} if offer_tool else {}),
     }
-    if model is not None:
-        request["model"] = model
-    if offer_tool:
-        request["tools"] = [TOOL]
-    response = await probe.request("POST /v1/chat/completions", request, response_timeout)
+    response = await chat.request(request)
     if response is None:
         raise ApiError(
             504,
-            f"The backend did not answer a question within {response_timeout:g} seconds. If it is "
-            "still loading its model, wait, or raise --patience.",
+            f"The backend did not answer a question within {chat.response_timeout:g} seconds. If "
+            "it is still loading its model, wait, or raise --patience.",
         )
     if not response.is_success:
         return ToolAnswer(error=extract_message(response.body) or f"status {response.status}")
-    return _read(response, request)
-
-
-def _read(response: ProbeResponse, request: Mapping[str, Any]) -> ToolAnswer:
-    completion = response.decode(_Completion)
+    completion = response.decode(Completion)
     if completion is None or not completion.choices:
         raise ApiError(
             502, "The backend's response to a chat request is not a chat.completion object."
         )
-    message, usage = completion.choices[0].message, completion.usage or _Usage()
-    structured = len(message.tool_calls or ())
+    choice, usage = completion.choices[0], completion.usage or Usage()
+    structured = len(choice.message.tool_calls or ())
     chat_request = ChatRequest.parse(msgspec.json.encode(request))
     options = TranslationOptions(translate="always")
-    _, report = translate_response(response.body, chat_request, options)
+    translator = ResponseTranslator(chat_request, options)
+    translator.receive_body(response.body)
+    report = translator.report
     return ToolAnswer(
-        text=message.content or "",
+        text=choice.message.content or "",
         structured_calls=structured,
         text_calls=report.calls - structured,
         prompt_tokens=usage.prompt_tokens,
         answer_tokens=usage.completion_tokens,
-        finish_reason=completion.choices[0].finish_reason,
+        finish_reason=choice.finish_reason,
     )
 
 
 def findings(without_tool: ToolAnswer, with_tool: ToolAnswer, model: str | None) -> list[Finding]:
-    """
-    Return the findings from the answers to one question, without and with a tool on offer.
-    """
+    """Return the findings from the answers to one question, without and with a tool on offer."""
     if with_tool.error is not None:
         return [_rejected(with_tool.error, model)]
     return [_in_prompt(without_tool, with_tool, model), _calls(with_tool)]

@@ -12,40 +12,20 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from blockops.operations.traffic_log.file import LogFile
 from blockops.operations.traffic_log.records import Record
-from blockops.operations.traffic_log.writer import LogQueue, Writer
-
-#: Bounds of the queue for the disk. A record holds at most `log_body` bytes of a body.
-MAX_QUEUED_BYTES = 16 << 20
-MAX_QUEUED_RECORDS = 10_000
-
-#: Approximate bytes of a record without its body.
-_RECORD_OVERHEAD = 1024
-
-#: Seconds between the first queued record and the flush: few large batches, since the reactor waits
-#: for the interpreter's lock while the log's thread works.
-FLUSH_INTERVAL = 0.05
+from blockops.operations.traffic_log.writer import MAX_QUEUED_BYTES, Writer
 
 #: Seconds that writing the queued records may take when blockops stops.
 CLOSE_TIMEOUT = 5.0
 
 _log = Logger()
-
-
-class Reactor(Protocol):
-    """The methods of a reactor that the log calls."""
-
-    def callFromThread(self, callable: Callable[..., Any], /, *args: Any) -> Any: ...  # noqa: A002
-
-    def callLater(self, delay: float, callable: Callable[..., Any], /, *args: Any) -> Any: ...  # noqa: A002
 
 
 class NoTrafficLog:
@@ -54,16 +34,15 @@ class NoTrafficLog:
     lines_lost = 0
 
     def start(self) -> None:
-        """Do nothing."""
+        pass
 
     def write(self, record: Record) -> None:
-        """Do nothing."""
+        pass
 
     def reopen(self, secrets: tuple[str, ...] | None = None) -> None:
-        """Do nothing."""
+        pass
 
     def close(self) -> Deferred[None]:
-        """Return a Deferred that has fired."""
         return succeed(None)
 
 
@@ -73,6 +52,7 @@ class TrafficLog:
 
     All methods are called in the reactor's thread; none of them raises or blocks.
 
+    :param reactor: provides `IReactorTime` and `IReactorFromThreads`
     :param path: the file; it and its directory are created if they do not exist
     :param max_body: bytes of a body that are written
     :param rotate_at: size in bytes at which the file is rotated
@@ -83,7 +63,7 @@ class TrafficLog:
 
     def __init__(
         self,
-        reactor: Reactor,
+        reactor: Any,
         path: Path,
         *,
         max_body: int = 65536,
@@ -96,21 +76,16 @@ class TrafficLog:
         self._max_body = max_body
         self._now = now
         self._secrets = secrets
-        self._queue = LogQueue(MAX_QUEUED_BYTES, MAX_QUEUED_RECORDS)
         self._writer = Writer(
-            self._queue,
             LogFile(path, rotate_at=rotate_at, keep=keep),
             secrets,
             warn=lambda *arguments: reactor.callFromThread(_warn, *arguments),
         )
         self._thread: threading.Thread | None = None
-        self._close_waiters: list[Deferred[None]] = []
+        self._is_closed = False
+        self._thread_ended: Deferred[None] = Deferred()
         self._records_dropped = 0
         self._is_lagging = False
-        # The pending flush of the queue, or None.
-        self._flush_call: IDelayedCall | None = None
-        # Ends `close` if the thread does not; None before `close` is called.
-        self._close_timeout: IDelayedCall | None = None
 
     @property
     def lines_lost(self) -> int:
@@ -124,29 +99,25 @@ class TrafficLog:
         If this is not called, the first `write` does it. A process that daemonizes must do so
         first: threads do not survive a fork.
         """
-        if self._thread is None and not self._queue.is_closed:
+        if self._thread is None and not self._is_closed:
             self._thread = threading.Thread(target=self._run, name="traffic log", daemon=True)
             self._thread.start()
 
     def write(self, record: Record) -> None:
         """Queue the record of a request or a response; count it as lost if the queue is full."""
+        if self._is_closed:
+            self._records_dropped += 1
+            return
         self.start()
         truncated = msgspec.structs.replace(record, body=bytes(record.body[: self._max_body]))
-        if self._queue.put((self._now(), truncated), len(truncated.body) + _RECORD_OVERHEAD):
-            if self._flush_call is None:
-                self._flush_call = self._reactor.callLater(FLUSH_INTERVAL, self._flush)
-            if self._is_lagging and self._queue.has_room:
-                self._is_lagging = False
-                _warn("The traffic log keeps up again", self.lines_lost)
-            return
-        self._records_dropped += 1
-        if not self._is_lagging and not self._queue.is_closed:
-            self._is_lagging = True
-            _warn("The traffic log loses lines: the disk is too slow", self.lines_lost)
-
-    def _flush(self) -> None:
-        self._flush_call = None
-        self._queue.flush()
+        if not self._writer.put(truncated, self._now()):
+            self._records_dropped += 1
+            if not self._is_lagging:
+                self._is_lagging = True
+                _warn("The traffic log loses lines: the disk is too slow", self.lines_lost)
+        elif self._is_lagging and self._writer.pending_bytes < MAX_QUEUED_BYTES // 2:
+            self._is_lagging = False
+            _warn("The traffic log keeps up again", self.lines_lost)
 
     def reopen(self, secrets: tuple[str, ...] | None = None) -> None:
         """
@@ -161,8 +132,7 @@ class TrafficLog:
             self._writer.secrets = tuple(sorted(masked, key=len, reverse=True))
             self._secrets = secrets
         if self._thread is not None:
-            self._queue.put((self._now(), None), 0)
-            self._queue.flush()
+            self._writer.check_file()
 
     def close(self) -> Deferred[None]:
         """
@@ -171,37 +141,19 @@ class TrafficLog:
         It fires after `CLOSE_TIMEOUT` seconds at the latest, and never fails. Later records are
         lost.
         """
-        self._queue.close()
-        flush_call, self._flush_call = self._flush_call, None
-        if flush_call is not None:
-            flush_call.cancel()
-        if self._thread is None or not self._thread.is_alive():
+        self._is_closed = True
+        if self._thread is None:
             return succeed(None)
-        if not self._close_waiters:
-            self._close_timeout = self._reactor.callLater(CLOSE_TIMEOUT, self._close_timed_out)
-        closed: Deferred[None] = Deferred()
-        self._close_waiters.append(closed)
-        return closed
+        self._writer.close()
+        return self._thread_ended.addTimeout(CLOSE_TIMEOUT, self._reactor, self._close_timed_out)
 
     def _run(self) -> None:
         self._writer.run()
-        self._reactor.callFromThread(self._thread_ended)
+        self._reactor.callFromThread(self._thread_ended.callback, None)
 
-    def _thread_ended(self) -> None:
-        if self._close_waiters:
-            assert self._close_timeout is not None
-            self._close_timeout.cancel()
-            self._fire_close_waiters()
-
-    def _close_timed_out(self) -> None:
-        self._records_dropped += self._queue.discard()
+    def _close_timed_out(self, _failure: object, _timeout: float) -> None:
+        self._records_dropped += self._writer.discard()
         _warn("The traffic log is incomplete: the disk did not respond in time", self.lines_lost)
-        self._fire_close_waiters()
-
-    def _fire_close_waiters(self) -> None:
-        waiters, self._close_waiters = self._close_waiters, []
-        for closed in waiters:
-            closed.callback(None)
 
 
 def _warn(text: str, lost: int) -> None:

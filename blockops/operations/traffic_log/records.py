@@ -9,11 +9,7 @@ from typing import Any
 
 import msgspec
 
-from blockops.operations.traffic_log.redaction import (
-    loggable_headers,
-    may_contain_secrets,
-    redact,
-)
+from blockops.operations.traffic_log.redaction import loggable_headers, redact
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,20 +104,14 @@ def to_json_line(record: Record, when: float, secrets: Sequence[str] = ()) -> st
     fields["body"] = record.body.decode("utf-8", "replace")
     if isinstance(record, RequestRecord):
         fields["path"] = record.path.partition("?")[0].partition("#")[0]
-        fields["headers"] = loggable_headers(record.headers)
-    _redact_fields(fields, secrets)
+        fields["headers"] = {
+            name: redact(value, secrets) for name, value in loggable_headers(record.headers).items()
+        }
+    for name in _TEXT_FIELDS:
+        if fields.get(name):
+            fields[name] = redact(fields[name], secrets)
     try:
         return msgspec.json.encode(fields).decode()
     except (ValueError, TypeError):
         # A name from the model may contain half a surrogate pair, and `usage` any value.
         return json.dumps(fields, default=str)
-
-
-def _redact_fields(fields: dict[str, Any], secrets: Sequence[str]) -> None:
-    texts = {name: fields[name] for name in _TEXT_FIELDS if fields.get(name)}
-    headers: dict[str, str] = fields.get("headers", {})
-    # Most records contain no secrets; one search through all texts together shows that.
-    if secrets or may_contain_secrets("\n".join([*texts.values(), *headers.values()])):
-        fields.update((name, redact(text, secrets)) for name, text in texts.items())
-        for name, value in headers.items():
-            headers[name] = redact(value, secrets)

@@ -32,6 +32,8 @@ LOGGABLE_HEADERS = frozenset(
 #: Characters of a truncated secret that are not masked, since so few reveal nothing.
 MAX_VISIBLE_PREFIX = 3
 
+_TOKEN_KINDS = ("access", "refresh", "id", "auth", "bearer", "session")
+
 # Names of fields with a secret value, for any way of joining the words. "token" is not among them:
 # in logprobs it is a part of the answer.
 _SECRET_FIELDS = "|".join(
@@ -39,7 +41,7 @@ _SECRET_FIELDS = "|".join(
     for word in (
         "(?:proxy )?authorization",
         "(?:x )?(?:[a-z]+ )?api key",
-        "(?:access|refresh|id|auth|bearer|session) token",
+        f"(?:{'|'.join(_TOKEN_KINDS)}) token",
         "(?:client )?secret(?: (?:access )?key)?",
         "private key",
         "(?:set )?cookie2?",
@@ -48,24 +50,20 @@ _SECRET_FIELDS = "|".join(
     )
 )
 
-# A text without any of these substrings contains no secret field, so that `_FIELD` need not be
-# searched for.
-_FIELD_TRACES = (
-    *("authorization", "secret", "private", "cookie", "passw", "passphrase", "credential"),
-    *(f"api{joint}key" for joint in ("", "_", "-", " ")),
-    *(
-        f"{word}{joint}token"
-        for word in ("access", "refresh", "id", "auth", "bearer", "session")
-        for joint in ("", "_", "-", " ")
-    ),
-)
-_TOKEN_PREFIXES = ("bearer", "basic", "sk-", "hf_", "ghp_", "xox")
-
-# A text without any of these contains none of the above: a faster first test.
-_COARSE_TRACES = (
-    *("authorization", "secret", "private", "cookie", "pass", "credential", "api", "token"),
-    *_TOKEN_PREFIXES,
-)
+# A lowercase text without these has no secret field or, respectively, no credential. Each begins
+# with a literal, for which `re` searches fast: all of them take a tenth of the time of `_FIELD`.
+_FIELD_TRACES = [
+    re.compile(trace)
+    for trace in (
+        *("authorization", "secret", "private", "cookie", "pass(?:w|phrase)", "credential"),
+        "api[-_ ]?key",
+        # Most bodies have fields such as "max_tokens".
+        f"token(?:{'|'.join(f'(?<={kind}token)|(?<={kind}[-_ ]token)' for kind in _TOKEN_KINDS)})",
+    )
+]
+_CREDENTIAL_TRACES = [
+    re.compile(trace) for trace in ("bearer", "basic", "sk-", "hf_", "ghp_", "xox")
+]
 
 # A quote with its backslashes, the name, the same quote, a colon, and the value: a string up to the
 # same quote, a list, an object without nested objects, or a plain word. The end of a truncated text
@@ -84,18 +82,10 @@ _FIELD = re.compile(
 )
 
 # Credentials with a recognisable form, anywhere in a text.
-_TOKEN_PATTERNS = re.compile(
+_CREDENTIAL = re.compile(
     r"\b(?P<kind>Bearer\s+|Basic\s+|sk-|hf_|ghp_|xox[a-z]-)(?:[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9._~+/=-]+\Z)",
     re.IGNORECASE,
 )
-
-
-def may_contain_secrets(text: str) -> bool:
-    """Return False if `redact(text)` would return `text` unchanged; it may if this is True."""
-    lowered = text.lower()
-    return any(map(lowered.__contains__, _COARSE_TRACES)) and any(
-        map(lowered.__contains__, (*_FIELD_TRACES, *_TOKEN_PREFIXES))
-    )
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -107,10 +97,10 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         text = _redact_truncated_end(text.replace(secret, MASK), secret)
     lowered = text.lower()
-    if any(trace in lowered for trace in _FIELD_TRACES):
+    if any(trace.search(lowered) for trace in _FIELD_TRACES):
         text = _FIELD.sub(_mask_value, text)
-    if any(prefix in lowered for prefix in _TOKEN_PREFIXES):
-        text = _TOKEN_PATTERNS.sub(rf"\g<kind>{MASK}", text)
+    if any(trace.search(lowered) for trace in _CREDENTIAL_TRACES):
+        text = _CREDENTIAL.sub(rf"\g<kind>{MASK}", text)
     return text
 
 

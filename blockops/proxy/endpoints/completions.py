@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 
 from blockops.api.completions import CompletionRequest
+from blockops.operations.memory import MemoryGate
 from blockops.proxy.exchange import Exchange
-from blockops.proxy.generation import Generation, OpenStream
-from blockops.proxy.response_modes import StreamMode
-from blockops.upstream.backend import BackendLease
+from blockops.proxy.generation import make_mode, relay_answer, send
+from blockops.toolcalls.options import TranslationOptions
+from blockops.upstream.backend import Backend
 
 
+@dataclass(frozen=True)
 class CompletionsEndpoint:
-    """Serves completions, whose prompts are sent unchanged."""
+    """
+    Serves completions, whose prompts are sent unchanged.
 
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
+    :param options: how tool calls are translated
+    """
 
-    async def handle(self, exchange: Exchange) -> None:
-        await self._generation.serve(exchange, self._respond)
+    backend: Backend
+    options: TranslationOptions
+    memory_gate: MemoryGate
 
-    async def _respond(self, exchange: Exchange, lease: BackendLease) -> OpenStream | None:
-        generation = self._generation
-        request = generation.parse(exchange, CompletionRequest)
-        exchange.run_after_first_wait(partial(generation.log_request, exchange, request))
-        if not request.stream:
-            json_mode = generation.use_json_mode(exchange)
-            await generation.send_json(exchange, lease, request, json_mode, request.body())
-            return None
-        mode = StreamMode(partial(generation.make_translator, request))
-        generation.use_stream_mode(exchange, mode)
-        return await generation.open_stream(exchange, lease, request, mode, request.body())
+    async def complete(self, exchange: Exchange) -> None:
+        settings = exchange.settings
+        request = CompletionRequest.parse(exchange.pop_body(), settings.model_alias)
+        exchange.log_request(model=request.model, stream=request.stream)
+        mode = make_mode(request, settings, self.options)
+        exchange.respond_in(mode)
+        self.memory_gate.check()
+
+        async with self.backend.lease():
+            response = await send(exchange, self.backend, request, request.body())
+            relayed = relay_answer(exchange, response, mode)
+            # The answer may stream for hours, and needs neither the prompt nor the headers.
+            del request, response
+            await relayed

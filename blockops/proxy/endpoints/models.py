@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import quote
 
-from twisted.web.iweb import IResponse
-
 from blockops.api.models import find_model, list_with_aliases, rename_entry
 from blockops.errors import ApiError
-from blockops.proxy.exchange import Exchange, TrafficSink
+from blockops.proxy.endpoints.passthrough import relay_unchanged
+from blockops.proxy.exchange import Exchange
+from blockops.proxy.relay import forward, read_body, read_error
 from blockops.upstream.backend import Backend, BackendError
 
 #: Statuses of a backend that has no such route.
 STATUSES_WITHOUT_ROUTE = frozenset({404, 405, 501})
 
 
+@dataclass(frozen=True)
 class ModelsEndpoint:
-    """
-    Serves the list of models, and single entries of it.
+    """Serves the list of models, and single entries of it."""
 
-    :param aliases: alias -> the backend's name
-    :param relay_response: relays a response of the backend unchanged
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        traffic_log: TrafficSink,
-        *,
-        aliases: Mapping[str, str],
-        relay_response: Callable[[Exchange, IResponse], Awaitable[None]],
-    ) -> None:
-        self._backend = backend
-        self._traffic_log = traffic_log
-        self._aliases = aliases
-        self._relay_response = relay_response
+    backend: Backend
 
     async def list(self, exchange: Exchange) -> None:
         """`GET /v1/models`: the backend's list, with the aliases added."""
-        self._traffic_log.write(exchange.request_record())
-        response = await exchange.forward(self._backend, None)
-        if not self._aliases or exchange.request.method != b"GET":
-            await self._relay_response(exchange, response)
+        exchange.log_request()
+        aliases = exchange.settings.model_alias
+        response = await forward(exchange, self.backend, None)
+        if not aliases or exchange.request.method != b"GET":
+            await relay_unchanged(exchange, response)
             return
-        listing = await self._backend.read_body(response, exchange.capture)
-        exchange.client_response.send(response.code, list_with_aliases(listing, self._aliases))
+        listing = await read_body(exchange, response)
+        exchange.response.send(response.code, list_with_aliases(listing, aliases))
 
     async def retrieve(self, exchange: Exchange, name: str) -> None:
         """
@@ -54,43 +40,38 @@ class ModelsEndpoint:
 
         :raises ApiError: 404, the backend has no such model
         """
-        self._traffic_log.write(exchange.request_record())
-        backend_name = self._aliases.get(name)
-        if backend_name is not None:
-            exchange.target = f"/v1/models/{quote(backend_name, safe='/')}"
+        exchange.log_request()
+        alias_of = exchange.settings.model_alias.get(name)
+        target = None if alias_of is None else f"/v1/models/{quote(alias_of, safe='/')}"
         try:
-            response = await exchange.forward(self._backend, None)
+            response = await forward(exchange, self.backend, None, target)
         except BackendError as error:
             if error.status not in STATUSES_WITHOUT_ROUTE:
                 raise
+            status, entry = 200, await self._find_in_list(exchange, alias_of or name)
         else:
-            await self._send_entry(exchange, response, name if backend_name else None)
-            return
-        found = find_model(await self._read_list(exchange), backend_name or name)
-        if found is None:
+            if alias_of is None or exchange.request.method != b"GET":
+                await relay_unchanged(exchange, response)
+                return
+            status, entry = response.code, await read_body(exchange, response)
+        exchange.response.send(status, entry if alias_of is None else rename_entry(entry, name))
+
+    async def _find_in_list(self, exchange: Exchange, name: str) -> bytes:
+        """
+        Return the entry of a model in the backend's response to `GET /v1/models`.
+
+        :raises ApiError: 404, the list has no such entry; the backend's error; or 502 or 504, it
+            did not respond
+        """
+        response = await self.backend.fetch("/v1/models", exchange.request.requestHeaders)
+        if response.code >= HTTPStatus.BAD_REQUEST:
+            raise await read_error(exchange, response, response.code)
+        entry = find_model(await read_body(exchange, response), name)
+        if entry is None:
             raise ApiError(
                 404,
-                f"The backend has no model {backend_name or name!r}. GET /v1/models lists its "
-                "models.",
+                f"The backend has no model {name!r}. GET /v1/models lists its models.",
                 param="model",
                 code="model_not_found",
             )
-        exchange.client_response.send(200, rename_entry(found, name) if backend_name else found)
-
-    async def _send_entry(self, exchange: Exchange, response: IResponse, alias: str | None) -> None:
-        if alias is None or exchange.request.method != b"GET":
-            await self._relay_response(exchange, response)
-            return
-        entry = await self._backend.read_body(response, exchange.capture)
-        exchange.client_response.send(response.code, rename_entry(entry, alias))
-
-    async def _read_list(self, exchange: Exchange) -> bytes:
-        """
-        Return the backend's response to `GET /v1/models`.
-
-        :raises ApiError: the backend's error, or 502 or 504 if there is no response
-        """
-        response = await self._backend.fetch("/v1/models", exchange.request.requestHeaders)
-        if response.code >= HTTPStatus.BAD_REQUEST:
-            raise await self._backend.read_error(response, response.code, exchange.capture)
-        return await self._backend.read_body(response, exchange.capture)
+        return entry

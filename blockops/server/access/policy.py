@@ -21,10 +21,7 @@ from blockops.net.addresses import is_local
 from blockops.server.access.api_keys import ApiKeyStore
 from blockops.server.access.cors import OriginPolicy, PreflightResponse
 from blockops.server.access.host_check import HostCheck
-from blockops.server.request import ClientRequest, origin_form
-
-#: The path that needs no key.
-PUBLIC_PATH = b"/health"
+from blockops.server.request import ClientRequest
 
 #: Bytes of a key that is compared; those in the file have at most 1024.
 MAX_KEY_LENGTH = 4096
@@ -89,7 +86,7 @@ class AccessPolicy:
         keys = list(_presented_keys(request.requestHeaders))
         for key in keys:
             request.api_key_owner = request.api_key_owner or self._keys.owner_of(key)
-        if request.api_key_owner or request_path(request) == PUBLIC_PATH:
+        if request.api_key_owner or request.route.is_public:
             return None
         problem = "This API key is unknown" if keys else "This request needs an API key"
         return Unauthorized(
@@ -103,11 +100,6 @@ class AccessPolicy:
         headers = request.requestHeaders
         unknown_host = self._hosts.check(headers, request.getHost())
         return unknown_host or self._origins.check(headers)
-
-
-def request_path(request: ClientRequest) -> bytes:
-    """Return the path of a request that is not rendered yet."""
-    return origin_form(request.uri).partition(b"?")[0]
 
 
 def _presented_keys(headers: Headers) -> Iterator[bytes]:

@@ -26,10 +26,9 @@ The states of `HermesCallReader` that differ from those of `JsonCallReader`:
 
 The states of `AfterJsonCall`; after an error it begins with before_closing_tag:
 
-    between_objects     white space and commas          in_next at "{"; ended at the list's "]";
+    between_objects     white space and commas          ended at "{", where the next object starts,
+                                                          and at the list's "]";
                                                           before_closing_tag
-    in_next             the next object, with a         as the other reader decides
-                          `HermesCallReader`
     before_closing_tag  extra text, `</tool_call>`      ended; not a call if the text differs
 """
 
@@ -42,8 +41,7 @@ from blockops.toolcalls.deltas import Delta
 from blockops.toolcalls.dialect import Opener
 from blockops.toolcalls.dialects.prompts import HermesPrompt
 from blockops.toolcalls.grammar.json_reader import JsonCallReader
-from blockops.toolcalls.grammar.json_states import SPACE
-from blockops.toolcalls.grammar.json_stream import MAX_HELD_SPACE
+from blockops.toolcalls.grammar.json_stream import MAX_HELD_SPACE, SPACE
 from blockops.toolcalls.grammar.tool_call_tag import (
     CLOSING_TAG,
     OPENING_TAG,
@@ -57,7 +55,6 @@ from blockops.toolcalls.reader import (
     NotACall,
     OpeningContext,
 )
-from blockops.toolcalls.verbatim import Verbatim
 
 _SPACE_AND_COMMAS = re.compile(r"[ \t\r\n,]*")
 _EXTRA_MARKS = re.compile(r"[\]})>,;.\"'` \t\r\n]{1,64}")
@@ -84,17 +81,21 @@ class HermesCallReader(JsonCallReader):
     Reads one call in a tag.
 
     :param is_in_list: True if the opening bracket of a list was read before
+    :param is_first: False if another object precedes it: commas may then stand before it
     """
 
     raw_terminator = CLOSING_TAG
     closing_tag = CLOSING_TAG
 
-    def __init__(self, context: OpeningContext, *, is_in_list: bool = False) -> None:
+    def __init__(
+        self, context: OpeningContext, *, is_in_list: bool = False, is_first: bool = True
+    ) -> None:
         super().__init__(context)
         self._is_in_list = is_in_list
+        self._space = SPACE if is_first else _SPACE_AND_COMMAS
 
     def _before_object(self, text: str, out: list[Delta]) -> FeedResult:
-        pos = SPACE.match(text).end()  # type: ignore[union-attr]
+        pos = self._space.match(text).end()  # type: ignore[union-attr]
         if pos == len(text):
             return None
         if text[pos] == "{":
@@ -150,8 +151,6 @@ class AfterJsonCall:
         self._context = context
         self._is_in_list = is_in_list
         self._extra = _EXTRA_TEXT if is_after_error else _EXTRA_MARKS
-        # Set together with the state in_next.
-        self._next: HermesCallReader
         self._state: Callable[[str, list[Delta]], FeedResult] = (
             self._before_closing_tag if is_after_error else self._between_objects
         )
@@ -159,19 +158,12 @@ class AfterJsonCall:
         self._gap = ""
         self._pending = ""
 
-    @property
-    def verbatim(self) -> Verbatim | None:
-        """See `SupportsVerbatim`."""
-        return self._next.verbatim if self._state == self._in_next else None
-
     def feed(self, text: str, out: list[Delta]) -> FeedResult:
         """Read the next piece of the text; see `CallReader.feed`."""
         return self._state(text, out)
 
     def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
         """Return the result at the end of the text; see `CallReader.finish`."""
-        if self._state == self._in_next:
-            return self._next.finish(is_complete=is_complete, out=out)
         return CallEnded("") if is_partial_closing_tag(self._pending) else NotACall()
 
     def _between_objects(self, text: str, out: list[Delta]) -> FeedResult:
@@ -180,16 +172,12 @@ class AfterJsonCall:
         if pos == len(text):
             return None
         if text[pos] == "{":
-            self._next = HermesCallReader(self._context, is_in_list=self._is_in_list)
-            self._state = self._in_next
-            return self._next.feed(text[pos:], out)
+            reader = HermesCallReader(self._context, is_in_list=self._is_in_list, is_first=False)
+            return CallEnded(self._gap + text[pos:], reader)
         if text[pos] == "]" and self._is_in_list:
             return CallEnded(text[pos + 1 :], AfterJsonCall(self._context))
         self._state = self._before_closing_tag
         return self._before_closing_tag(text[pos:], out)
-
-    def _in_next(self, text: str, out: list[Delta]) -> FeedResult:
-        return self._next.feed(text, out)
 
     def _before_closing_tag(self, text: str, out: list[Delta]) -> FeedResult:
         self._pending += text

@@ -14,7 +14,7 @@ from blockops.toolcalls.deltas import Delta
 from blockops.toolcalls.dialect import Opener
 from blockops.toolcalls.dialects.prompts import ToolCallLinePrompt
 from blockops.toolcalls.grammar.json_reader import JsonCallReader
-from blockops.toolcalls.grammar.json_states import SPACE
+from blockops.toolcalls.grammar.json_stream import SPACE
 from blockops.toolcalls.reader import CallReader, FeedResult, NotACall, OpeningContext
 
 

@@ -17,23 +17,16 @@ That stays linear because openers stand in strings, which end at the next quote,
 which have a small budget. The one opener that has the form of a key without quotes (`TOOL_CALL:`)
 is not accepted as one.
 
-The states of `JsonCall`, besides those of a comment (see `json_states`):
+`JsonCall` is the `StreamingJson` that reads the object. It keeps the text of the current member
+only, and differs in how a member's value begins (`_value`) and ends (`_end_value`). It adds a state
+and a method that reads an expected token:
 
-    state          reads                        next state
-    opening_brace  the brace                    key_or_brace
-    key_or_brace   "}" or a key                 complete; in_key or bare_key
-    in_key         a key in quotes              colon
-    bare_key       a key without quotes         colon
-    colon          ":"                          member_value
-    member_value   white space                  by the key, and by the value's first character:
-                                                  in_name; in_arguments, in_empty_list or in_null;
-                                                  in_ignored
-    in_name        the name                     after_member; broken if it is empty or not allowed
-    in_arguments   an object, a string          after_member
-    in_empty_list  "]"                          after_member; broken at an item
-    in_null        a word or a number           after_member; broken unless it is null
-    in_ignored     any value                    after_member
-    after_member   "," or "}"                   key_or_brace; complete
+    state          reads                                     next state
+    in_arguments   an object or a string, with a reader      between_tokens
+                     of its own
+
+    expected       token                                     expected next
+    empty_list     "]"                                       after_value; broken at an item
 
 Without a name, the object is broken at its closing brace. An object that breaks before the call has
 started is not a call.
@@ -42,102 +35,65 @@ started is not a call.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 from blockops.toolcalls.deltas import CallArguments, CallFinished, CallStarted, Delta
 from blockops.toolcalls.grammar.json_in_string import JsonInString
-from blockops.toolcalls.grammar.json_states import (
-    MAX_COMMENTS,
-    MAX_WORD,
-    SPACE,
-    CommentBudget,
-    JsonStateMachine,
-    Status,
-    ValueReader,
-)
-from blockops.toolcalls.grammar.json_stream import BARE_KEY, StreamingJson
+from blockops.toolcalls.grammar.json_stream import MAX_COMMENTS, Comments, StreamingJson
 from blockops.toolcalls.reader import OpeningContext
-from blockops.toolcalls.verbatim import Verbatim
 
 MAX_COMMENTS_BEFORE_CALL = 1_024
 """Characters of comments outside the arguments, and in arguments before the name."""
 
 _ARGUMENTS_KEYS = frozenset({"arguments", "args", "parameters", "input"})
+_AROUND_KEY = "{,: \t\r\n"
 
 
-class JsonCall(JsonStateMachine):
+class JsonCall(StreamingJson):
     """
     Reads one object, from its opening brace to its closing one.
 
     :param context: the opener that was found, and the tools that are offered
     :param closing_tag: the tag that breaks the object also in a comment, or ""
     :ivar has_started: `CallStarted` was appended
-    :ivar last_member_end: the position, in the text fed last, after the last complete member; -1 if
-        none was completed
+    :ivar has_all_arguments: the call has started and its arguments are complete
+    :ivar last_member_end: the position, in the text read last, after the last complete member; -1
+        if none was completed
     """
 
-    __slots__ = (
-        "_argument_pieces",
-        "_arguments",
-        "_context",
-        "_deltas",
-        "_forbidden_key",
-        "_key",
-        "_name",
-        "_value",
-        "_value_pieces",
-        "has_started",
-        "last_member_end",
-    )
-
     def __init__(self, context: OpeningContext, closing_tag: str = "") -> None:
-        super().__init__(self._opening_brace, CommentBudget(MAX_COMMENTS_BEFORE_CALL, closing_tag))
+        comments = Comments(MAX_COMMENTS_BEFORE_CALL, closing_tag)
+        super().__init__(comments, forbidden_key=context.literal.removesuffix(":"))
         self._context = context
-        self._forbidden_key = context.literal.removesuffix(":")
         self.has_started = False
+        self.has_all_arguments = False
         self.last_member_end = -1
         self._name = ""
-        self._key = ""
-        self._value: ValueReader = StreamingJson()
-        self._arguments: ValueReader | None = None
+        # What the current member's value must be: "name", "null" or, for other values, "".
+        self._value_kind = ""
+        # JSON of the object since the last member's end, or of the current member's value.
+        self._member_pieces: list[str] = []
+        # The reader of the arguments; None while they may be an empty string.
+        self._arguments: StreamingJson | JsonInString | None = None
+        self._arguments_reader: StreamingJson | JsonInString = StreamingJson()
         # JSON of the arguments that was not appended to `_deltas` yet.
         self._argument_pieces: list[str] = []
-        # JSON of the current key, name or ignored value.
-        self._value_pieces: list[str] = []
         self._deltas: list[Delta] = []
 
-    def feed(self, text: str, start: int, out: list[Delta]) -> int:
-        """Read `text` from `start`, append deltas to `out`, return the position reached."""
-        self._deltas = out
-        self._unwritten_from = pos = start
+    def read(self, text: str, deltas: list[Delta]) -> int:
+        """Read `text`, append to `deltas`, return the position reached."""
+        self._deltas = deltas
         self.last_member_end = -1
-        size = len(text)
-        while pos < size and self.status is Status.OPEN:
-            pos = self._state(text, pos)
-        self._flush_arguments()
-        # The text outside the values is written there by the base class, and not needed.
-        self._out.clear()
+        pos = self.feed(text, 0, self._member_pieces)
+        if self.has_started:
+            # All later members are ignored, of whatever length.
+            self._member_pieces.clear()
+            self._flush_arguments()
         return pos
 
     @property
-    def has_all_arguments(self) -> bool:
-        """Return True if the call has started and its arguments are complete."""
-        return self.has_started and self._state != self._in_arguments
-
-    @property
-    def verbatim(self) -> Verbatim | None:
-        """
-        The pattern of text that would be appended to the arguments unchanged.
-
-        None outside of the arguments.
-        """
-        is_in_arguments = self.has_started and self._state == self._in_arguments
-        return self._value.verbatim if is_in_arguments else None
-
-    @property
-    def error_count(self) -> int:
-        """The `error_count` of the arguments; see `ValueReader`."""
-        return self._arguments.error_count if self._arguments else 0
+    def has_errors(self) -> bool:
+        """Return True if anything in the arguments passed although JSON does not allow it."""
+        return self._arguments is not None and self._arguments.error_count > 0
 
     @property
     def partial_closing_tag(self) -> str:
@@ -146,236 +102,135 @@ class JsonCall(JsonStateMachine):
 
     def pending_text(self) -> str:
         """Return the text of broken arguments that was read and not appended."""
-        return self._value.pending
+        return self._arguments_reader.pending
 
-    def complete(self, out: list[Delta]) -> bool:
+    def complete(self, deltas: list[Delta]) -> bool:
         """
         Append the missing brackets and finish the call, before the object's own end.
 
         Return False, and append nothing, if more than brackets is missing.
         """
-        completion = self._completion()
+        is_in_arguments = self._state == self._in_arguments
+        completion = self._arguments_reader.completion() if is_in_arguments else self.completion()
         if completion is None or not self._name:
             return False
-        self._deltas = out
+        if self._value_kind == "null" and completion != "null":
+            return False
+        self._deltas = deltas
         self._start_call()
-        self._argument_pieces.append(completion)
-        self.finish(out)
+        if is_in_arguments:
+            self._argument_pieces.append(completion)
+        self.finish(deltas)
         return True
 
-    def finish(self, out: list[Delta]) -> None:
+    def finish(self, deltas: list[Delta]) -> None:
         """Finish a call whose arguments are complete."""
-        self._deltas = out
+        self._deltas = deltas
         if self._state == self._in_arguments or self._arguments is None:
             self._argument_pieces.append("}")
         else:
             self._argument_pieces.append(self._arguments.closing_bracket)
         self._flush_arguments()
-        out.append(CallFinished())
-
-    def _completion(self) -> str | None:
-        """
-        Return the text missing before the arguments' last brace.
-
-        Returns None if more than brackets is missing.
-        """
-        state = self._interrupted_state if self._state == self._in_line_comment else self._state
-        if state in (self._key_or_brace, self._after_member, self._in_empty_list):
-            return ""
-        if state not in (self._in_arguments, self._in_null, self._in_ignored):
-            return None
-        completion = self._value.completion()
-        if completion is None or state == self._in_arguments:
-            return completion
-        if state == self._in_null and completion != "null":
-            return None
-        return ""
+        deltas.append(CallFinished())
 
     def _start_call(self) -> None:
         if self.has_started:
             return
         self.has_started = True
+        self.has_all_arguments = self._state != self._in_arguments
         self._deltas.append(CallStarted(self._name))
         if self._arguments is None:
             self._argument_pieces.append("{")
 
     def _flush_arguments(self) -> None:
-        if self.has_started and self._argument_pieces:
-            pieces = self._argument_pieces
-            if text := pieces[0] if len(pieces) == 1 else "".join(pieces):
-                self._deltas.append(CallArguments(text))
-            pieces.clear()
+        if text := "".join(self._argument_pieces):
+            self._deltas.append(CallArguments(text))
+        self._argument_pieces.clear()
 
     def _reject(self, pos: int) -> int:
         """Break for good: without a name, `complete` returns False."""
         self._name = ""
         return self._break(pos)
 
-    # The object.
+    # The members.
 
-    def _opening_brace(self, text: str, pos: int) -> int:
-        self._state = self._key_or_brace
-        return pos + 1
-
-    def _key_or_brace(self, text: str, pos: int) -> int:
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if pos == len(text):
-            return pos
-        if text[pos] == "}":
-            return self._close(pos)
-        if text[pos] in "\"'":
-            self._start_value(self._in_key)
-            return pos
-        if BARE_KEY.match(text, pos):
-            self._state = self._bare_key
-            return pos
-        return self._start_comment_or_break(text, pos)
-
-    def _in_key(self, text: str, pos: int) -> int:
-        pos = self._value.feed(text, pos, self._value_pieces)
-        # A longer key is ignored: its truncated text does not decode as a JSON string.
-        self._value_pieces[:] = ["".join(self._value_pieces)[: MAX_WORD + 1]]
-        if self._value.status is not Status.COMPLETE:
-            return self._wait_or_break(pos)
-        self._key = _decode_string("".join(self._value_pieces))
-        self._state = self._colon
-        return pos
-
-    def _bare_key(self, text: str, pos: int) -> int:
-        pos = self._read_word(text, pos)
-        if pos == len(text):
-            return pos
-        if self.pending == self._forbidden_key:
-            return self._break(pos)
-        self._key, self.pending = self.pending, ""
-        self._state = self._colon
-        return pos
-
-    def _colon(self, text: str, pos: int) -> int:
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if pos == len(text):
-            return pos
-        if text[pos] != ":":
-            return self._start_comment_or_break(text, pos)
-        self._state = self._member_value
-        return pos + 1
-
-    def _after_member(self, text: str, pos: int) -> int:
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if pos == len(text):
-            return pos
-        if text[pos] == "}":
-            return self._close(pos)
-        if text[pos] != ",":
-            return self._start_comment_or_break(text, pos)
-        self._state = self._key_or_brace
-        return pos + 1
-
-    def _close(self, pos: int) -> int:
-        if not self._name:
-            return self._reject(pos)
-        self._state = self._after_member
-        self._start_call()
-        self.status = Status.COMPLETE
-        return pos + 1
-
-    # Its members.
-
-    def _member_value(self, text: str, pos: int) -> int:
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if pos == len(text):
-            return pos
-        if text[pos] == "/":
-            return self._start_comment_or_break(text, pos)
-        if self._key == "name" and not self._name:
-            self._start_value(self._in_name)
-            return pos if text[pos] in "\"'" else self._reject(pos)
-        if self._key in _ARGUMENTS_KEYS and self._arguments is None:
+    def _value(self, text: str, pos: int) -> int:
+        if len(self._missing_brackets) != 1:
+            return super()._value(text, pos)
+        self._flush(text, pos)
+        key = _decode_string("".join(self._member_pieces).strip(_AROUND_KEY))
+        self._member_pieces.clear()
+        if key == "name" and not self._name:
+            self._value_kind = "name"
+            return super()._value(text, pos) if text[pos] in "\"'" else self._reject(pos)
+        if key in _ARGUMENTS_KEYS and self._arguments is None:
             return self._start_arguments(text, pos)
-        self._start_value(self._in_ignored)
-        return pos
+        return super()._value(text, pos)
 
     def _start_arguments(self, text: str, pos: int) -> int:
-        if text[pos] in "{\"'":
-            self._start_value(self._in_arguments)
-            if text[pos] != "{":
-                self._value = JsonInString()
-                return pos
-            if self._name:
-                self._comments.remaining = MAX_COMMENTS
-                self._value = StreamingJson(self._comments)
-            self._arguments = self._value
-            if self._name:
-                self._start_call()
-        elif text[pos] == "[":
-            self._state = self._in_empty_list
+        if text[pos] == "[":
+            self._missing_brackets.append("]")
+            self._expected = self._empty_list
             return pos + 1
-        else:
-            self._start_value(self._in_null)
+        if text[pos] not in "{\"'":
+            self._value_kind = "null"
+            return super()._value(text, pos)
+        self._state = self._in_arguments
+        if text[pos] != "{":
+            self._arguments_reader = JsonInString()
+            return pos
+        if self._name:
+            self._comments.remaining = MAX_COMMENTS
+        forbidden_key = "" if self._name else self._forbidden_key
+        self._arguments_reader = StreamingJson(self._comments, forbidden_key)
+        self._accept_arguments()
         return pos
 
-    def _start_value(self, state: Callable[[str, int], int]) -> None:
-        self._state = state
-        self._value = StreamingJson(self._comments, self._forbidden_key)
-        self._value_pieces.clear()
-
-    def _wait_or_break(self, pos: int) -> int:
-        return pos if self._value.status is Status.OPEN else self._break(pos)
-
-    def _in_name(self, text: str, pos: int) -> int:
-        pos = self._value.feed(text, pos, self._value_pieces)
-        if self._value.status is not Status.COMPLETE:
-            return self._wait_or_break(pos)
-        self._name = _decode_string("".join(self._value_pieces))
-        if not self._name or not self._context.allows(self._name):
-            return self._reject(pos)
-        self._state = self._after_member
-        self.last_member_end = pos
-        if self._arguments is not None:
+    def _accept_arguments(self) -> None:
+        self._arguments = self._arguments_reader
+        if self._name:
             self._start_call()
-        return pos
 
     def _in_arguments(self, text: str, pos: int) -> int:
-        value = self._value
-        pos = value.feed(text, pos, self._argument_pieces)
-        if self._arguments is None and isinstance(value, JsonInString) and value.has_started:
-            self._arguments = value
-            if self._name:
+        reader = self._arguments_reader
+        pos = self._unwritten_from = reader.feed(text, pos, self._argument_pieces)
+        if self._arguments is None and isinstance(reader, JsonInString) and reader.has_started:
+            self._accept_arguments()
+        if reader.status == "open":
+            return pos
+        if reader.status == "complete":
+            self.has_all_arguments = self.has_started
+            return self._end_value(text, pos)
+        return self._break(pos) if self._arguments else self._reject(pos)
+
+    def _empty_list(self, text: str, pos: int) -> int:
+        return self._close_bracket(text, pos) if text[pos] == "]" else self._reject(pos)
+
+    def _end_value(self, text: str, end: int) -> int:
+        super()._end_value(text, end)
+        depth = len(self._missing_brackets)
+        if depth == 1:
+            self._end_member(text, end)
+        elif depth == 0 and self._name:
+            self._start_call()
+        elif depth == 0:
+            self._reject(end)
+        return end
+
+    def _end_member(self, text: str, end: int) -> None:
+        self.last_member_end = end
+        self._flush(text, end)
+        value = "".join(self._member_pieces)
+        self._member_pieces.clear()
+        kind, self._value_kind = self._value_kind, ""
+        if kind == "null" and value != "null":
+            self._reject(end)
+        elif kind == "name":
+            self._name = _decode_string(value)
+            if not self._name or not self._context.allows(self._name):
+                self._reject(end)
+            elif self._arguments is not None:
                 self._start_call()
-        if value.status is Status.OPEN:
-            return pos
-        if value.status is Status.BROKEN:
-            return self._break(pos) if self._arguments else self._reject(pos)
-        self._state = self._after_member
-        self.last_member_end = pos
-        return pos
-
-    def _in_empty_list(self, text: str, pos: int) -> int:
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if pos == len(text):
-            return pos
-        if text[pos] != "]":
-            return self._reject(pos)
-        self._state = self._after_member
-        return pos + 1
-
-    def _in_null(self, text: str, pos: int) -> int:
-        pos = self._value.feed(text, pos, self._value_pieces)
-        if self._value.status is not Status.COMPLETE:
-            return self._wait_or_break(pos)
-        if "".join(self._value_pieces) != "null":
-            return self._reject(pos)
-        self._state = self._after_member
-        return pos
-
-    def _in_ignored(self, text: str, pos: int) -> int:
-        pos = self._value.feed(text, pos, self._value_pieces)
-        self._value_pieces.clear()
-        if self._value.status is not Status.COMPLETE:
-            return self._wait_or_break(pos)
-        self._state = self._after_member
-        self.last_member_end = pos
-        return pos
 
 
 def _decode_string(literal: str) -> str:

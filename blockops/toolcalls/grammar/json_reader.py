@@ -22,7 +22,6 @@ from collections.abc import Callable
 
 from blockops.toolcalls.deltas import CallArguments, CallFinished, Delta
 from blockops.toolcalls.grammar.json_call import JsonCall
-from blockops.toolcalls.grammar.json_states import Status
 from blockops.toolcalls.partial_match import partial_suffix_start
 from blockops.toolcalls.reader import (
     CallEnded,
@@ -33,7 +32,6 @@ from blockops.toolcalls.reader import (
     NotACall,
     OpeningContext,
 )
-from blockops.toolcalls.verbatim import Verbatim
 
 MAX_TRAILING = 1_024
 """Characters after complete arguments that are buffered, to become text if they are not JSON."""
@@ -61,11 +59,6 @@ class JsonCallReader(ABC):
         self._pending = ""
         # The text after the last complete member, once the arguments are complete.
         self._trailing = ""
-
-    @property
-    def verbatim(self) -> Verbatim | None:
-        """See `SupportsVerbatim`."""
-        return self._call.verbatim if self._state == self._in_object else None
 
     def feed(self, text: str, out: list[Delta]) -> FeedResult:
         """Read the next piece of the text; see `CallReader.feed`."""
@@ -115,7 +108,7 @@ class JsonCallReader(ABC):
         return CallEnded(rest)
 
     def _end_call(self, rest: str, next_reader: CallReader | None = None) -> CallEnded:
-        if self._call.error_count:
+        if self._call.has_errors:
             self._context.counters["malformed"] += 1
         return CallEnded(rest, next_reader)
 
@@ -125,8 +118,8 @@ class JsonCallReader(ABC):
 
     def _in_object(self, text: str, out: list[Delta]) -> FeedResult:
         call = self._call
-        pos = call.feed(text, 0, out)
-        if call.status is Status.COMPLETE:
+        pos = call.read(text, out)
+        if call.status == "complete":
             return self._after_object(text[pos:], out)
         if call.has_all_arguments:
             start = call.last_member_end
@@ -134,7 +127,7 @@ class JsonCallReader(ABC):
                 self._trailing = text[start:pos][:_MAX_BUFFERED]
             else:
                 self._trailing += text[: min(pos, _MAX_BUFFERED - len(self._trailing))]
-        if call.status is Status.OPEN:
+        if call.status == "open":
             return None
         # The closing tag that broke the object may have begun in a comment, in an earlier piece.
         self._trailing = self._trailing.removesuffix(call.partial_closing_tag)

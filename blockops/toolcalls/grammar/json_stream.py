@@ -15,31 +15,36 @@ Everything else passes unchanged: white space, the order of keys, the spelling o
 escapes. Two things pass although JSON does not allow them, and are counted in `error_count`: an
 unknown escape, and a raw control character after a backslash, whose own escape would change the
 meaning of the backslash. In both cases the end of the string is still certain, so a quote or a tag
-in it is still data. At anything else that JSON does not allow, the reader stops before it with
-`Status.BROKEN`.
+in it is still data. At anything else that JSON does not allow, the reader stops before it, and its
+status is "broken".
 
 Only two things are held back: the beginning of a word or of an escape, and a comma with the white
 space after it.
 
-The states of `StreamingJson`, besides those of a comment (see `json_states`):
+The states of `StreamingJson` are methods `(text, pos) -> pos`: each reads as much of `text` from
+`pos` as belongs to it, sets the next state and returns the position that it reached.
 
-    state             reads                                    next state
-    before_value      white space (dropped), a value           by the value's first character:
-                                                                 in_string, in_scalar,
-                                                                 first_key ("{"), first_item ("[")
-    value             the same, after a colon; the white       as for before_value
-                        space passes
-    first_key         "}" or a key                             after_value; in_string or bare_key
-    next_key          the same, after a comma                  as for first_key
-    bare_key          a key without quotes                     colon
-    colon             ":"                                      value
-    first_item        "]" or a value                           after_value; as for before_value
-    next_item         the same, after a comma                  as for first_item
-    in_string         up to the closing quote                  after_value; colon after a key
-    in_escape         one escape                               in_string
-    in_scalar         a number or a word                       after_value
-    after_value       "," or the closing bracket               next_key or next_item; after_value,
-                                                                 complete at the last one
+    state           reads                              next state
+    between_tokens  white space, then the token that   after_slash at the "/" of a comment;
+                      is expected                        in_string, in_word, between_tokens
+    after_slash     the comment's second character     in_comment; broken at any other
+    in_comment      the comment, with `Comments`       between_tokens
+    in_string       up to the closing quote            between_tokens
+    in_escape       one escape                         in_string
+    in_word         a number, a literal, or a key      between_tokens
+                      without quotes
+
+White space and comments are read only in between_tokens. The token after them is read by the method
+in `_expected`, with the same signature:
+
+    expected        token                              expected next
+    value           the beginning of a value           after_value; key after "{", item after "["
+    item            the same, or "]"                   the same; after_value
+    key             the beginning of a key, or "}"     colon; after_value
+    colon           ":"                                value
+    after_value     "," or the closing bracket         key or item; after_value
+
+At the last bracket, or at the end of a value without brackets, the value is complete.
 """
 
 from __future__ import annotations
@@ -47,18 +52,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from json.encoder import encode_basestring
+from typing import Literal
 
-from blockops.toolcalls.grammar.json_states import (
-    SPACE,
-    WORD,
-    CommentBudget,
-    JsonStateMachine,
-    Status,
-)
-from blockops.toolcalls.verbatim import Verbatim, json_text_pattern
+from blockops.toolcalls.partial_match import partial_suffix_start
 
 MAX_DEPTH = 512
 """Nested brackets. `json.loads`, which clients use, fails at about twice that depth."""
+
+MAX_WORD = 4_096
+"""Characters of one number, one literal, or one key without quotes."""
+
+MAX_COMMENTS = 16_384
+"""Characters of all comments of one value, unless the caller sets less."""
 
 MAX_HELD_SPACE = 1_024
 """
@@ -66,8 +71,13 @@ Characters of white space held after a comma, until it is certain whether a valu
 space after them is dropped.
 """
 
-BARE_KEY = re.compile(r"[^\W\d][\w$]*|\$[\w$]*")
-_TOKEN_START = re.compile(r"[\w\"'{\[$+.-]")
+SPACE = re.compile(r"[ \t\r\n]*")
+"""JSON's white space (RFC 8259, section 2), and the white space between tags."""
+
+_WORD = re.compile(r"[\w$+.-]*")
+_WORD_START = re.compile(r"[\w$+.-]")
+_TOKEN_AFTER_COMMA = re.compile(r"[\w\"'{\[$+.-]")
+_BARE_KEY = re.compile(r"[^\W\d][\w$]*|\$[\w$]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _LITERALS = {
     "true": "true",
@@ -82,218 +92,311 @@ _STRING_TEXT = {
     '"': re.compile(r'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+'),
     "'": re.compile(r"[^'\"\\\x00-\x1f]*+(?:\\[\"\\/bfnrt][^'\"\\\x00-\x1f]*+)*+"),
 }
-# In a chunk's JSON, the backslash of the text's own escape is escaped by another backslash.
-_ESCAPE_IN_CHUNK = r'\\\\(?:\\["\\]|[/bfnrt])'
-_VERBATIM = {
-    '"': Verbatim(_STRING_TEXT['"'], json_text_pattern(_ESCAPE_IN_CHUNK)),
-    "'": Verbatim(_STRING_TEXT["'"], json_text_pattern(_ESCAPE_IN_CHUNK, excluded="'")),
-}
 _ESCAPE = re.compile(r"\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4})")
 _PARTIAL_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _MAX_ESCAPE = len(r"\uXXXX")
 
 
-class StreamingJson(JsonStateMachine):
+Status = Literal["open", "complete", "broken"]
+"""
+The progress of a value, or of a comment: more text may belong to it, it has ended, or the next
+character cannot belong to it.
+"""
+
+
+class Comments:
+    """
+    Reads the comments in the values that share it.
+
+    A comment is broken where it contains the tag that ends the call, and where all comments
+    together exceed their bound. Text may be read again after each opener in it, and a comment may
+    hide many openers: without the bound, that would cost quadratic time.
+
+    :param limit: characters of all comments together
+    :param closing_tag: the tag that ends the call; "" if comments may contain any text
+    :ivar status: the progress of the current comment
+    :ivar is_line_comment: the current comment ends with the line
+    :ivar remaining: characters that are left
+    :ivar partial_closing_tag: the beginning of the tag with which the comments' text ends so far
+    """
+
+    def __init__(self, limit: int = MAX_COMMENTS, closing_tag: str = "") -> None:
+        self.status: Status = "complete"
+        self.is_line_comment = False
+        self.remaining = limit
+        self.partial_closing_tag = ""
+        self._closing_tag = closing_tag
+        self._ends_with_star = False
+
+    def start(self, second_char: str) -> None:
+        """Start the comment whose first two characters are "/" and `second_char`."""
+        self.status = "open"
+        self.is_line_comment = second_char == "/"
+        self._ends_with_star = False
+
+    def feed(self, text: str, pos: int) -> int:
+        """Read the comment's text from `pos`, return the position reached."""
+        if self._ends_with_star and text[pos] == "/":
+            end = pos + 1
+        elif self.is_line_comment:
+            end = text.find("\n", pos)
+        else:
+            end = text.find("*/", pos)
+            end = end + 2 if end >= 0 else -1
+        if end >= 0:
+            self.status = "complete"
+        else:
+            end = len(text)
+            self._ends_with_star = not self.is_line_comment and text.endswith("*")
+        limit = min(end, pos + self.remaining)
+        tag_start = self._find_closing_tag(text, pos, limit)
+        if tag_start >= 0:
+            self.status = "broken"
+            return tag_start
+        self.remaining -= limit - pos
+        if limit < end:
+            self.status = "broken"
+        return limit
+
+    def _find_closing_tag(self, text: str, pos: int, end: int) -> int:
+        """
+        Return the position of the closing tag in the comment from `pos` to `end`, or -1.
+
+        If the tag began in an earlier piece, return `pos`.
+        """
+        if not self._closing_tag:
+            return -1
+        partial_length = len(self.partial_closing_tag)
+        comment = self.partial_closing_tag + text[pos:end]
+        start = comment.find(self._closing_tag)
+        if start >= 0:
+            self.partial_closing_tag = comment[start:partial_length]
+            return pos + max(start - partial_length, 0)
+        partial_start = partial_suffix_start(comment, self._closing_tag)
+        self.partial_closing_tag = comment[partial_start:] if end == len(text) else ""
+        return -1
+
+
+class StreamingJson:
     """
     Reads one JSON value, from its first character to its last. White space before it is dropped.
 
-    :param comments: the budget for its comments
+    :param comments: the reader of its comments
     :param forbidden_key: a word that is not accepted as a key without quotes
+    :ivar status: the progress of the value
+    :ivar pending: text that was read but may have to be written differently: a comma with the white
+        space after it, the beginning of a word or of an escape. It was not written, and never is if
+        the value is broken
     :ivar error_count: the number of constructs that passed although JSON does not allow them
-    :ivar closing_bracket: the bracket that ended the value, which is not written
+    :ivar closing_bracket: the last bracket of an object or array; "" for other values and while the
+        value is open. `feed` does not append it: the caller does, once it is certain that the call
+        is complete
     """
 
-    __slots__ = (
-        "_forbidden_key",
-        "_missing_brackets",
-        "_quote",
-        "_state_after_string",
-        "closing_bracket",
-        "error_count",
-    )
-
-    def __init__(self, comments: CommentBudget | None = None, forbidden_key: str = "") -> None:
-        super().__init__(self._before_value, comments)
-        self._forbidden_key = forbidden_key
+    def __init__(self, comments: Comments | None = None, forbidden_key: str = "") -> None:
+        self.status: Status = "open"
+        self.pending = ""
         self.error_count = 0
         self.closing_bracket = ""
-        self._state_after_string = self._state
+        self._state = self._between_tokens
+        self._expected: Callable[[str, int], int] = self._value
+        self._comments = comments or Comments()
+        self._forbidden_key = forbidden_key
         self._missing_brackets: list[str] = []
         self._quote = '"'
+        self._out: list[str] = []
+        # The position in the current text up to which it was written to `_out` or dropped.
+        self._unwritten_from = 0
 
     def feed(self, text: str, start: int, out: list[str]) -> int:
-        """Read the next piece of the text; see `ValueReader.feed`."""
+        """
+        Read `text` from `start`, append the value's JSON to `out`, return the position reached.
+
+        That is the end of `text` while the value is open, else the first character after it.
+        """
         self._unwritten_from = pos = start
         self._out = out
         size = len(text)
-        while pos < size and self.status is Status.OPEN:
+        while pos < size and self.status == "open":
             pos = self._state(text, pos)
         if pos > self._unwritten_from:
-            out.append(
-                text[self._unwritten_from : pos] if self._unwritten_from or pos < size else text
-            )
+            out.append(text[self._unwritten_from : pos])
         return pos
 
-    @property
-    def verbatim(self) -> Verbatim | None:
-        """The text of a string without characters that have to be replaced."""
-        return _VERBATIM[self._quote] if self._state == self._in_string else None
-
     def completion(self) -> str | None:
-        """Return the text missing before the last bracket; see `ValueReader.completion`."""
-        state = self._interrupted_state if self._state == self._in_line_comment else self._state
-        if state == self._in_scalar:
+        """Return the text missing before `closing_bracket`, or None if more than brackets is."""
+        if self._state == self._in_word and self._expected == self._after_value:
             completion = _scalar_to_json(self.pending)
-        elif state in (self._first_key, self._first_item, self._after_value):
-            completion = ""
-        elif state in (self._next_key, self._next_item):
+        elif self._is_between_tokens() and self._expected not in (self._colon, self._value):
             completion = self.pending[1:]
         else:
             completion = None
         return None if completion is None else completion + "".join(self._missing_brackets[:0:-1])
 
-    def _before_value(self, text: str, pos: int) -> int:
-        pos = self._unwritten_from = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        return self._start_value(text, pos) if pos < len(text) else pos
+    def _is_between_tokens(self) -> bool:
+        """Return True also in a comment that the end of the text completes."""
+        is_in_line_comment = self._state == self._in_comment and self._comments.is_line_comment
+        return is_in_line_comment or self._state == self._between_tokens
+
+    def _flush(self, text: str, pos: int) -> None:
+        if pos > self._unwritten_from:
+            self._out.append(text[self._unwritten_from : pos])
+        self._unwritten_from = pos
+
+    def _replace(self, text: str, pos: int, end: int, replacement: str) -> int:
+        """Write `replacement` instead of the text from `pos` to `end`."""
+        self._flush(text, pos)
+        self._out.append(replacement)
+        self._unwritten_from = end
+        return end
+
+    def _break(self, pos: int) -> int:
+        self.status = "broken"
+        return pos
+
+    # White space and comments.
+
+    def _between_tokens(self, text: str, pos: int) -> int:
+        """Read what may stand between all tokens, then the token that is expected."""
+        end = SPACE.match(text, pos).end()  # type: ignore[union-attr]
+        if self.pending:
+            # After a comma: both are held until the next token shows if the comma is dropped.
+            self.pending += text[pos : min(end, pos + MAX_HELD_SPACE + 1 - len(self.pending))]
+            self._unwritten_from = end
+        elif not self._missing_brackets:
+            self._unwritten_from = end
+        if end == len(text):
+            return end
+        if text[end] == "/":
+            self._flush(text, end)
+            self._unwritten_from = end + 1
+            self._state = self._after_slash
+            return end + 1
+        if self.pending and _TOKEN_AFTER_COMMA.match(text, end):
+            self._out.append(self.pending)
+            self.pending = ""
+        return self._expected(text, end)
+
+    def _after_slash(self, text: str, pos: int) -> int:
+        if text[pos] not in "/*":
+            self.pending += "/"
+            return self._break(pos)
+        self._comments.start(text[pos])
+        self._unwritten_from = pos + 1
+        self._state = self._in_comment
+        return pos + 1
+
+    def _in_comment(self, text: str, pos: int) -> int:
+        pos = self._unwritten_from = self._comments.feed(text, pos)
+        if self._comments.status != "open":
+            self._state = self._between_tokens
+        return self._break(pos) if self._comments.status == "broken" else pos
+
+    # The tokens that may be expected.
 
     def _value(self, text: str, pos: int) -> int:
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        return self._start_value(text, pos) if pos < len(text) else pos
-
-    def _start_value(self, text: str, pos: int) -> int:
-        """Enter the state for the value that begins at `pos`."""
         char = text[pos]
-        if char in "\"'":
-            return self._start_string(text, pos, self._after_value)
         if char in "{[" and len(self._missing_brackets) < MAX_DEPTH:
             self._missing_brackets.append("}" if char == "{" else "]")
-            self._state = self._first_key if char == "{" else self._first_item
+            self._expected = self._key if char == "{" else self._item
             return pos + 1
-        if WORD.match(text, pos).end() > pos:  # type: ignore[union-attr]
-            self._state = self._in_scalar
-            return pos
-        return self._start_comment_or_break(text, pos)
+        return self._start_token(text, pos, _WORD_START, self._after_value)
+
+    def _item(self, text: str, pos: int) -> int:
+        return self._close_bracket(text, pos) if text[pos] == "]" else self._value(text, pos)
+
+    def _key(self, text: str, pos: int) -> int:
+        if text[pos] == "}":
+            return self._close_bracket(text, pos)
+        return self._start_token(text, pos, _BARE_KEY, self._colon)
+
+    def _colon(self, text: str, pos: int) -> int:
+        if text[pos] != ":":
+            return self._break(pos)
+        self._expected = self._value
+        return pos + 1
 
     def _after_value(self, text: str, pos: int) -> int:
-        if not self._missing_brackets:
-            self.status = Status.COMPLETE
-            return pos
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if pos == len(text):
-            return pos
-        char = text[pos]
-        if char == ",":
-            self._flush(text, pos)
-            self.pending = ","
-            self._unwritten_from = pos + 1
-            self._state = self._next_key if self._missing_brackets[-1] == "}" else self._next_item
-            return pos + 1
-        if char == self._missing_brackets[-1]:
+        bracket = self._missing_brackets[-1]
+        if text[pos] == bracket:
             return self._close_bracket(text, pos)
-        return self._start_comment_or_break(text, pos)
+        if text[pos] != ",":
+            return self._break(pos)
+        self._flush(text, pos)
+        self.pending = ","
+        self._unwritten_from = pos + 1
+        self._expected = self._key if bracket == "}" else self._item
+        return pos + 1
 
     def _close_bracket(self, text: str, pos: int) -> int:
         bracket = self._missing_brackets.pop()
-        self._state = self._after_value
+        if self.pending:
+            # The comma before the bracket is dropped, the white space after it is not.
+            self._out.append(self.pending[1:])
+            self.pending = ""
         if not self._missing_brackets:
             self._flush(text, pos)
             self._unwritten_from = pos + 1
             self.closing_bracket = bracket
-            self.status = Status.COMPLETE
-        return pos + 1
+        return self._end_value(text, pos + 1)
 
-    # Arrays and objects.
+    def _start_token(
+        self,
+        text: str,
+        pos: int,
+        word_start: re.Pattern[str],
+        expected_next: Callable[[str, int], int],
+    ) -> int:
+        """Start a string or a word; break if neither begins at `pos`."""
+        is_string = text[pos] in "\"'"
+        if not is_string and not word_start.match(text, pos):
+            return self._break(pos)
+        self._expected = expected_next
+        if is_string:
+            return self._start_string(text, pos)
+        self._flush(text, pos)
+        self._state = self._in_word
+        return pos
 
-    def _first_item(self, text: str, pos: int) -> int:
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if pos == len(text):
-            return pos
-        if text[pos] == "]":
-            return self._close_bracket(text, pos)
-        return self._start_value(text, pos)
+    def _end_token(self, text: str, end: int) -> int:
+        """Continue after a string or a word, a key or a value, that ends at `end`."""
+        if self._expected == self._after_value:
+            return self._end_value(text, end)
+        self._state = self._between_tokens
+        return end
 
-    def _first_key(self, text: str, pos: int) -> int:
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if pos == len(text):
-            return pos
-        if text[pos] == "}":
-            return self._close_bracket(text, pos)
-        return self._start_key(text, pos)
+    def _end_value(self, text: str, end: int) -> int:
+        """Continue after the value that ends at `end`."""
+        self._state = self._between_tokens
+        self._expected = self._after_value
+        if not self._missing_brackets:
+            self.status = "complete"
+        return end
 
-    def _next_item(self, text: str, pos: int) -> int:
-        pos = self._resolve_comma(text, pos)
-        if pos == len(text) or self._state == self._after_value:
-            return pos
-        return self._start_value(text, pos)
+    # Words.
 
-    def _next_key(self, text: str, pos: int) -> int:
-        pos = self._resolve_comma(text, pos)
-        if pos == len(text) or self._state == self._after_value:
-            return pos
-        return self._start_key(text, pos)
-
-    def _resolve_comma(self, text: str, pos: int) -> int:
-        """Hold the comma back until a value follows; drop it before a closing bracket."""
-        end = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        self.pending += text[pos : min(end, pos + MAX_HELD_SPACE + 1 - len(self.pending))]
+    def _in_word(self, text: str, pos: int) -> int:
+        limit = pos + MAX_WORD - len(self.pending)
+        end = min(_WORD.match(text, pos).end(), limit)  # type: ignore[union-attr]
         self._unwritten_from = end
-        if end == len(text) or text[end] == "/":
-            return end
-        if text[end] == self._missing_brackets[-1]:
-            self._out.append(self.pending[1:])
-            self.pending = ""
-            return self._close_bracket(text, end)
-        if _TOKEN_START.match(text, end):
-            self._out.append(self.pending)
-            self.pending = ""
-        return end
-
-    def _start_key(self, text: str, pos: int) -> int:
-        if text[pos] in "\"'":
-            return self._start_string(text, pos, self._colon)
-        if BARE_KEY.match(text, pos):
-            self._state = self._bare_key
-            return pos
-        return self._start_comment_or_break(text, pos)
-
-    def _bare_key(self, text: str, pos: int) -> int:
-        end = self._read_word(text, pos)
+        self.pending += text[pos:end]
         if end == len(text):
             return end
-        if not BARE_KEY.fullmatch(self.pending) or self.pending == self._forbidden_key:
+        word = self.pending
+        if self._expected == self._after_value:
+            written = _scalar_to_json(word)
+        else:
+            is_key = _BARE_KEY.fullmatch(word) and word != self._forbidden_key
+            written = f'"{word}"' if is_key else None
+        if written is None:
             return self._break(end)
-        self._out.append(f'"{self.pending}"')
+        self._out.append(written)
         self.pending = ""
-        self._state = self._colon
-        return end
-
-    def _colon(self, text: str, pos: int) -> int:
-        pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if pos == len(text):
-            return pos
-        if text[pos] != ":":
-            return self._start_comment_or_break(text, pos)
-        self._state = self._value
-        return pos + 1
-
-    # Numbers and words.
-
-    def _in_scalar(self, text: str, pos: int) -> int:
-        end = self._read_word(text, pos)
-        if end == len(text):
-            return end
-        scalar = _scalar_to_json(self.pending)
-        if scalar is None:
-            return self._break(end)
-        self._out.append(scalar)
-        self.pending = ""
-        self._state = self._after_value
-        return end
+        return self._end_token(text, end)
 
     # Strings.
 
-    def _start_string(self, text: str, pos: int, state_after: Callable[[str, int], int]) -> int:
-        self._state_after_string = state_after
+    def _start_string(self, text: str, pos: int) -> int:
         self._state = self._in_string
         self._quote = text[pos]
         return pos + 1 if self._quote == '"' else self._replace(text, pos, pos + 1, '"')
@@ -304,15 +407,16 @@ class StreamingJson(JsonStateMachine):
             return pos
         char = text[pos]
         if char == self._quote:
-            self._state = self._state_after_string
-            if not self._missing_brackets:
-                self.status = Status.COMPLETE
-            return pos + 1 if char == '"' else self._replace(text, pos, pos + 1, '"')
+            return self._end_string(text, pos)
         if char == "\\":
             self._flush(text, pos)
             self._state = self._in_escape
             return pos
         return self._replace(text, pos, pos + 1, encode_basestring(char)[1:-1])
+
+    def _end_string(self, text: str, pos: int) -> int:
+        end = pos + 1 if self._quote == '"' else self._replace(text, pos, pos + 1, '"')
+        return self._end_token(text, end)
 
     def _in_escape(self, text: str, pos: int) -> int:
         pending_length = len(self.pending)

@@ -28,7 +28,6 @@ from functools import cached_property
 from json.encoder import encode_basestring
 from typing import Any
 
-from blockops.toolcalls.grammar.json_states import Status
 from blockops.toolcalls.grammar.json_stream import StreamingJson
 
 MAX_LITERAL = 1_024
@@ -48,7 +47,7 @@ _EXPONENT = re.compile(r"[eE][+-]?([0-9]+)")
 _PYTHON_SCALAR = re.compile(r"[-+]?[0-9.][\w.+-]*|True|False|None")
 _PARTIAL_NUMBER = re.compile(r"[-+]?(?:[0-9.][\w.+-]*)?\s*")
 _LITERALS = {"boolean": ("true", "false", "True", "False"), "null": ("null", "None")}
-_TYPE_BY_BRACKET = {"{": "object", "[": "array", "(": "array"}
+_BRACKETS = "{[("
 _BRACKET_BY_CLASS: dict[type, str] = {list: "[", tuple: "(", dict: "{"}
 _TYPE_BY_CLASS: dict[type, str] = {
     bool: "boolean",
@@ -61,6 +60,7 @@ _TYPE_BY_CLASS: dict[type, str] = {
 _TYPE_BY_FIRST_CHARACTER = {
     "{": "object",
     "[": "array",
+    "(": "array",
     "t": "boolean",
     "f": "boolean",
     "n": "null",
@@ -139,28 +139,26 @@ class ParameterType:
     types: frozenset[str] = frozenset()
     constants: tuple[Any, ...] = ()
 
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return self.types.union(_TYPE_BY_CLASS[type(value)] for value in self.constants)
+
     @property
     def is_string(self) -> bool:
         """Return True if the value can only be a string: it needs no interpretation."""
-        return not self.constants and self.types <= {"string"}
+        return self._names <= {"string"}
 
     def may_start_with(self, head: str) -> bool:
         """Return True if a value other than a string may start with `head` (not empty)."""
-        allowed = {*self.types, *(_TYPE_BY_CLASS[type(value)] for value in self.constants)}
-        if head[0] in _TYPE_BY_BRACKET:
-            return _TYPE_BY_BRACKET[head[0]] in allowed
+        allowed = self._names
+        if head[0] in _BRACKETS:
+            return _TYPE_BY_FIRST_CHARACTER[head[0]] in allowed
         if allowed & {"integer", "number"} and _PARTIAL_NUMBER.fullmatch(head):
             return True
         word = head.rstrip()
         return any(
             literal.startswith(word) for name in allowed for literal in _LITERALS.get(name, ())
         )
-
-    def to_json(self, text: str) -> str:
-        """Return the JSON of the value that `text` stands for."""
-        value = StreamingValue(self)
-        value.feed(text)
-        return value.to_json()
 
     def coerce(self, candidate: str) -> str | None:
         """
@@ -169,15 +167,12 @@ class ParameterType:
         :param candidate: JSON of anything but a string
         """
         name = _json_type(candidate)
-        if name in self.types or (name == "number" and "integer" in self.types):
-            if name == "number" and "number" not in self.types:
-                return _as_integer(candidate)
+        if name in self.types or (name == "integer" and "number" in self.types):
             return candidate
-        if name == "integer" and "number" in self.types:
-            return candidate
-        if self.constants and _is_constant(candidate, self.constants):
-            return candidate
-        return None
+        if name == "number" and "integer" in self.types:
+            return _as_integer(candidate)
+        is_constant = bool(self.constants) and _is_constant(candidate, self.constants)
+        return candidate if is_constant else None
 
 
 class StreamingValue:
@@ -187,6 +182,7 @@ class StreamingValue:
     JSON is read while it arrives, so that the end of a long value costs little.
 
     :ivar length: characters of the text so far
+    :ivar is_string: True if the value is certain to be a string, whatever text follows
     """
 
     def __init__(self, parameter_type: ParameterType) -> None:
@@ -196,54 +192,38 @@ class StreamingValue:
         self._json: list[str] = []
         # True if anything but white space follows the JSON.
         self._has_trailing_text = False
+        # The first characters after white space.
         self._head = ""
-        self._is_head_undecided = True
-        # The length of the text without the white space around it, and of the white space after it.
+        self._leading_space = 0
         self._stripped_length = 0
-        self._trailing_space = 0
         self.length = 0
+        self.is_string = False
 
     def feed(self, piece: str) -> None:
         """Add the next piece of the text."""
         self._pieces.append(piece)
+        if len(self._head) < _HEAD_LENGTH:
+            self._read_head(piece)
+        if stripped := piece.rstrip():
+            self._stripped_length = self.length + len(stripped) - self._leading_space
         self.length += len(piece)
-        if self._stripped_length <= MAX_LITERAL:
-            self._measure(piece)
         end = 0
-        if self._reader.status is Status.OPEN:
+        if self._reader.status == "open":
             end = self._reader.feed(piece, 0, self._json)
         if end < len(piece) and piece[end:].strip():
             self._has_trailing_text = True
-
-    def _measure(self, piece: str) -> None:
-        if len(self._head) < _HEAD_LENGTH:
-            self._head = (self._head + piece).lstrip()[:_HEAD_LENGTH]
-        if not self._stripped_length:
-            piece = piece.lstrip()
-        stripped_length = len(piece.rstrip())
-        if stripped_length:
-            self._stripped_length += self._trailing_space + stripped_length
-            self._trailing_space = 0
-        self._trailing_space += len(piece) - stripped_length
-
-    @property
-    def is_string(self) -> bool:
-        """Return True if the value is certain to be a string, whatever text follows."""
-        if self._is_head_undecided:
-            if not self._head:
-                return False
-            if not self._type.may_start_with(self._head):
-                return True
-            self._is_head_undecided = len(self._head) < _HEAD_LENGTH
-        return (
-            self._stripped_length > MAX_LITERAL
-            and self._head[0] in _TYPE_BY_BRACKET
-            and (
-                self._reader.status is Status.BROKEN
+        if self._stripped_length > MAX_LITERAL and self._head[0] in _BRACKETS:
+            self.is_string |= (
+                self._reader.status == "broken"
                 or self._reader.error_count > 0
                 or self._has_trailing_text
             )
-        )
+
+    def _read_head(self, piece: str) -> None:
+        if not self._head:
+            self._leading_space += len(piece) - len(piece.lstrip())
+        self._head = (self._head + piece).lstrip()[:_HEAD_LENGTH]
+        self.is_string = bool(self._head) and not self._type.may_start_with(self._head)
 
     def text(self) -> str:
         """Return the text unchanged."""
@@ -252,20 +232,16 @@ class StreamingValue:
     def to_json(self) -> str:
         """Return the JSON of the value that the text stands for."""
         text = self.text()
-        for interpretation in self._interpretations(text.strip()):
-            if (value := self._type.coerce(interpretation)) is not None:
-                return value
-        return encode_basestring(text)
+        interpretation = self._interpretation(text.strip())
+        value = self._type.coerce(interpretation) if interpretation else None
+        return encode_basestring(text) if value is None else value
 
-    def _interpretations(self, text: str) -> Iterator[str]:
-        """Yield the JSON of each value other than a string that `text` may stand for."""
+    def _interpretation(self, text: str) -> str:
+        """Return the JSON of the value that `text` stands for, or "" if it can only be a string."""
         reader = self._reader
         if reader.closing_bracket and not reader.error_count and not self._has_trailing_text:
-            yield "".join((*self._json, reader.closing_bracket))
-        elif _SCALAR.fullmatch(text):
-            yield text
-        elif literal := _python_literal_to_json(text):
-            yield literal
+            return "".join((*self._json, reader.closing_bracket))
+        return text if _SCALAR.fullmatch(text) else _python_literal_to_json(text)
 
 
 def _subschemas(schema: Any, root: Any) -> Iterator[dict[str, Any]]:
@@ -319,14 +295,14 @@ def _python_literal_to_json(text: str) -> str:
     """Return the JSON of a Python literal, or "" if `text` is no literal or has no JSON."""
     if not 0 < len(text) <= MAX_LITERAL:
         return ""
-    if text[0] not in _TYPE_BY_BRACKET and not _PYTHON_SCALAR.fullmatch(text):
+    if text[0] not in _BRACKETS and not _PYTHON_SCALAR.fullmatch(text):
         return ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = ast.literal_eval(text)
         # Python reads "(1)" as a number and "[1], 2" as a tuple: the model meant neither.
-        if _BRACKET_BY_CLASS.get(type(value)) != (text[0] if text[0] in "[({" else None):
+        if _BRACKET_BY_CLASS.get(type(value)) != (text[0] if text[0] in _BRACKETS else None):
             return ""
         return _dump(value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

@@ -44,14 +44,17 @@ becomes a string. If it is cut off, the held text is sent as a string without an
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from json.encoder import encode_basestring
 
 from blockops.toolcalls.deltas import CallArguments, CallFinished, CallStarted, Delta
-from blockops.toolcalls.grammar.json_states import SPACE
-from blockops.toolcalls.grammar.parameter_types import Parameters, ParameterType, StreamingValue
-from blockops.toolcalls.grammar.tool_call_tag import MIN_PARTIAL_TAG
+from blockops.toolcalls.grammar.json_stream import SPACE
+from blockops.toolcalls.grammar.parameter_types import Parameters, StreamingValue
+from blockops.toolcalls.grammar.tool_call_tag import (
+    CLOSING_TAG,
+    MIN_PARTIAL_TAG,
+    is_partial_closing_tag,
+)
 from blockops.toolcalls.grammar.xml_patterns import (
     FIRST_ELEMENT,
     FUNCTION,
@@ -62,12 +65,9 @@ from blockops.toolcalls.grammar.xml_patterns import (
     PARTIAL_FIRST_ELEMENT,
     PARTIAL_FUNCTION_HEAD,
     PARTIAL_PARAMETER_HEAD,
-    PARTIAL_UNCLOSED_VALUE_END,
     PARTIAL_VALUE_END,
     PARTIAL_VALUE_END_IN_TAG,
     POSSIBLE_VALUE_END,
-    STRING_TEXT,
-    UNCLOSED_VALUE_END,
     VALUE_END,
     VALUE_END_IN_TAG,
     name_in,
@@ -81,16 +81,13 @@ from blockops.toolcalls.reader import (
     NotACall,
     OpeningContext,
 )
-from blockops.toolcalls.verbatim import Verbatim
 
-_STRING = ParameterType()
+_FRAMING = re.compile(r"(?:\r?\n)?")
 
 
-class XmlCallReader(ABC):
+class XmlCallReader:
     """
     Reads one function, from after `<tool_call>` or `<function` to after `</function>`.
-
-    A subclass defines the reader of the text after it.
 
     :param is_in_tag: True if the function is in a `<tool_call>`; otherwise its name must be offered
     """
@@ -106,67 +103,46 @@ class XmlCallReader(ABC):
         # Text that was read and has to be read again when more arrives.
         self._pending = "" if is_in_tag else FUNCTION
         self._result: FeedResult = None
-        self._deltas: list[Delta] = []
-        # JSON of the arguments that was not appended to `_deltas` yet.
-        self._argument_pieces: list[str] = []
+        self._out: list[Delta] = []
         self._name = ""
         self._parameters = Parameters(None)
         self._keys: set[str] = set()
-        self._type = _STRING
         # The line end that frames the value, or "".
         self._framing = ""
         self._is_at_line_start = False
-        # The text of a value that is not certain to be a string.
-        self._held_value = StreamingValue(_STRING)
-
-    @property
-    def verbatim(self) -> Verbatim | None:
-        """See `SupportsVerbatim`."""
-        is_within_line = not self._pending and not self._is_at_line_start
-        is_in_string = self._state == self._value and self._type.is_string
-        return STRING_TEXT if is_within_line and is_in_string else None
+        # The value, while it is not certain to be a string.
+        self._held_value: StreamingValue | None = None
 
     def feed(self, text: str, out: list[Delta]) -> FeedResult:
         """Read the next piece of the text; see `CallReader.feed`."""
-        if self._pending:
-            text = self._pending + text
-            self._pending = ""
-        self._deltas = out
+        text = self._pending + text
+        self._pending = ""
+        self._out = out
         pos = 0
         size = len(text)
-        while pos < size and self._result is None:
+        while pos < size:
             pos = self._state(text, pos)
-        self._flush_arguments()
         return self._result
 
     def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
         """Return the result at the end of the text; see `CallReader.finish`."""
-        self._deltas = out
-        has_started = bool(self._keys) or self._state == self._after_empty
-        result: FinishResult = CallTruncated() if has_started else NotACall()
+        self._out = out
         if is_complete and self._state == self._first_element:
-            result = self._finish_before_parameters()
-        elif is_complete and self._state == self._after_empty:
-            result = self._end_arguments("")
-        elif is_complete and self._state in (self._value_start, self._value):
-            result = self._finish_in_value()
-        is_held = not self._type.is_string and self._held_value.length
-        if isinstance(result, CallTruncated) and is_held:
-            self._send_held_value("")
-        self._flush_arguments()
-        if isinstance(result, CallEnded):
-            out.append(CallFinished())
-        return result
+            return self._finish_before_parameters()
+        if is_complete and self._state == self._after_empty:
+            return self._end_call("")
+        if is_complete and self._state in (self._value_start, self._value):
+            return self._finish_in_value()
+        return self._truncate()
 
-    @abstractmethod
-    def _reader_after(self) -> CallReader:
-        """Return the reader of the text after `</function>`."""
-        ...
+    def _truncate(self) -> NotACall | CallTruncated:
+        if self._held_value is not None and self._held_value.length:
+            self._send_held_value(self._held_value, "")
+        has_started = self._keys or self._state == self._after_empty
+        return CallTruncated() if has_started else NotACall()
 
-    def _flush_arguments(self) -> None:
-        if self._argument_pieces:
-            self._deltas.append(CallArguments("".join(self._argument_pieces)))
-            self._argument_pieces.clear()
+    def _send(self, json: str) -> None:
+        self._out.append(CallArguments(json))
 
     def _wait_for_more(self, text: str, pos: int) -> int:
         """Keep the text from `pos`, to read it again when more has arrived."""
@@ -177,21 +153,29 @@ class XmlCallReader(ABC):
         self._result = NotACall()
         return len(text)
 
-    def _end_arguments(self, rest: str, next_reader: CallReader | None = None) -> CallEnded:
-        self._argument_pieces.append("}")
+    def _start_call(self) -> None:
+        self._out.append(CallStarted(self._name))
+        self._send("{")
+
+    def _end_call(self, rest: str, next_reader: CallReader | None = None) -> CallEnded:
+        self._send("}")
+        self._out.append(CallFinished())
         return CallEnded(rest, next_reader)
 
-    def _finish_call(self, text: str, pos: int, next_reader: CallReader | None = None) -> int:
-        self._result = self._end_arguments(text[pos:], next_reader)
-        self._flush_arguments()
-        self._deltas.append(CallFinished())
+    def _finish_call(self, text: str, pos: int, *, is_tag_closed: bool) -> int:
+        """End the call at `pos`; another function or `</tool_call>` may follow there."""
+        next_reader = None
+        if not is_tag_closed:
+            next_reader = AfterXmlCall(self._context if self._is_in_tag else None)
+        self._result = self._end_call(text[pos:], next_reader)
         return len(text)
 
     # Before the parameters.
 
     def _before_head(self, text: str, pos: int) -> int:
         pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        self._state = self._before_head if pos == len(text) else self._function_head
+        if pos < len(text):
+            self._state = self._function_head
         return pos
 
     def _function_head(self, text: str, pos: int) -> int:
@@ -215,25 +199,19 @@ class XmlCallReader(ABC):
             return self._wait_for_more(text, pos) if is_partial else self._reject(text)
         function_end, closing_tag = match[4], match[5]
         self._start_call()
-        if closing_tag:
-            return self._finish_call(text, match.end())
-        if function_end and not self._is_in_tag:
-            return self._finish_call(text, match.end(), self._reader_after())
+        if closing_tag or (function_end and not self._is_in_tag):
+            return self._finish_call(text, match.end(), is_tag_closed=bool(closing_tag))
         if function_end:
             self._state = self._after_empty
         else:
             self._start_value(name_in(match))
         return match.end()
 
-    def _start_call(self) -> None:
-        self._deltas.append(CallStarted(self._name))
-        self._argument_pieces.append("{")
-
     def _after_empty(self, text: str, pos: int) -> int:
         end = SPACE.match(text, pos).end()  # type: ignore[union-attr]
         if end == len(text) and end - pos <= MAX_SPACE:
             return self._wait_for_more(text, pos)
-        return self._finish_call(text, pos, self._reader_after())
+        return self._finish_call(text, pos, is_tag_closed=False)
 
     def _finish_before_parameters(self) -> NotACall | CallEnded:
         """Return the result at the end of the text for a call without parameters."""
@@ -241,65 +219,59 @@ class XmlCallReader(ABC):
         if tail and not tail.startswith("</"):
             return NotACall()
         self._start_call()
-        return self._end_arguments("")
+        return self._end_call("")
 
     # In a value.
 
     def _start_value(self, key: str) -> None:
-        self._type = self._parameters.type_of(key)
         separator = ", " if self._keys else ""
-        self._argument_pieces.append(f"{separator}{encode_basestring(key)}: ")
-        if self._type.is_string:
-            self._argument_pieces.append('"')
         self._keys.add(key)
-        self._held_value = StreamingValue(self._type)
+        self._send(f"{separator}{encode_basestring(key)}: ")
+        parameter_type = self._parameters.type_of(key)
+        self._held_value = None if parameter_type.is_string else StreamingValue(parameter_type)
+        if self._held_value is None:
+            self._send('"')
         self._state = self._value_start
 
     def _value_start(self, text: str, pos: int) -> int:
         if text.startswith("\r", pos) and pos + 1 == len(text):
             return self._wait_for_more(text, pos)
-        self._framing = "\n" if text.startswith("\n", pos) else ""
-        if text.startswith("\r\n", pos):
-            self._framing = "\r\n"
+        self._framing = _FRAMING.match(text, pos)[0]  # type: ignore[index]
         self._is_at_line_start = bool(self._framing)
         self._state = self._value
         return pos + len(self._framing)
 
     def _value(self, text: str, pos: int) -> int:
-        tag_pos = pos
-        while candidate := POSSIBLE_VALUE_END.search(text, tag_pos):
+        end = tag_pos = len(text)
+        search_from = pos
+        while candidate := POSSIBLE_VALUE_END.search(text, search_from):
             tag_pos = candidate.start()
-            end = (
-                self._value_end.match(text, tag_pos)
-                or UNCLOSED_VALUE_END.match(text, tag_pos)
-                or self._next_parameter_head(text, pos, tag_pos)
-            )
-            if end:
-                return self._end_value(text, pos, end)
-            if self._may_be_value_end(text, pos, tag_pos):
-                return self._take_until(text, pos, self._without_framing(text, pos, tag_pos))
-            tag_pos += 1
-        return self._take_until(text, pos, self._without_framing(text, pos, len(text)))
+            is_line_start = text[tag_pos - 1] == "\n" if tag_pos > pos else self._is_at_line_start
+            if match := self._match_value_end(text, tag_pos, is_line_start=is_line_start):
+                return self._end_value(text, pos, match)
+            if self._may_be_value_end(text, tag_pos, is_line_start=is_line_start):
+                end = tag_pos
+                break
+            search_from = tag_pos + 1
+        end = self._without_framing(text, pos, end)
+        self._take_text(text[pos:end])
+        return self._wait_for_more(text, end)
 
-    def _next_parameter_head(self, text: str, pos: int, tag_pos: int) -> re.Match[str] | None:
-        """Match the head of the next parameter, after a value whose `</parameter>` is missing."""
-        head = PARAMETER_HEAD.match(text, tag_pos)
-        if not head or not self._is_line_start(text, pos, tag_pos):
-            return None
-        key = name_in(head)
+    def _match_value_end(
+        self, text: str, tag_pos: int, *, is_line_start: bool
+    ) -> re.Match[str] | None:
+        if match := self._value_end.match(text, tag_pos):
+            return match
+        # The head of the next parameter, after a value whose `</parameter>` is missing.
+        head = PARAMETER_HEAD.match(text, tag_pos) if is_line_start else None
+        key = name_in(head) if head else ""
         return head if key in self._parameters.properties and key not in self._keys else None
 
-    def _is_line_start(self, text: str, pos: int, tag_pos: int) -> bool:
-        return text[tag_pos - 1] == "\n" if tag_pos > pos else self._is_at_line_start
-
-    def _may_be_value_end(self, text: str, pos: int, tag_pos: int) -> bool:
+    def _may_be_value_end(self, text: str, tag_pos: int, *, is_line_start: bool) -> bool:
         """Return True if the text at `tag_pos` is the beginning of an end of the value."""
         if self._partial_value_end.match(text, tag_pos):
             return True
-        if PARTIAL_UNCLOSED_VALUE_END.match(text, tag_pos):
-            return True
-        is_partial_head = bool(PARTIAL_PARAMETER_HEAD.match(text, tag_pos))
-        return is_partial_head and self._is_line_start(text, pos, tag_pos)
+        return is_line_start and bool(PARTIAL_PARAMETER_HEAD.match(text, tag_pos))
 
     def _without_framing(self, text: str, pos: int, end: int) -> int:
         """Return `end`, or the position of the framing line end (or half of it) before it."""
@@ -309,36 +281,31 @@ class XmlCallReader(ABC):
         is_partial = framing == "\r\n" and end == len(text) and text.endswith("\r", pos)
         return end - 1 if is_partial else end
 
-    def _take_until(self, text: str, pos: int, end: int) -> int:
-        """Add the text from `pos` to `end` to the value; keep the rest, to read it again."""
-        self._take_text(text, pos, end)
-        return self._wait_for_more(text, end)
-
-    def _take_text(self, text: str, pos: int, end: int) -> None:
-        """Add the text from `pos` to `end` to the value."""
-        if end == pos:
+    def _take_text(self, text: str) -> None:
+        """Add `text` to the value."""
+        if not text:
             return
-        piece = text[pos:end]
-        self._is_at_line_start = piece[-1] == "\n"
-        if self._type.is_string:
-            self._argument_pieces.append(encode_basestring(piece)[1:-1])
+        self._is_at_line_start = text[-1] == "\n"
+        value = self._held_value
+        if value is None:
+            self._send(encode_basestring(text)[1:-1])
             return
         max_hold = self._context.max_hold
-        limit = max_hold + 1 - self._held_value.length
-        self._held_value.feed(piece[:limit])
-        if self._held_value.is_string:
-            self._send_held_value(piece[limit:])
-        elif self._held_value.length > max_hold:
+        limit = max_hold + 1 - value.length
+        value.feed(text[:limit])
+        if not value.is_string:
+            if value.length <= max_hold:
+                return
             self._context.counters["gave_up"] += 1
-            self._send_held_value(piece[limit:])
+        self._send_held_value(value, text[limit:])
 
-    def _send_held_value(self, rest: str) -> None:
+    def _send_held_value(self, value: StreamingValue, rest: str) -> None:
         """Send the held text and `rest` as the beginning of a string."""
-        self._type = _STRING
-        self._argument_pieces.append(encode_basestring(self._held_value.text() + rest)[:-1])
+        self._held_value = None
+        self._send(encode_basestring(value.text() + rest)[:-1])
 
     def _close_value(self) -> None:
-        self._argument_pieces.append('"' if self._type.is_string else self._held_value.to_json())
+        self._send('"' if self._held_value is None else self._held_value.to_json())
 
     def _end_value(self, text: str, pos: int, end: re.Match[str]) -> int:
         """
@@ -347,32 +314,28 @@ class XmlCallReader(ABC):
         :param pos: the beginning of the value's last part
         :param end: the match of the end of the value
         """
-        self._take_text(text, pos, self._without_framing(text, pos, end.start()))
+        self._take_text(text[pos : self._without_framing(text, pos, end.start())])
         self._close_value()
-        if end.re is not UNCLOSED_VALUE_END and (key := name_in(end)):
+        if key := name_in(end):
             self._start_value(key)
             return end.end()
-        if end.re is VALUE_END or (end.re is VALUE_END_IN_TAG and not end[4]):
-            return self._finish_call(text, end.end(), self._reader_after())
-        return self._finish_call(text, end.end())
+        return self._finish_call(text, end.end(), is_tag_closed=end.lastindex is not None)
 
-    def _finish_in_value(self) -> CallEnded | CallTruncated:
+    def _finish_in_value(self) -> CallEnded | CallTruncated | NotACall:
         """Return the result at the end of the text for a call whose last value has begun."""
-        tail = self._pending
-        if self._framing and tail.startswith(self._framing):
-            tail = tail[len(self._framing) :]
+        tail = self._pending.removeprefix(self._framing)
         rest = ""
         if tags := LAST_TAGS.match(tail):
             function_end, rest = tags[1], tags[2] or ""
             if rest.startswith("<p") and not function_end:
                 # Another parameter has begun: the client gets its text, and the call is truncated.
-                self._take_text(self._pending, 0, len(self._pending))
-                return CallTruncated()
+                self._take_text(self._pending)
+                return self._truncate()
             rest = "" if rest.startswith("</") else rest
         elif not self._is_partial_end(tail):
-            self._take_text(self._pending, 0, len(self._pending))
+            self._take_text(self._pending)
         self._close_value()
-        return self._end_arguments(rest)
+        return self._end_call(rest)
 
     def _is_partial_end(self, tail: str) -> bool:
         """
@@ -386,3 +349,38 @@ class XmlCallReader(ABC):
         return (is_framed or len(tail) >= MIN_PARTIAL_TAG) and any(
             tag.startswith(tail) for tag in ("</parameter>", "</function>")
         )
+
+
+class AfterXmlCall:
+    """
+    Reads the text after a function: `</tool_call>`, which is dropped, or another function.
+
+    :param context: the context of the `<tool_call>` that the function is in; None for a bare one
+    """
+
+    def __init__(self, context: OpeningContext | None = None) -> None:
+        self._next = XmlCallReader(context, is_in_tag=True) if context else None
+        # White space before the next tag, and the text from there on.
+        self._space = ""
+        self._pending = ""
+
+    def feed(self, text: str, out: list[Delta]) -> FeedResult:
+        """Read the next piece of the text; see `CallReader.feed`."""
+        if not self._pending:
+            end = SPACE.match(text).end()  # type: ignore[union-attr]
+            self._space += text[:end]
+            text = text[end:]
+        self._pending = pending = self._pending + text
+        if pending.startswith(CLOSING_TAG):
+            return CallEnded(pending[len(CLOSING_TAG) :])
+        if CLOSING_TAG.startswith(pending):
+            return None
+        if self._next and pending.startswith(FUNCTION):
+            return CallEnded(self._space + pending, self._next)
+        if self._next and FUNCTION.startswith(pending):
+            return None
+        return NotACall()
+
+    def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
+        """Return the result at the end of the text; see `CallReader.finish`."""
+        return CallEnded("") if is_partial_closing_tag(self._pending) else NotACall()

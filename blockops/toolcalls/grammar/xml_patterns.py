@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from blockops.toolcalls.grammar.tool_call_tag import CLOSING_TAG, OPENING_TAG
-from blockops.toolcalls.verbatim import Verbatim, json_text_pattern
+from blockops.toolcalls.partial_match import partial_pattern
 
 MAX_SPACE = 1_024
 """Characters of white space between two tags. More of it belongs to a value, or to no call."""
@@ -37,14 +37,6 @@ def _head(word: str, name: str) -> str:
     )
 
 
-def _partial(*parts: str) -> str:
-    """Return a pattern for a sequence of patterns that the end of the text may cut anywhere."""
-    pattern = ""
-    for part in reversed(parts):
-        pattern = rf"(?:\Z|{part}{pattern})"
-    return pattern
-
-
 def _partial_head(word: str, name: str) -> str:
     """
     Return a pattern for any beginning of a tag that `_head` describes, at the end of the text.
@@ -53,16 +45,16 @@ def _partial_head(word: str, name: str) -> str:
     """
     quoted = rf"\"(?:\Z|[^\"<>\n]+(?:\Z|\"{_SPACE}\Z))|'(?:\Z|[^'<>\n]+(?:\Z|'{_SPACE}\Z))"
     value = rf"{_SPACE}(?:\Z|{quoted}|{name}{_SPACE}\Z)"
-    attribute = rf"{_partial(*'name')}{_SPACE}{_partial('=')}"
+    attribute = rf"{partial_pattern(*'name')}{_SPACE}{partial_pattern('=')}"
     return (
-        rf"{_partial(*f'<{word}')}(?:\Z|(?=[ \t\r\n=][^<>]{{0,{MAX_HEAD}}}\Z)"
+        rf"{partial_pattern(*f'<{word}')}(?:\Z|(?=[ \t\r\n=][^<>]{{0,{MAX_HEAD}}}\Z)"
         rf"{_SPACE}(?:\Z|{attribute}{value}|={value}))"
     )
 
 
 _PARAMETER_HEAD = _head("parameter", r"[^<>\n\"' \t\r=](?:[^<>\n]*[^<>\n \t\r])?")
 _PARTIAL_PARAMETER_HEAD = _partial_head("parameter", r"[^<>\n\"' \t\r=][^<>\n]*")
-_PARTIAL_END_OF_FUNCTION = _partial(*"</function>")
+_PARTIAL_END_OF_FUNCTION = partial_pattern(*"</function>")
 
 FUNCTION_HEAD = re.compile(_head("function", r"[^\s<>\"'=]+"))
 PARTIAL_FUNCTION_HEAD = re.compile(_partial_head("function", r"[^\s<>\"'=]+"))
@@ -73,31 +65,34 @@ PARTIAL_PARAMETER_HEAD = re.compile(_PARTIAL_PARAMETER_HEAD)
 FIRST_ELEMENT = re.compile(rf"{_SPACE}(?:{_PARAMETER_HEAD}|(</function>)|({CLOSING_TAG}))")
 PARTIAL_FIRST_ELEMENT = re.compile(
     rf"{_SPACE}(?:{_PARTIAL_PARAMETER_HEAD}|{_PARTIAL_END_OF_FUNCTION}\Z"
-    rf"|{_partial(*CLOSING_TAG)}\Z)"
+    rf"|{partial_pattern(*CLOSING_TAG)}\Z)"
 )
 
-# The end of a value in a <tool_call>; group 4: </tool_call>.
+# A value whose </parameter> is missing may end in this way.
+_UNCLOSED_VALUE_END = rf"</function>{_SPACE}({CLOSING_TAG})"
+_PARTIAL_UNCLOSED_VALUE_END = (
+    rf"{_PARTIAL_END_OF_FUNCTION}{_SPACE}{partial_pattern(*CLOSING_TAG)}\Z"
+)
+
+# The end of a value in a <tool_call>; groups 4 and 5: </tool_call>.
 VALUE_END_IN_TAG = re.compile(
     rf"</parameter>{_SPACE}(?:{_PARAMETER_HEAD}|</function>{_SPACE}"
     rf"(?:({CLOSING_TAG})|(?=(?:{OPENING_TAG}{_SPACE})?<function[ \t\r\n=])))"
+    rf"|{_UNCLOSED_VALUE_END}"
 )
 PARTIAL_VALUE_END_IN_TAG = re.compile(
-    rf"{_partial(*'</parameter>')}{_SPACE}(?:{_PARTIAL_PARAMETER_HEAD}"
-    rf"|{_PARTIAL_END_OF_FUNCTION}{_SPACE}(?:{_partial(*CLOSING_TAG)}|{_partial(*FUNCTION)}\Z"
-    rf"|{_partial(*OPENING_TAG)}{_SPACE}{_partial(*FUNCTION)}\Z))"
+    rf"{partial_pattern(*'</parameter>')}{_SPACE}(?:{_PARTIAL_PARAMETER_HEAD}"
+    rf"|{_PARTIAL_END_OF_FUNCTION}{_SPACE}(?:{partial_pattern(*CLOSING_TAG)}|{partial_pattern(*FUNCTION)}\Z"
+    rf"|{partial_pattern(*OPENING_TAG)}{_SPACE}{partial_pattern(*FUNCTION)}\Z))|{_PARTIAL_UNCLOSED_VALUE_END}"
 )
 
-# The end of a value in a function without <tool_call>.
-VALUE_END = re.compile(rf"</parameter>{_SPACE}(?:{_PARAMETER_HEAD}|</function>)")
+# The end of a value in a function without <tool_call>; group 4: </tool_call>.
+VALUE_END = re.compile(
+    rf"</parameter>{_SPACE}(?:{_PARAMETER_HEAD}|</function>)|{_UNCLOSED_VALUE_END}"
+)
 PARTIAL_VALUE_END = re.compile(
-    rf"{_partial(*'</parameter>')}{_SPACE}(?:{_PARTIAL_PARAMETER_HEAD}"
-    rf"|{_PARTIAL_END_OF_FUNCTION}\Z)"
-)
-
-# The end of a value whose </parameter> is missing.
-UNCLOSED_VALUE_END = re.compile(rf"</function>{_SPACE}{CLOSING_TAG}")
-PARTIAL_UNCLOSED_VALUE_END = re.compile(
-    rf"{_PARTIAL_END_OF_FUNCTION}{_SPACE}{_partial(*CLOSING_TAG)}\Z"
+    rf"{partial_pattern(*'</parameter>')}{_SPACE}(?:{_PARTIAL_PARAMETER_HEAD}"
+    rf"|{_PARTIAL_END_OF_FUNCTION}\Z)|{_PARTIAL_UNCLOSED_VALUE_END}"
 )
 
 # Where any of these ends may begin.
@@ -106,14 +101,6 @@ POSSIBLE_VALUE_END = re.compile(r"<(?:/(?:[pf]|\Z)|p|\Z)")
 # The closing tags at the end of the text, if the model stopped by itself after them.
 # Group 1: </function>, 2: the text after the tags.
 LAST_TAGS = re.compile(rf"</parameter>{_SPACE}(</function>{_SPACE})?(.*)|</function>", re.DOTALL)
-
-# Text of a string that begins no tag and does not end in the line end that may be framing.
-_STRING_CHARACTER = r"[^<\x00-\x08\x0b-\x1f]"
-STRING_TEXT = Verbatim(
-    re.compile(rf"{_STRING_CHARACTER}*(?:<(?![/p]){_STRING_CHARACTER}+)*(?<!\n)"),
-    json_text_pattern(r'\\["\\nt]|<(?=[^</p])', excluded="<", end=r"(?<!\\n)"),
-    is_json_string=True,
-)
 
 
 def name_in(head: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from twisted.internet import error
@@ -23,13 +24,12 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IAddress, IConnector, IStreamClientEndpoint
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
-from twisted.web.client import URI
+from twisted.web.client import URI, HostnameCachingHTTPSPolicy
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
 from blockops.net.addresses import parse_ip
-from blockops.upstream.http import loopback
 from blockops.upstream.http.connection import BackendConnection, BackendRequest
 
 #: Seconds after which the next address of a host name is tried while the one before it is pending.
@@ -46,6 +46,9 @@ _TARGET = re.compile(rb"[!-~]+")
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: Methods for which a request without a body states its length (RFC 9110, section 8.6).
 _METHODS_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
+
+#: Cached, since all requests go to one server: parsing its URL takes 8 us.
+_parse_server = lru_cache(maxsize=1)(URI.fromBytes)
 
 
 @implementer(IAgent)
@@ -66,10 +69,10 @@ class SingleUseAgent:
         on_connected: Callable[[], object],
     ) -> None:
         self._reactor = reactor
-        self._policy = policy
+        # Making a TLS context takes long: it loads all trusted certificates.
+        self._policy = HostnameCachingHTTPSPolicy(policy)
         self._connect_timeout = connect_timeout
         self._on_connected = on_connected
-        self._last_origin: tuple[bytes, _Origin] | None = None
 
     def request(
         self,
@@ -91,81 +94,42 @@ class SingleUseAgent:
         base, target = _split_url(uri)
         if _METHOD.fullmatch(method) is None or _TARGET.fullmatch(target) is None:
             raise ValueError(f"invalid request line: {method!r} {target!r}")
-        origin = self._origin(base)
+        server = _parse_server(base)
         sent = headers if headers is not None else Headers()
+        head = _request_head(method, target, server.netloc, sent, bodyProducer)
         request = BackendRequest(method, uri, sent)
-        head = _request_head(method, target, origin.netloc, sent, bodyProducer)
         connection = BackendConnection(request, head, bodyProducer, self._on_connected)
         response = connection.response()
-        connection.cancel_connect = origin.connect(connection)
+        connection.cancel_connect = self._connect(connection, server)
         return response
 
-    def _origin(self, base: bytes) -> _Origin:
-        """Return the origin of `base`. The last one is cached: making a TLS context is slow."""
-        if self._last_origin is None or self._last_origin[0] != base:
-            uri = URI.fromBytes(base)
-            origin = _Origin(self._reactor, uri, self._policy, self._connect_timeout)
-            self._last_origin = base, origin
-        return self._last_origin[1]
-
-
-class _Origin:
-    """
-    A scheme, host and port, and the way to connect to it.
-
-    :param connect_timeout: seconds that connecting may take, TLS handshake included
-    """
-
-    def __init__(
-        self, reactor: Any, uri: URI, policy: IPolicyForHTTPS, connect_timeout: float
-    ) -> None:
-        self._reactor = reactor
-        self._host = uri.host.strip(b"[]").decode("ascii")
-        self._port = uri.port
-        self._connect_timeout = connect_timeout
-        self._is_tls = uri.scheme == b"https"
-        self._endpoint = self._make_endpoint(policy)
-        plain = self._endpoint is None
-        self._loopback_family = loopback.loopback_family(reactor, self._host) if plain else None
-        self.netloc = uri.netloc
-
-    def _make_endpoint(self, policy: IPolicyForHTTPS) -> IStreamClientEndpoint | None:
-        """Return the endpoint, or None for a plain connection to an IP address."""
-        if not self._is_tls and parse_ip(self._host) is not None:
-            return None
-        endpoint = HostnameEndpoint(
-            self._reactor,
-            self._host,
-            self._port,
-            timeout=self._connect_timeout,
-            attemptDelay=ATTEMPT_DELAY,
-        )
-        if not self._is_tls:
-            return endpoint
-        context = policy.creatorForNetloc(self._host.encode(), self._port)
-        return wrapClientTLS(context, endpoint)
-
-    def connect(self, connection: BackendConnection) -> Callable[[], object]:
+    def _connect(self, connection: BackendConnection, server: URI) -> Callable[[], object]:
         """Start to connect `connection`; return a function that cancels the attempt."""
+        host, port = server.host.strip(b"[]").decode("ascii"), server.port
+        timeout = self._connect_timeout
         factory = _Factory(connection)
-        if self._loopback_family is not None and loopback.connect_now(
-            self._reactor, self._loopback_family, self._host, self._port, factory
-        ):
-            return _noop
-        if self._endpoint is None:
+        is_tls = server.scheme == b"https"
+        if not is_tls and parse_ip(host) is not None:
             # An IP address needs no resolver (a thread), nor the protocol wrapper that endpoints
             # leave between the socket and its protocol.
             return self._reactor.connectTCP(  # type: ignore[no-any-return]
-                self._host, self._port, factory, timeout=self._connect_timeout
+                host, port, factory, timeout=timeout
             ).stopConnecting
-        connecting: Deferred[Any] = self._endpoint.connect(factory)
-        if self._is_tls:
-            handshake = connection.handshake()
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(
+            self._reactor, host, port, timeout=timeout, attemptDelay=ATTEMPT_DELAY
+        )
+        if is_tls:
+            context = self._policy.creatorForNetloc(host.encode(), port)
+            endpoint = wrapClientTLS(context, endpoint)
+        connecting: Deferred[Any] = endpoint.connect(factory)
+        if is_tls:
+            handshake: Deferred[None] = Deferred(lambda _: connection.abortConnection())
+            connection.handshake = handshake
             connecting.addCallback(lambda _: handshake)
         # The endpoint's own timeout covers each attempt, but neither the name resolution nor the
         # TLS handshake.
-        connecting.addTimeout(self._connect_timeout, self._reactor, _raise_timeout)
-        connecting.addErrback(connection.connection_failed)
+        connecting.addTimeout(timeout, self._reactor, _raise_timeout)
+        connecting.addErrback(connection.fail)
         return connecting.cancel
 
 
@@ -181,16 +145,11 @@ class _Factory(ClientFactory):
     def __init__(self, connection: BackendConnection) -> None:
         self._connection = connection
 
-    def doStart(self) -> None:
-        """Do nothing: Twisted would log each connection."""
-
-    doStop = doStart
-
     def buildProtocol(self, addr: IAddress | None) -> BackendConnection:
         return self._connection
 
     def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
-        self._connection.connection_failed(reason)
+        self._connection.fail(reason)
 
 
 def _split_url(uri: bytes) -> tuple[bytes, bytes]:
@@ -218,7 +177,3 @@ def _request_head(
         lines.append(b"Content-Length: %d" % body.length)
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
-
-
-def _noop() -> None:
-    pass

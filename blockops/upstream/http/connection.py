@@ -1,43 +1,44 @@
 """
 `BackendConnection`: one connection, which carries one request and its response.
 
-| state      | event                     | effect                                                |
-| ---------- | ------------------------- | ----------------------------------------------------- |
-| connecting | connection made           | waiting; the request is sent                          |
-|            | `connection_failed`       | closed; the response fails with Twisted's error       |
-|            | cancelled                 | closed; the attempt is cancelled, and the response    |
-|            |                           | fails: `CancelledError`                               |
-| waiting    | response headers complete | held; the response fires, reading is paused           |
-|            | the request's body fails  | closed; the response fails: `RequestGenerationFailed` |
-|            | invalid response          | closed; the response fails: `ResponseFailed`          |
-|            | connection lost           | closed; the response fails: `ResponseNeverReceived`   |
-|            | cancelled                 | closed; the response fails: `CancelledError`          |
-| held       | more of the body          | buffered in the response                              |
-|            | `deliverBody`             | delivering: first the buffered part of the body       |
-| delivering | more of the body          | passed to the receiver                                |
-| held or    | the body is complete      | closed; the body ends with `ResponseDone`             |
-| delivering | invalid framing           | closed; the body ends with `ResponseFailed`           |
-|            | the request's body fails  | aborted; the body ends with `ResponseFailed`          |
-|            | connection lost           | closed; the body ends with `PotentialDataLoss` if     |
-|            |                           | only a regular close ends it (`Framing.CLOSE`),       |
-|            |                           | otherwise with `ResponseFailed`                       |
-|            | `abortConnection`,        | aborted; the body ends with `ResponseFailed`          |
-|            | `loseConnection`          |                                                       |
-| closed     | connection made           | aborted: the attempt was cancelled too late           |
+| state      | event                     | effect                                                 |
+| ---------- | ------------------------- | ------------------------------------------------------ |
+| connecting | connection made           | waiting; the request is sent                           |
+|            | `fail`                    | closed; the response fails with Twisted's error        |
+|            | cancelled                 | closed; the attempt is cancelled                       |
+| waiting    | response headers complete | held; the response fires, reading is paused            |
+|            | the request's body fails  | closing: `RequestGenerationFailed`                     |
+|            | invalid response          | closing: `ResponseFailed`                              |
+|            | cancelled                 | closing                                                |
+|            | connection lost           | closed: `ResponseNeverReceived`                        |
+| held       | more of the body          | buffered in the response                               |
+|            | `deliverBody`             | delivering: first the buffered part of the body        |
+| delivering | more of the body          | passed to the receiver                                 |
+| held or    | the body is complete      | closing: `ResponseDone`                                |
+| delivering | invalid framing           | closing: `ResponseFailed`                              |
+|            | the request's body fails  | closing: `ResponseFailed`                              |
+|            | `abortConnection`,        | closing: `ResponseFailed`                              |
+|            | `loseConnection`          |                                                        |
+|            | connection lost           | closed: `PotentialDataLoss` if only a regular close    |
+|            |                           | ends the body, otherwise `ResponseFailed`              |
+| closing    | connection lost           | closed, with the first of the reasons above            |
+| closed     | connection made           | closing: the attempt was cancelled too late            |
 
-A body that ends while it is held is delivered, with its end, by `deliverBody`. Closing does not
-wait for the peer, and stops a request's body that is still being sent. The reactor reports an
-aborted connection as lost.
+Closing aborts the connection, which does not wait for the peer, and stops a request's body that is
+still being sent. The reactor reports an aborted connection as lost in its next turn. Only then the
+reason is delivered: as the failure of the response in the state waiting, later as the end of the
+body. So the code that waits for the end never runs within `dataReceived`. A cancelled response
+fails at once, with `CancelledError`. A body that ends while it is held is delivered, with its end,
+by `deliverBody`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, cast
-from typing import Protocol as TypingProtocol
 
 from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import (
     IConsumer,
     IHandshakeListener,
@@ -60,20 +61,12 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IClientRequest, IRes
 from zope.interface import implementer
 
 from blockops.net.writer import send_now
-from blockops.upstream.http.inflate import CODINGS, InflatingProtocol
-from blockops.upstream.http.response_parser import Framing, ResponseParser
-
-#: Bound of the codings of one body that are decoded. Even two are unusual.
-MAX_CODINGS = 2
+from blockops.upstream.http.response_parser import ResponseParser
 
 #: The end of a body that is complete.
 BODY_COMPLETE = Failure(ResponseDone())
 #: The end of a body that only the close of the connection ends.
 BODY_CLOSED = Failure(PotentialDataLoss())
-
-
-class WrongLength(Exception):
-    """A request's body is shorter or longer than its announced length."""
 
 
 @implementer(IBodyProducer)
@@ -89,27 +82,21 @@ class BytesBody:
         self._body = body
         self.length = len(body)
 
-    def pop(self) -> bytes:
-        """Return the body and release it: the response may take minutes."""
-        body, self._body = self._body, b""
-        return body
-
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        consumer.write(self.pop())
+        # Release the body: the response may take minutes.
+        body, self._body = self._body, b""
+        consumer.write(body)
         return succeed(None)
 
-    def pauseProducing(self) -> None:
+    def stopProducing(self) -> None:
         """Do nothing: all of the body is written at once."""
 
-    resumeProducing = pauseProducing
-    stopProducing = pauseProducing
+    pauseProducing = resumeProducing = stopProducing
 
 
 @implementer(IClientRequest)
 class BackendRequest:
     """The request, for `IResponse.request`."""
-
-    __slots__ = ("absoluteURI", "headers", "method")
 
     def __init__(self, method: bytes, uri: bytes, headers: Headers) -> None:
         self.method = method
@@ -117,15 +104,13 @@ class BackendRequest:
         self.headers = headers
 
 
-@implementer(IConsumer)
 class _BodySender:
     """
-    Sends a request's body as its producer writes it.
+    The consumer of a request's body: sends it as its producer writes it.
 
     The head and the part of the body that is available at once are sent in one write.
 
-    :ivar done: fires when the body is sent or stopped; fails if the producer fails, or the length
-        is wrong
+    :ivar done: fires when the body is sent or stopped; fails if the producer fails
     """
 
     def __init__(self, transport: Any, body: IBodyProducer) -> None:
@@ -133,7 +118,6 @@ class _BodySender:
         self._transport = transport
         self._body = body
         self._is_chunked = body.length is UNKNOWN_LENGTH
-        self._remaining = 0 if self._is_chunked else body.length
         self._write: Callable[[bytes], object] = transport.write
 
     def start(self, head: bytes) -> None:
@@ -141,7 +125,7 @@ class _BodySender:
         # `write` collects what the producer writes within `startProducing`.
         first_write = [head]
         self._write = first_write.append
-        produced: Deferred[None] = maybeDeferred(self._body.startProducing, self)
+        produced: Deferred[None] = maybeDeferred(self._body.startProducing, cast("IConsumer", self))
         produced.addCallback(self._produced).addBoth(self._finish)
         self._write = self._transport.write
         send_now(self._transport, b"".join(first_write))
@@ -152,20 +136,12 @@ class _BodySender:
     def write(self, data: bytes) -> None:
         if self.done.called:
             return
-        if self._is_chunked:
-            if data:
-                self._write(b"%x\r\n%s\r\n" % (len(data), data))
-            return
-        self._remaining -= len(data)
-        if self._remaining < 0:
-            self._finish(Failure(WrongLength("the body is longer than its announced length")))
-            self._body.stopProducing()
-        else:
+        if not self._is_chunked:
             self._write(data)
+        elif data:
+            self._write(b"%x\r\n%s\r\n" % (len(data), data))
 
     def _produced(self, _: object) -> None:
-        if self._remaining > 0:
-            raise WrongLength("the body is shorter than its announced length")
         if self._is_chunked:
             self._write(b"0\r\n\r\n")
 
@@ -178,39 +154,14 @@ class _BodySender:
         return result
 
     def stop(self) -> None:
-        """Stop the producer, if the body is not sent yet."""
         if not self.done.called:
             self._finish(None)
             self._body.stopProducing()
 
-    def registerProducer(self, producer: object, streaming: bool) -> None:  # noqa: FBT001
-        """Do nothing: `startProducing` alone starts the producer."""
-
-    def unregisterProducer(self) -> None:
-        """Do nothing; see `registerProducer`."""
-
 
 @implementer(IResponse)
 class _Response:
-    """
-    A response, which buffers its body until `deliverBody` is called.
-
-    :param connection: delivers the body
-    """
-
-    __slots__ = (
-        "_buffered",
-        "_codings",
-        "_connection",
-        "_end_reason",
-        "code",
-        "headers",
-        "length",
-        "phrase",
-        "previousResponse",
-        "request",
-        "version",
-    )
+    """A response, which buffers its body until `deliverBody` is called."""
 
     def __init__(
         self, parser: ResponseParser, request: BackendRequest, connection: BackendConnection
@@ -223,9 +174,7 @@ class _Response:
             self.headers.addRawHeader(name, value)
         self.request = request
         self.previousResponse: IResponse | None = None
-        self._codings = _pop_codings(self.headers)
-        unknown = self._codings or parser.length is None
-        self.length = UNKNOWN_LENGTH if unknown else parser.length
+        self.length = UNKNOWN_LENGTH if parser.length is None else parser.length
         self._connection: BackendConnection | None = connection
         self._buffered: list[bytes] = []
         self._end_reason: Failure | None = None
@@ -246,46 +195,20 @@ class _Response:
         connection, self._connection = self._connection, None
         if connection is None:
             raise RuntimeError("the body of this response was delivered before")
-        for coding in self._codings:
-            protocol = InflatingProtocol(protocol, coding)
         connection.deliver_to(protocol)
         for piece in self._buffered:
             protocol.dataReceived(piece)
         self._buffered.clear()
         if self._end_reason is not None:
             protocol.connectionLost(self._end_reason)
-        else:
-            connection.resume_delivery()
+
+    # The receiver of the body until `deliverBody` is called.
 
     def dataReceived(self, data: bytes) -> None:
-        """Buffer a piece of the body that arrives before `deliverBody`."""
         self._buffered.append(data)
 
     def connectionLost(self, reason: Failure) -> None:
-        """Record the end of a body that ends before `deliverBody`."""
         self._end_reason = reason
-
-
-def _pop_codings(headers: Headers) -> list[bytes]:
-    """Remove the codings that can be decoded from `Content-Encoding`; return them in its order."""
-    value = b",".join(headers.getRawHeaders(b"Content-Encoding", []))
-    if not value:
-        return []
-    remaining = [coding.strip().lower() for coding in value.split(b",")]
-    decoded: list[bytes] = []
-    while remaining and remaining[-1] in CODINGS and len(decoded) < MAX_CODINGS:
-        decoded.insert(0, remaining.pop())
-    headers.removeHeader(b"Content-Encoding")
-    if remaining:
-        headers.addRawHeader(b"Content-Encoding", b", ".join(remaining))
-    return decoded
-
-
-class _BodyReceiver(TypingProtocol):
-    """Receives the body: the response while it is held, then the protocol of `deliverBody`."""
-
-    def dataReceived(self, data: bytes, /) -> None: ...
-    def connectionLost(self, reason: Failure, /) -> None: ...
 
 
 @implementer(IPushProducer, IHandshakeListener)
@@ -299,24 +222,11 @@ class BackendConnection(Protocol):
     :param body: the request's body, or None
     :param on_connected: called when the connection is made, for TLS after the handshake
     :ivar cancel_connect: cancels the attempt to connect
+    :ivar handshake: for TLS: fires when the handshake is complete or the connection is lost
     """
 
-    # Slots keep the dict of an open stream small: Twisted adds `transport` and `connected` to it
-    # after `__init__`, and then CPython no longer shares its keys among the instances.
-    __slots__ = (
-        "_body",
-        "_handshake",
-        "_head",
-        "_is_paused",
-        "_is_paused_by_hold",
-        "_on_connected",
-        "_parser",
-        "_receiver",
-        "_request",
-        "_response",
-        "_sender",
-        "cancel_connect",
-    )
+    transport: Any
+    cancel_connect: Callable[[], object]
 
     def __init__(
         self,
@@ -327,24 +237,18 @@ class BackendConnection(Protocol):
     ) -> None:
         # Fires with the response; None before `response()` is called and after it has fired.
         self._response: Deferred[IResponse] | None = None
-        self.cancel_connect: Callable[[], object] = _noop
         self._request: BackendRequest | None = request
         self._on_connected = on_connected
         self._head = head
         self._body = body
         self._sender: _BodySender | None = None
         self._parser = ResponseParser(request.method)
-        # None before the response's headers are complete and after the body has ended.
-        self._receiver: _BodyReceiver | None = None
-        self._handshake: Deferred[None] | None = None
-        # By `pauseProducing`: for a held body, then by the receiver.
-        self._is_paused = False
-        # Reading was paused for the held body when its receiver was set.
-        self._is_paused_by_hold = False
-
-    @property
-    def _transport(self) -> Any:
-        return self.transport
+        # The response while it holds the body, then the protocol of `deliverBody`. None before the
+        # response's headers are complete, and after the connection is lost.
+        self._receiver: IProtocol | None = None
+        # Why the connection is being closed; None if it is open.
+        self._end_reason: Failure | None = None
+        self.handshake: Deferred[None] | None = None
 
     def response(self) -> Deferred[IResponse]:
         """Return a Deferred of the response, fired when its headers are complete. Call it once."""
@@ -359,15 +263,13 @@ class BackendConnection(Protocol):
             return
         if not ISSLTransport.providedBy(self.transport):
             self._on_connected()
-        # Release both: the response may take minutes, and the body may have many megabytes.
+        # Release both: the response may take minutes.
         head, self._head = self._head, b""
         body, self._body = self._body, None
         if body is None:
-            send_now(self._transport, head)
-        elif isinstance(body, BytesBody):
-            send_now(self._transport, head + body.pop())
+            send_now(self.transport, head)
         else:
-            self._sender = _BodySender(self._transport, body)
+            self._sender = _BodySender(self.transport, body)
             self._sender.start(head)
             self._sender.done.addErrback(self._body_failed).addBoth(self._body_sent)
 
@@ -376,37 +278,25 @@ class BackendConnection(Protocol):
         self._on_connected()
         self._handshake_done()
 
-    def handshake(self) -> Deferred[None]:
-        """
-        Return a Deferred that fires when the TLS handshake is complete or the connection is lost.
-
-        Cancelling it aborts the connection.
-        """
-        self._handshake = Deferred(lambda _: self.abortConnection())
-        return self._handshake
-
     def _handshake_done(self) -> None:
-        if self._handshake is not None and not self._handshake.called:
-            self._handshake.callback(None)
+        if self.handshake is not None and not self.handshake.called:
+            self.handshake.callback(None)
 
-    def connection_failed(self, reason: Failure) -> None:
-        """Fail the response: no connection was made."""
-        self._fail(reason)
-
-    def _body_failed(self, reason: Failure) -> None:
-        self._fail(Failure(RequestGenerationFailed([reason])))
-        self.abortConnection()
-
-    def _body_sent(self, _: object) -> None:
-        self._sender = None
-
-    def _fail(self, reason: Failure) -> None:
+    def fail(self, reason: Failure) -> None:
+        """Fail the response, unless it has fired or failed before."""
         response, self._response = self._response, None
         if response is not None:
             response.errback(reason)
 
+    def _body_failed(self, reason: Failure) -> None:
+        wrapper = RequestGenerationFailed if self._receiver is None else ResponseFailed
+        self._close(Failure(wrapper([reason])))
+
+    def _body_sent(self, _: object) -> None:
+        self._sender = None
+
     def _cancelled(self, _: object) -> None:
-        self._fail(Failure(CancelledError()))
+        self._response = None
         if self.transport is None:
             self.cancel_connect()
         else:
@@ -417,81 +307,62 @@ class BackendConnection(Protocol):
     def dataReceived(self, data: bytes) -> None:
         parser = self._parser
         content = parser.receive_data(data)
-        if self._receiver is None:
-            response = self._response
-            if parser.headers_complete and response is not None:
-                self._response = None
-                self._respond(response, content)
-        elif content:
+        if self._response is not None and parser.headers_complete:
+            self._respond()
+        if content and self._receiver is not None:
             self._receiver.dataReceived(content)
         if parser.complete:
             self._close(BODY_COMPLETE)
         elif parser.error is not None:
             self._close(Failure(ResponseFailed([Failure(parser.error)])))
 
-    def _respond(self, deferred: Deferred[IResponse], content: bytes) -> None:
-        """Fire `deferred` with the response, whose body begins with `content`."""
+    def _respond(self) -> None:
+        deferred, self._response = cast("Deferred[IResponse]", self._response), None
         # From now on only the response holds the request, which is released with it.
         request, self._request = cast("BackendRequest", self._request), None
-        response = self._receiver = _Response(self._parser, request, self)
-        if content:
-            response.dataReceived(content)
-        if self._parser.complete:
-            # The response has the whole body and its end, so that `deliverBody` delivers at once.
-            self._receiver = None
-            response.connectionLost(BODY_COMPLETE)
+        response = _Response(self._parser, request, self)
+        holding = self._receiver = cast("IProtocol", response)
         deferred.callback(response)
-        if self._receiver is response and not self._parser.complete:
+        if self._receiver is holding:
             self.pauseProducing()
 
     def _close(self, reason: Failure) -> None:
-        """Abort the connection, and end the body, or fail the response, with `reason`."""
+        if self._end_reason is None:
+            self._end_reason = reason
         self.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._handshake_done()
         if self._sender is not None:
             self._sender.stop()
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
-            receiver.connectionLost(reason)
+            receiver.connectionLost(self._end_reason or self._lost_body(reason))
         else:
-            self._fail(reason)
+            self.fail(self._end_reason or Failure(ResponseNeverReceived([reason])))
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._handshake_done()
-        if self._receiver is None:
-            self._close(Failure(ResponseNeverReceived([reason])))
-        elif self._parser.framing is Framing.CLOSE and reason.check(error.ConnectionDone):
-            self._close(BODY_CLOSED)
-        else:
-            self._close(Failure(ResponseFailed([reason])))
+    def _lost_body(self, reason: Failure) -> Failure:
+        if self._parser.ends_at_close and reason.check(error.ConnectionDone):
+            return BODY_CLOSED
+        return Failure(ResponseFailed([reason]))
 
     # The transport of the body's receiver.
 
     def deliver_to(self, receiver: IProtocol) -> None:
-        """Become the transport of `receiver`, and pass it the rest of the body, if there is one."""
+        """Become the transport of `receiver`, which gets the rest of the body, if there is one."""
         if self._receiver is not None:
             self._receiver = receiver
-        self._is_paused_by_hold, self._is_paused = self._is_paused, False
+            self.resumeProducing()
         receiver.makeConnection(cast("ITCPTransport", self))
 
-    def resume_delivery(self) -> None:
-        """Resume reading if it was paused because the body was held, and only because of that."""
-        if self._is_paused_by_hold and not self._is_paused:
-            self._transport.resumeProducing()
-
     def pauseProducing(self) -> None:
-        self._is_paused = True
-        self._transport.pauseProducing()
+        self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._is_paused = False
-        self._transport.resumeProducing()
+        self.transport.resumeProducing()
 
     def abortConnection(self) -> None:
         """Close the connection immediately, without waiting for the peer."""
-        self._transport.abortConnection()
+        self.transport.abortConnection()
 
     stopProducing = loseConnection = abortConnection
-
-
-def _noop() -> None:
-    pass

@@ -59,13 +59,18 @@ class ScriptedProbe(BackendProbe):
 
 class SlowBackend(BackendProbe):
     """
-    Takes time for each answer, and generates on for a while after a disconnect.
+    Takes time for each long answer, and generates on for a while after a disconnect.
+
+    It reports its running requests as vllm-mlx does, and answers short requests at once if none is
+    running, otherwise never.
 
     :param length: seconds that an answer takes
     :param notices_after: seconds from a disconnect until it stops; None to generate to the end
     :param notices_when_idle: it stops early only if no other request is running
     :param rejects: returns True for a body that gets an error response
-    :ivar bodies: the bodies of all requests
+    :param status: its response with the running requests, if that is always the same
+    :param is_parallel: it answers short requests at once even if others are running
+    :ivar bodies: the bodies of all long requests
     """
 
     def __init__(
@@ -76,22 +81,26 @@ class SlowBackend(BackendProbe):
         *,
         notices_when_idle: bool = False,
         rejects: Callable[[Any], bool] = lambda _: False,
+        status: ProbeResponse | None = None,
+        is_parallel: bool = False,
     ) -> None:
         self.clock = clock
         self.length = length
         self.notices_after = notices_after
         self.notices_when_idle = notices_when_idle
         self.rejects = rejects
+        self.status = status
+        self.is_parallel = is_parallel
         self.running = 0
         self.bodies: list[Any] = []
-
-    async def load(self) -> float | None:
-        return float(self.running)
 
     def request(
         self, call: str, body: Any = None, timeout: float = TIMEOUT
     ) -> Deferred[ProbeResponse | None]:
-        assert call == CHAT
+        if call != CHAT:
+            return succeed(self.status or json_response({"num_running": self.running}))
+        if body["max_tokens"] == 1:
+            return self._answer_short(timeout)
         self.bodies.append(body)
         if self.rejects(body):
             return succeed(json_response({"error": {"message": "no"}}, 400))
@@ -104,6 +113,13 @@ class SlowBackend(BackendProbe):
             self.clock.callLater(self.length, self._finish, response)
         else:
             self.clock.callLater(timeout, self._timed_out, response, started, body)
+        return response
+
+    def _answer_short(self, timeout: float) -> Deferred[ProbeResponse | None]:
+        if self.is_parallel or not self.running:
+            return succeed(json_response(completion()))
+        response: Deferred[ProbeResponse | None] = Deferred()
+        self.clock.callLater(timeout, response.callback, None)
         return response
 
     def _finish(self, response: Deferred[ProbeResponse | None]) -> None:

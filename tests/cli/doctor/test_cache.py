@@ -8,7 +8,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.cli.doctor.cache import PromptCacheTest, token_finding
+from blockops.cli.doctor.cache import cache_finding, token_finding
+from blockops.cli.doctor.chat import ChatProbe
 from blockops.cli.doctor.findings import Finding
 from blockops.upstream.probe import ProbeResponse
 from blockops.upstream.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ class PromptCacheTests(SynchronousTestCase):
     def finding(self, kind: str = "", **replies: Any) -> Finding:
         calls = {CHAT: replies.pop("chat", CachingBackend().chat), **replies.pop("calls", {})}
         self.probe = ScriptedProbe({"GET /v1/models": listing("vllm-mlx"), **calls})
-        finding = PromptCacheTest(self.probe, "m", 9.0).finding(kind)
+        finding = cache_finding(ChatProbe(self.probe, "m", 9.0), kind)
         return self.successResultOf(Deferred.fromCoroutine(finding))
 
     def test_emptied(self) -> None:

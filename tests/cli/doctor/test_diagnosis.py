@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.cli.doctor.diagnosis import Diagnosis, local_port
+from blockops.cli.doctor.diagnosis import diagnose
 from blockops.cli.doctor.findings import DiagnosisReport, Finding
 from blockops.errors import ApiError
 from blockops.upstream.client import BackendClient
@@ -130,12 +130,12 @@ class DiagnosisTests(SynchronousTestCase):
     def diagnose(self, replies: dict[str, Any]) -> tuple[list[Finding], BaseException | None]:
         reactor, findings = Reactor(), []
 
-        async def diagnose() -> None:
+        async def collect() -> None:
             client = BackendClient(reactor, "http://192.0.2.7:8082")
-            async for finding in Diagnosis(reactor, client).findings():
+            async for finding in diagnose(reactor, client):
                 findings.append(finding)  # noqa: PERF401 - findings before a failure count
 
-        outcome = Deferred.fromCoroutine(diagnose())
+        outcome = Deferred.fromCoroutine(collect())
         self.requests: list[str] = []
         while not outcome.called:
             for _, _, factory, *_ in reactor.tcpClients:
@@ -177,31 +177,34 @@ class DiagnosisTests(SynchronousTestCase):
         self.assertEqual([each.topic for each in findings], TOPICS[:3])
 
 
+class CompressionTests(SynchronousTestCase):
+    def test_a_backend_that_compresses(self) -> None:
+        reactor = Reactor()
+        client = BackendClient(reactor, "http://192.0.2.7:8082")
+
+        async def first_finding() -> Finding:
+            return await anext(diagnose(reactor, client))
+
+        outcome = Deferred.fromCoroutine(first_finding())
+        factory: Any = reactor.tcpClients[0][2]
+        backend = Wire(reactor, factory.buildProtocol(None))
+        backend.respond(b"tight", kind="application/json\r\nContent-Encoding: gzip")
+        error = self.failureResultOf(outcome, ApiError).value
+        self.assertIn("compressed its response (gzip)", str(error))
+
+
 class TimeoutTests(SynchronousTestCase):
     def test_a_backend_that_only_accepts_connections(self) -> None:
         reactor = Reactor()
         client = BackendClient(reactor, "http://192.0.2.7:8082")
 
-        async def diagnose() -> list[Finding]:
-            diagnosis = Diagnosis(reactor, client, response_timeout=30)
-            return [each async for each in diagnosis.findings()]
+        async def collect() -> list[Finding]:
+            return [each async for each in diagnose(reactor, client, response_timeout=30)]
 
-        outcome = Deferred.fromCoroutine(diagnose())
+        outcome = Deferred.fromCoroutine(collect())
         factory: Any = reactor.tcpClients[0][2]
         Wire(reactor, factory.buildProtocol(None))
         reactor.advance(29)
         self.assertNoResult(outcome)
         reactor.advance(1)
         self.assertIn("within 30 seconds", str(self.failureResultOf(outcome, ApiError).value))
-
-
-class LocalPortTests(SynchronousTestCase):
-    def test_this_machine_and_others(self) -> None:
-        for url, port in (
-            ("http://127.0.0.1:8082", 8082),
-            ("http://localhost", 80),
-            ("https://[::1]/x", 443),
-            ("http://gpu.example:8082", None),
-            ("http://192.0.2.7:8082", None),
-        ):
-            self.assertEqual(local_port(url), port, url)

@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.cli.doctor.chat import ChatProbe
 from blockops.cli.doctor.findings import Finding
 from blockops.cli.doctor.streams import stream_finding
 from blockops.upstream.probe import ProbeResponse
@@ -21,7 +22,8 @@ USAGE_EVENT = f"data: {json.dumps({'id': 'c', 'choices': [], 'usage': USAGE})}\n
 class StreamTests(SynchronousTestCase):
     def finding(self, reply: Any) -> Finding:
         self.probe = ScriptedProbe({CHAT: reply})
-        return self.successResultOf(Deferred.fromCoroutine(stream_finding(self.probe, "m", 9.0)))
+        finding = stream_finding(ChatProbe(self.probe, "m", 9.0))
+        return self.successResultOf(Deferred.fromCoroutine(finding))
 
     def stream(self, *events: str) -> ProbeResponse:
         return ProbeResponse(200, "".join(events).encode())

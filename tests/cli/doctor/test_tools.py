@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.cli.doctor.chat import ChatProbe
 from blockops.cli.doctor.tools import MAX_TOKENS, ToolAnswer, ask_model, findings
 from blockops.errors import ApiError
 from blockops.upstream.probe import ProbeResponse
@@ -23,7 +24,7 @@ TEXT = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</
 class AskModelTests(SynchronousTestCase):
     def ask(self, reply: ProbeResponse | None, *, offer_tool: bool = True) -> ToolAnswer:
         self.probe = ScriptedProbe({CHAT: reply})
-        answer = ask_model(self.probe, "m", "How?", offer_tool=offer_tool, response_timeout=7)
+        answer = ask_model(ChatProbe(self.probe, "m", 7), "How?", offer_tool=offer_tool)
         return self.successResultOf(Deferred.fromCoroutine(answer))
 
     def test_request(self) -> None:
@@ -53,8 +54,8 @@ class AskModelTests(SynchronousTestCase):
             (json_response([]), 502),
             (json_response({"choices": []}), 502),
         ):
-            probe = ScriptedProbe({CHAT: reply})
-            answer = ask_model(probe, None, "How?", offer_tool=True, response_timeout=7)
+            chat = ChatProbe(ScriptedProbe({CHAT: reply}), None, 7)
+            answer = ask_model(chat, "How?", offer_tool=True)
             failure = self.failureResultOf(Deferred.fromCoroutine(answer), ApiError)
             self.assertEqual(failure.value.status, status)
 

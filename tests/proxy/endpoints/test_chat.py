@@ -398,6 +398,7 @@ class DeadlineTests(SynchronousTestCase):
         world.pass_time(90)
         second.stream(chunk("Hi", role="assistant"), chunk(finish="stop"), DONE)
         self.assertEqual(waiting.events()[-1], "[DONE]")
+        world.reactor.advance(0)
         self.assertEqual(world.load(), IDLE)
 
     def test_endless_white_space(self) -> None:
@@ -1009,33 +1010,50 @@ class CompressionTests(SynchronousTestCase):
         self.assertEqual(world.load(), IDLE)
         return client
 
-    def test_gzip_is_decoded(self) -> None:
-        client = self.get_response(
-            "gzip", gzip.compress(self.WHOLE), "application/json", stream=False
-        )
-        self.assertEqual(client.json()["choices"][0]["message"]["content"], "hi")
-        stream = (chunk("hi", finish="stop") + DONE).encode()
-        client = self.get_response("gzip", gzip.compress(stream), "text/event-stream")
-        self.assertEqual(client.events()[-1], "[DONE]")
+    def assert_rejected(self, client: Client, coding: str, status: int = 502) -> None:
+        self.assertEqual(client.status(), status)
+        self.assertEqual(client.error()["code"], "backend_response_compressed")
+        self.assertIn(f"({coding})", client.error()["message"])
+        self.assertIn("Turn compression off", client.error()["message"])
 
-    def test_invalid_gzip(self) -> None:
-        for body in (self.WHOLE, gzip.compress(self.WHOLE)[:-9]):
-            client = self.get_response("gzip", body, "application/json", stream=False)
-            self.assertEqual(client.status(), 502)
-            client = self.get_response("gzip", body, "text/event-stream")
-            self.assertIn("error", json.loads(client.events()[-1]))
+    def test_answers_are_rejected(self) -> None:
+        for coding, body in (("gzip", gzip.compress(self.WHOLE)), ("br", self.WHOLE)):
+            for kind in ("application/json", "text/event-stream"):
+                for stream in (True, False):
+                    client = self.get_response(coding, body, kind, stream=stream)
+                    self.assert_rejected(client, coding)
 
-    def test_unknown_encoding(self) -> None:
-        for kind in ("application/json", "text/event-stream"):
-            for stream in (True, False):
-                client = self.get_response("br", self.WHOLE, kind, stream=stream)
-                self.assertEqual(client.status(), 502)
-                self.assertEqual(client.error()["code"], "backend_response_compressed")
+    def test_errors_keep_their_status(self) -> None:
+        world = World()
+        for stream in (True, False):
+            client, backend = world.start_chat(stream=stream)
+            kind = "application/json\r\nContent-Encoding: gzip"
+            backend.respond(gzip.compress(b"{}"), "429 Too Many Requests", kind)
+            self.assert_rejected(client, "gzip", 429)
+            self.assertTrue(backend.wire.aborted)
+            self.assertEqual(world.load(), IDLE)
+
+    def test_other_bodies_that_blockops_reads_are_rejected(self) -> None:
+        world = World(model_alias={"qwen": "Qwen/x"})
+        for path, kind in (
+            ("/v1/embeddings", "application/json"),
+            ("/v1/responses", "text/event-stream"),
+        ):
+            client = world.client()
+            client.post(path, {"model": "qwen"})
+            world.backend().respond(b"tight", kind=f"{kind}\r\nContent-Encoding: deflate")
+            self.assert_rejected(client, "deflate")
+        client = world.client()
+        client.get("/v1/models")
+        world.backend().respond(b"tight", kind="application/json\r\nContent-Encoding: x-gzip")
+        self.assert_rejected(client, "x-gzip")
+        self.assertEqual(world.load(), IDLE)
 
     def test_passthrough_stays_compressed(self) -> None:
         world = World()
-        client = world.client()
-        client.get("/v1/files")
-        world.backend().respond(b"tight", kind="text/plain\r\nContent-Encoding: br")
-        self.assertEqual(client.headers()["content-encoding"], "br")
-        self.assertEqual(client.body(), b"tight")
+        for coding in ("br", "gzip"):
+            client = world.client()
+            client.get("/v1/files")
+            world.backend().respond(b"tight", kind=f"text/plain\r\nContent-Encoding: {coding}")
+            self.assertEqual(client.headers()["content-encoding"], coding)
+            self.assertEqual(client.body(), b"tight")

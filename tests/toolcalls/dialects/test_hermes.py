@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from blockops.toolcalls.grammar.json_reader import MAX_TRAILING
-from blockops.toolcalls.grammar.json_states import MAX_COMMENTS
-from blockops.toolcalls.grammar.json_stream import MAX_HELD_SPACE
+from blockops.toolcalls.grammar.json_stream import MAX_COMMENTS, MAX_HELD_SPACE
 from tests.toolcalls.reading import Call, ParserTestCase, parse_pieces, splits
 
 CALL = '{"name": "now", "arguments": {"a": 1}}'

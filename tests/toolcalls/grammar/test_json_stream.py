@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.toolcalls.grammar.json_states import MAX_COMMENTS, MAX_WORD, CommentBudget, Status
-from blockops.toolcalls.grammar.json_stream import MAX_DEPTH, MAX_HELD_SPACE, StreamingJson
+from blockops.toolcalls.grammar.json_stream import (
+    MAX_COMMENTS,
+    MAX_DEPTH,
+    MAX_HELD_SPACE,
+    MAX_WORD,
+    Comments,
+    Status,
+    StreamingJson,
+)
 from tests.toolcalls.reading import splits
 
 VALUES = st.recursive(
@@ -29,7 +36,7 @@ def read_value(pieces: list[str]) -> tuple[Status, str, str, int]:
     out: list[str] = []
     rest = ""
     for piece in pieces:
-        end = value.feed(piece, 0, out) if value.status is Status.OPEN else 0
+        end = value.feed(piece, 0, out) if value.status == "open" else 0
         rest += piece[end:]
     return value.status, "".join(out) + value.closing_bracket, rest, value.error_count
 
@@ -44,11 +51,11 @@ class JsonTestCase(SynchronousTestCase):
 
     def assert_written(self, text: str, written: str) -> None:
         """Assert that `text` is one value without errors, and is written as `written`."""
-        self.assertEqual((Status.COMPLETE, written, " ", 0), self.read(text + " "))
+        self.assertEqual(("complete", written, " ", 0), self.read(text + " "))
 
     def assert_breaks(self, text: str, expected_rest: str) -> None:
         status, _, rest, _ = self.read(text)
-        self.assertEqual((Status.BROKEN, expected_rest), (status, rest))
+        self.assertEqual(("broken", expected_rest), (status, rest))
 
 
 class UnchangedTests(JsonTestCase):
@@ -72,11 +79,11 @@ class UnchangedTests(JsonTestCase):
         self.assert_written('\n\t {"a": 1}', '{"a": 1}')
 
     def test_the_text_after_a_value_is_not_read(self) -> None:
-        self.assertEqual((Status.COMPLETE, '{"a": "}"}', "}, x", 0), self.read('{"a": "}"}}, x'))
+        self.assertEqual(("complete", '{"a": "}"}', "}, x", 0), self.read('{"a": "}"}}, x'))
 
     def test_incomplete_values_are_open(self) -> None:
         for text in ("", " ", "{", '{"a"', '{"a":', '{"a": 12', '"abc', "[1,", "tru", '"\\u12'):
-            self.assertIs(Status.OPEN, self.read(text)[0], text)
+            self.assertIs("open", self.read(text)[0], text)
 
     def test_one_piece_passes_as_the_same_object(self) -> None:
         value = StreamingJson()
@@ -91,8 +98,8 @@ class UnchangedTests(JsonTestCase):
         self, value: object, *, ascii_only: bool, indent: int | None
     ) -> None:
         text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
-        self.assertEqual((Status.COMPLETE, text, "\n", 0), read_value([*text, "\n"]))
-        self.assertEqual((Status.COMPLETE, text, "\n", 0), read_value([text + "\n"]))
+        self.assertEqual(("complete", text, "\n", 0), read_value([*text, "\n"]))
+        self.assertEqual(("complete", text, "\n", 0), read_value([text + "\n"]))
 
     @given(st.text("{}[]\",:\\'/* \n1aeu+-.", max_size=30))
     def test_every_split_gives_the_same(self, text: str) -> None:
@@ -130,7 +137,7 @@ class RepairTests(JsonTestCase):
 
     def test_white_space_after_a_comma_is_bounded(self) -> None:
         status, written, _, _ = read_value(["[1,", *[" " * 10] * 500, "2] "])
-        self.assertEqual((Status.COMPLETE, "[1," + " " * MAX_HELD_SPACE + "2]"), (status, written))
+        self.assertEqual(("complete", "[1," + " " * MAX_HELD_SPACE + "2]"), (status, written))
         self.assertEqual(written, read_value(["[1," + " " * 5000 + "2] "])[1])
 
 
@@ -140,13 +147,11 @@ class UnknownEscapeTests(JsonTestCase):
     def test_unknown_escapes(self) -> None:
         for text in ('"\\d+"', '"\\x41 \\U0001"', '"\\u12g4"', "'\\`'", '"\\\\\\q"'):
             status, written, _, error_count = self.read(text + ",")
-            self.assertEqual((Status.COMPLETE, 1), (status, min(error_count, 1)), text)
+            self.assertEqual(("complete", 1), (status, min(error_count, 1)), text)
             self.assertEqual(text[1:-1], written[1:-1])
 
     def test_the_string_continues_after_it(self) -> None:
-        self.assertEqual(
-            (Status.COMPLETE, '{"a": "\\d \\" }"}', "", 1), self.read('{"a": "\\d \\" }"}')
-        )
+        self.assertEqual(("complete", '{"a": "\\d \\" }"}', "", 1), self.read('{"a": "\\d \\" }"}'))
 
 
 class ControlCharacterTests(JsonTestCase):
@@ -154,7 +159,7 @@ class ControlCharacterTests(JsonTestCase):
         for char in "\n\t\x00\r\x1f":
             for quote in "\"'":
                 status, written, rest, error_count = self.read(f"{quote}a\\{char}b{char}{quote} ")
-                self.assertEqual((Status.COMPLETE, " ", 1), (status, rest, error_count))
+                self.assertEqual(("complete", " ", 1), (status, rest, error_count))
                 self.assertEqual(f'"a\\{char}b' + json.dumps(char)[1:], written)
                 self.assertRaises(ValueError, json.loads, written)
 
@@ -191,19 +196,19 @@ class BrokenTests(JsonTestCase):
         for text, pending in (("[1, <", ", "), ("[oops]", "oops"), ("[1/2", "/"), ("{a b", "")):
             value = StreamingJson()
             value.feed(text, 0, [])
-            self.assertEqual((Status.BROKEN, pending), (value.status, value.pending), text)
+            self.assertEqual(("broken", pending), (value.status, value.pending), text)
 
     def test_depth_is_bounded(self) -> None:
         deep = "[" * MAX_DEPTH
-        self.assertIs(Status.OPEN, read_value([deep])[0])
-        self.assertIs(Status.COMPLETE, read_value([deep + "]" * MAX_DEPTH])[0])
-        self.assertIs(Status.BROKEN, read_value([deep + "["])[0])
+        self.assertIs("open", read_value([deep])[0])
+        self.assertIs("complete", read_value([deep + "]" * MAX_DEPTH])[0])
+        self.assertIs("broken", read_value([deep + "["])[0])
 
     def test_comments_are_bounded(self) -> None:
         for opener, closer in (("//", "\n"), ("/*", "*/")):
             for size, status in (
-                (MAX_COMMENTS, Status.COMPLETE),
-                (MAX_COMMENTS + 1, Status.BROKEN),
+                (MAX_COMMENTS, "complete"),
+                (MAX_COMMENTS + 1, "broken"),
             ):
                 inside = "* " * MAX_COMMENTS
                 inside = inside[: size - (len(closer) if closer == "*/" else 0)]
@@ -212,29 +217,29 @@ class BrokenTests(JsonTestCase):
                 self.assertEqual(read_value([text]), read_value([*text]))
 
     def test_values_may_share_a_comment_budget(self) -> None:
-        budget = CommentBudget(9)
+        budget = Comments(9)
         for text, status, remaining in (
-            ("[/**/]", Status.COMPLETE, 7),
-            ("[//6 7 8 9", Status.OPEN, 0),
+            ("[/**/]", "complete", 7),
+            ("[//6 7 8 9", "open", 0),
         ):
             value = StreamingJson(budget)
             value.feed(text, 0, [])
             self.assertEqual((status, remaining), (value.status, budget.remaining))
         value = StreamingJson(budget)
         value.feed("[/**/]", 0, [])
-        self.assertIs(Status.BROKEN, value.status)
+        self.assertIs("broken", value.status)
 
     def test_forbidden_key(self) -> None:
         value = StreamingJson(forbidden_key="TOOL_CALL")
         self.assertEqual(1, value.feed("{", 0, []))
         value.feed("TOOL_CALL: 1}", 0, [])
-        self.assertIs(Status.BROKEN, value.status)
+        self.assertIs("broken", value.status)
 
     def test_words_are_bounded(self) -> None:
         digits = "1" * MAX_WORD
-        self.assertEqual((Status.COMPLETE, f"[{digits}]"), read_value([*f"[{digits}]"])[:2])
-        self.assertIs(Status.BROKEN, read_value([*f"[{digits}1]"])[0])
-        self.assertIs(Status.BROKEN, read_value([f"[{digits}1]"])[0])
+        self.assertEqual(("complete", f"[{digits}]"), read_value([*f"[{digits}]"])[:2])
+        self.assertIs("broken", read_value([*f"[{digits}1]"])[0])
+        self.assertIs("broken", read_value([f"[{digits}1]"])[0])
 
 
 class CompletionTests(SynchronousTestCase):
