@@ -20,42 +20,27 @@ JSON objects in `<tool_call>` tags, as Hermes, Qwen-Agent, Qwen 2.5 and Qwen 3 w
 The states of `HermesCallReader` that differ from those of `JsonCallReader`:
 
     state               reads                           next state or result
-    before_object       white space, one "["            in_object; not a call
-    after_object        white space                     the call has ended; `AfterJsonCall` is next
+    before_object       white space, one "["            in_object; not a call; the call has ended
+                                                          at the "]" of a list
+    after_object        white space                     the call has ended
     at_error            what may be `</tool_call>`      the call has ended; as in `JsonCallReader`
 
-The states of `AfterJsonCall`; after an error it begins with before_closing_tag:
-
-    between_objects     white space and commas          ended at "{", where the next object starts,
-                                                          and at the list's "]";
-                                                          before_closing_tag
-    before_closing_tag  extra text, `</tool_call>`      ended; not a call if the text differs
+`AfterCall` reads the text after an object.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from blockops.toolcalls.deltas import Delta
 from blockops.toolcalls.dialect import Opener
 from blockops.toolcalls.dialects.prompts import HermesPrompt
 from blockops.toolcalls.grammar.json_reader import JsonCallReader
 from blockops.toolcalls.grammar.json_stream import MAX_HELD_SPACE, SPACE
-from blockops.toolcalls.grammar.tool_call_tag import (
-    CLOSING_TAG,
-    OPENING_TAG,
-    is_partial_closing_tag,
-)
-from blockops.toolcalls.reader import (
-    CallEnded,
-    CallReader,
-    FeedResult,
-    FinishResult,
-    NotACall,
-    OpeningContext,
-)
+from blockops.toolcalls.grammar.tool_call_tag import CLOSING_TAG, OPENING_TAG, AfterCall
+from blockops.toolcalls.reader import CallEnded, CallReader, FeedResult, NotACall, OpeningContext
 
+_NOTHING = re.compile("")
 _SPACE_AND_COMMAS = re.compile(r"[ \t\r\n,]*")
 _EXTRA_MARKS = re.compile(r"[\]})>,;.\"'` \t\r\n]{1,64}")
 """Marks that models add after an object: a bracket, quote or backtick too many, a full stop."""
@@ -92,14 +77,17 @@ class HermesCallReader(JsonCallReader):
     ) -> None:
         super().__init__(context)
         self._is_in_list = is_in_list
-        self._space = SPACE if is_first else _SPACE_AND_COMMAS
+        self._is_first = is_first
 
     def _before_object(self, text: str, out: list[Delta]) -> FeedResult:
-        pos = self._space.match(text).end()  # type: ignore[union-attr]
+        space = SPACE if self._is_first else _SPACE_AND_COMMAS
+        pos = space.match(text).end()  # type: ignore[union-attr]
         if pos == len(text):
             return None
         if text[pos] == "{":
             return self._start_object(text, pos, out)
+        if text[pos] == "]" and self._is_in_list and not self._is_first:
+            return CallEnded(text[pos + 1 :], self._reader_after(is_in_list=False))
         if text[pos] != "[" or self._is_in_list:
             return NotACall()
         self._is_in_list = True
@@ -113,8 +101,14 @@ class HermesCallReader(JsonCallReader):
         if pos == len(text) and len(self._pending) <= MAX_HELD_SPACE:
             return None
         self._call.finish(out)
-        next_reader = AfterJsonCall(self._context, is_in_list=self._is_in_list)
+        next_reader = self._reader_after(is_in_list=self._is_in_list)
         return self._end_call(self._pending + text[pos:], next_reader)
+
+    def _reader_after(self, *, is_in_list: bool) -> AfterCall:
+        """Return the reader for the text after an object, or after the list."""
+        next_reader = HermesCallReader(self._context, is_in_list=is_in_list, is_first=False)
+        starts = ("{", "]") if is_in_list else ("{",)
+        return AfterCall(next_reader, starts, gap=_SPACE_AND_COMMAS, extra=_EXTRA_MARKS)
 
     def _at_error(self, text: str, out: list[Delta]) -> FeedResult:
         """Return the result for a broken object; complete it if only brackets are missing."""
@@ -127,64 +121,7 @@ class HermesCallReader(JsonCallReader):
         return super()._at_error(self._pending, out)
 
     def _end_at_error(self, rest: str) -> CallEnded:
-        return CallEnded(rest, AfterJsonCall(self._context, is_after_error=True))
+        return CallEnded(rest, AfterCall(gap=_NOTHING, extra=_EXTRA_TEXT))
 
     def _finish_raw(self, raw: str, rest: str, out: list[Delta]) -> CallEnded:
         return super()._finish_raw(raw, rest[len(CLOSING_TAG) :], out)
-
-
-class AfterJsonCall:
-    """
-    Reads the text after an object in its tag: another one, the end of the list, the closing tag.
-
-    :param is_in_list: True if the object is in a list
-    :param is_after_error: True if the object broke after its arguments: no other object may follow
-    """
-
-    def __init__(
-        self,
-        context: OpeningContext,
-        *,
-        is_in_list: bool = False,
-        is_after_error: bool = False,
-    ) -> None:
-        self._context = context
-        self._is_in_list = is_in_list
-        self._extra = _EXTRA_TEXT if is_after_error else _EXTRA_MARKS
-        self._state: Callable[[str, list[Delta]], FeedResult] = (
-            self._before_closing_tag if is_after_error else self._between_objects
-        )
-        # White space and commas after the object, and the text from there on.
-        self._gap = ""
-        self._pending = ""
-
-    def feed(self, text: str, out: list[Delta]) -> FeedResult:
-        """Read the next piece of the text; see `CallReader.feed`."""
-        return self._state(text, out)
-
-    def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
-        """Return the result at the end of the text; see `CallReader.finish`."""
-        return CallEnded("") if is_partial_closing_tag(self._pending) else NotACall()
-
-    def _between_objects(self, text: str, out: list[Delta]) -> FeedResult:
-        pos = _SPACE_AND_COMMAS.match(text).end()  # type: ignore[union-attr]
-        self._gap += text[:pos]
-        if pos == len(text):
-            return None
-        if text[pos] == "{":
-            reader = HermesCallReader(self._context, is_in_list=self._is_in_list, is_first=False)
-            return CallEnded(self._gap + text[pos:], reader)
-        if text[pos] == "]" and self._is_in_list:
-            return CallEnded(text[pos + 1 :], AfterJsonCall(self._context))
-        self._state = self._before_closing_tag
-        return self._before_closing_tag(text[pos:], out)
-
-    def _before_closing_tag(self, text: str, out: list[Delta]) -> FeedResult:
-        self._pending += text
-        match = self._extra.match(self._pending)
-        end = match.end() if match else 0
-        if self._pending.startswith(CLOSING_TAG, end):
-            extra = self._pending[:end].rstrip()
-            rest = self._pending[end + len(CLOSING_TAG) :]
-            return CallEnded(rest, text=self._gap + extra if extra else "")
-        return None if CLOSING_TAG.startswith(self._pending[end:]) else NotACall()

@@ -50,11 +50,7 @@ from json.encoder import encode_basestring
 from blockops.toolcalls.deltas import CallArguments, CallFinished, CallStarted, Delta
 from blockops.toolcalls.grammar.json_stream import SPACE
 from blockops.toolcalls.grammar.parameter_types import Parameters, StreamingValue
-from blockops.toolcalls.grammar.tool_call_tag import (
-    CLOSING_TAG,
-    MIN_PARTIAL_TAG,
-    is_partial_closing_tag,
-)
+from blockops.toolcalls.grammar.tool_call_tag import MIN_PARTIAL_TAG, AfterCall
 from blockops.toolcalls.grammar.xml_patterns import (
     FIRST_ELEMENT,
     FUNCTION,
@@ -165,8 +161,10 @@ class XmlCallReader:
     def _finish_call(self, text: str, pos: int, *, is_tag_closed: bool) -> int:
         """End the call at `pos`; another function or `</tool_call>` may follow there."""
         next_reader = None
-        if not is_tag_closed:
-            next_reader = AfterXmlCall(self._context if self._is_in_tag else None)
+        if not is_tag_closed and self._is_in_tag:
+            next_reader = AfterCall(XmlCallReader(self._context, is_in_tag=True), (FUNCTION,))
+        elif not is_tag_closed:
+            next_reader = AfterCall()
         self._result = self._end_call(text[pos:], next_reader)
         return len(text)
 
@@ -349,38 +347,3 @@ class XmlCallReader:
         return (is_framed or len(tail) >= MIN_PARTIAL_TAG) and any(
             tag.startswith(tail) for tag in ("</parameter>", "</function>")
         )
-
-
-class AfterXmlCall:
-    """
-    Reads the text after a function: `</tool_call>`, which is dropped, or another function.
-
-    :param context: the context of the `<tool_call>` that the function is in; None for a bare one
-    """
-
-    def __init__(self, context: OpeningContext | None = None) -> None:
-        self._next = XmlCallReader(context, is_in_tag=True) if context else None
-        # White space before the next tag, and the text from there on.
-        self._space = ""
-        self._pending = ""
-
-    def feed(self, text: str, out: list[Delta]) -> FeedResult:
-        """Read the next piece of the text; see `CallReader.feed`."""
-        if not self._pending:
-            end = SPACE.match(text).end()  # type: ignore[union-attr]
-            self._space += text[:end]
-            text = text[end:]
-        self._pending = pending = self._pending + text
-        if pending.startswith(CLOSING_TAG):
-            return CallEnded(pending[len(CLOSING_TAG) :])
-        if CLOSING_TAG.startswith(pending):
-            return None
-        if self._next and pending.startswith(FUNCTION):
-            return CallEnded(self._space + pending, self._next)
-        if self._next and FUNCTION.startswith(pending):
-            return None
-        return NotACall()
-
-    def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
-        """Return the result at the end of the text; see `CallReader.finish`."""
-        return CallEnded("") if is_partial_closing_tag(self._pending) else NotACall()
