@@ -19,7 +19,7 @@ MAX_OPENER_LENGTH = 64
 """Upper bound of the characters of an opener."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Opener:
     """
     A literal that may open a call.

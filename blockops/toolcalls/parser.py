@@ -101,7 +101,7 @@ class ToolCallParser:
 
     def feed(self, text: str) -> list[Delta]:
         """
-        Read `text`; return the deltas that are certain, without two adjacent `TextDelta`.
+        Read `text`; return the deltas that are certain; adjacent texts are joined.
 
         Text that needs no decision is returned as exactly `[TextDelta(text)]`.
         """

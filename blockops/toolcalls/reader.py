@@ -29,7 +29,7 @@ DEFAULT_MAX_HOLD = 262_144
 """Characters; four times the longest tool call met in practice."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OpeningContext:
     """
     An opener that was found, and the conditions that hold at its position.
@@ -55,12 +55,12 @@ class OpeningContext:
         return not self.is_in_code and name not in self.tools.forbidden_tools
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NotACall:
     """The text after the opener is not a call. Allowed only before `CallStarted`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CallEnded:
     """
     The call is complete, or the markup after a call has been read.
@@ -76,7 +76,7 @@ class CallEnded:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CallTruncated:
     """The text ended inside a call that had started. Returned only by `CallReader.finish`."""
 

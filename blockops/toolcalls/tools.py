@@ -10,7 +10,7 @@ NO_NAMES: frozenset[str] = frozenset()
 """Shared by all requests: `frozenset(names)` of an empty `names` would take 200 bytes for each."""
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True)
 class OfferedTools:
     """
     The functions that a request offers, and how the model may call them.

@@ -147,6 +147,7 @@ class CodeTests(ParserTestCase):
             (f"```\nx\n {BARE}\n```", "```\nx\n```"),
             (f"`{CALL}`", "``"),
             (f"~~~\nx {CALL} y\n~~~", "~~~\nx y\n~~~"),
+            (f"~~~ {CALL}\nx\n~~~", "~~~\nx\n~~~"),
             (f"```\n```x {CALL}", "```\n```x"),
             (f"```\n{CALL[:-12]}}}</tool_call>\n```\n`", "```\n}\n```\n`"),
         ):

@@ -95,7 +95,7 @@ _PARAMETERS_FIELDS = frozenset({"type", "properties"})
 _PARAMETER_FIELDS = frozenset({"name", "type", "description"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ResultFrame:
     """
     The text around the results of calls, which a template puts into a user message.
