@@ -28,7 +28,8 @@ class OpenerTable:
     :ivar at_line_start: the openers that need the start of a line
     :ivar line_start: the pattern for openers at the start of a line of text
     :ivar line: what may end a line's ordinary text: its end, code, an opener, a think block
-    :ivar code: the same in inline code
+    :ivar plain: text inside a line that holds nothing of that, and ends without white space
+    :ivar code: the same as `line` in inline code
     :ivar fence_start: the pattern for openers at the start of a line of a fence
     :ivar fence: what may end the text of a line of a fence
     :ivar counted: the openers that `OpenerCounter` counts
@@ -44,6 +45,8 @@ class OpenerTable:
         in_code = self.anywhere if fenced_calls else ()
         self.line_start = _compile(self.at_line_start)
         self.line = _compile(["\n", "`", THINK_OPEN, *self.anywhere])
+        first = "".join(sorted({re.escape(text[0]) for text in (THINK_OPEN, *self.anywhere)}))
+        self.plain = re.compile(rf"[^{first}`\n]*[^{first}`\s]")
         self.code = _compile(["\n", "`", *in_code])
         self.fence_start = _compile(self.at_line_start if fenced_calls else ())
         self.fence = _compile(["\n", *in_code])

@@ -44,7 +44,7 @@ from blockops.toolcalls.reader import (
     NotACall,
     OpeningContext,
 )
-from blockops.toolcalls.scanner import TextScanner
+from blockops.toolcalls.scanner import OpenerMatch, TextScanner
 from blockops.toolcalls.tools import OfferedTools
 
 COMPLETE_REASONS = frozenset(
@@ -112,9 +112,14 @@ class ToolCallParser:
         if not self._is_scanned:
             return [TextDelta(text)]
         out: list[Delta] = []
-        if rest := self._state(text, out):
+        if self._state == self._search:
+            opener = self._scanner.feed(text, out)
+            rest = "" if opener is None else self._try_opener(opener)
+        else:
+            rest = self._state(text, out)
+        if rest:
             self._read_all(rest, out)
-        return _merge(out) if len(out) > 1 else out
+        return join_adjacent(out) if len(out) > 1 else out
 
     def finish(self, reason: str | None) -> list[Delta]:
         """
@@ -133,7 +138,7 @@ class ToolCallParser:
                 self.counters["calls"] += 1
                 self.counters["think_calls"] += 1
                 out.extend(deltas)
-        return _merge(out)
+        return join_adjacent(out)
 
     def _read_all(self, text: str, out: list[Delta]) -> None:
         """Read `text`, and the text that the states return to be read again, in pieces."""
@@ -145,8 +150,9 @@ class ToolCallParser:
 
     def _search(self, text: str, out: list[Delta]) -> str:
         opener = self._scanner.feed(text, out)
-        if opener is None:
-            return ""
+        return "" if opener is None else self._try_opener(opener)
+
+    def _try_opener(self, opener: OpenerMatch) -> str:
         self._context = OpeningContext(
             literal=opener.literal,
             tools=self._tools,
@@ -299,12 +305,12 @@ class ThinkBlockCalls:
                 self.last_call = [self._started, CallArguments(arguments), CallFinished()]
 
 
-def _merge(deltas: list[Delta]) -> list[Delta]:
-    """Join adjacent texts, and adjacent parts of a call's arguments."""
+def join_adjacent(deltas: Sequence[Delta]) -> list[Delta]:
+    """Join adjacent texts, and adjacent parts of reasoning and of a call's arguments."""
     merged: list[Delta] = []
     for kind, group in groupby(deltas, type):
-        if kind is TextDelta or kind is CallArguments:
-            texts = cast("Iterable[TextDelta | CallArguments]", group)
+        if kind is TextDelta or kind is ReasoningDelta or kind is CallArguments:
+            texts = cast("Iterable[TextDelta | ReasoningDelta | CallArguments]", group)
             merged.append(kind("".join([delta.text for delta in texts])))
         else:
             merged.extend(group)

@@ -128,6 +128,15 @@ class TextScanner:
 
     def feed(self, text: str, out: list[Delta]) -> OpenerMatch | None:
         """Read `text`; return the first opener in it, or None if all of it was read."""
+        if (
+            self._state is TextScanner._read_line
+            and not (self._partial or self._space_length or self._is_after_call)
+            and self._openers.plain.fullmatch(text)
+        ):
+            # Most text is inside a line, and neither begins a literal nor ends with white space.
+            out.append(TextDelta(text))
+            self._has_emitted = True
+            return None
         self._out = out
         text = self._partial + text
         self._match = None

@@ -19,8 +19,6 @@ The role is sent once, because openai for Python joins roles as it joins text
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
-from typing import cast
 
 from blockops.api.answer import (
     AnswerEvent,
@@ -38,7 +36,7 @@ from blockops.api.chat.chunks import ChunkChoice, Delta
 from blockops.api.report import STRUCTURED, AnswerReport
 from blockops.toolcalls import deltas as parsed
 from blockops.toolcalls.options import TranslationOptions
-from blockops.toolcalls.parser import COMPLETE_REASONS, ToolCallParser
+from blockops.toolcalls.parser import COMPLETE_REASONS, ToolCallParser, join_adjacent
 from blockops.toolcalls.tools import OfferedTools
 from blockops.translation.structured_calls import StructuredCalls
 
@@ -49,9 +47,6 @@ _LEAKED_TAG = "<tool_call>"
 _MIN_LEAKED_TAG = "<tool"
 
 _NO_DELTA = Delta()
-
-Starts = Iterable[parsed.CallStarted]
-Texts = Iterable[parsed.TextDelta | parsed.ReasoningDelta | parsed.CallArguments]
 
 
 class ChoiceTranslator:
@@ -108,7 +103,7 @@ class ChoiceTranslator:
             is_unchanged = isinstance(first, parsed.TextDelta) and first.text is text
         has_calls = bool(delta.tool_calls or delta.function_call)
         if (has_calls or part.finish_reason) and (rest := self._read_end(part, delta)):
-            deltas = [*deltas, *rest]
+            deltas = join_adjacent([*deltas, *rest])
             is_unchanged = False
         events = None if is_unchanged else self._to_events(deltas)
         reason = self._finish(part.finish_reason) if part.finish_reason else None
@@ -200,22 +195,21 @@ class ChoiceTranslator:
         self.is_finished = True
 
     def _to_events(self, deltas: Iterable[parsed.Delta]) -> list[AnswerEvent]:
-        """Return the events for the parser's deltas; adjacent texts are joined."""
+        """Return the events for the parser's deltas."""
         index = self._index
         events: list[AnswerEvent] = []
-        for kind, group in groupby(deltas, type):
-            if kind is parsed.CallStarted:
-                events += [self._start_call(delta) for delta in cast("Starts", group)]
-            elif kind is parsed.CallFinished:
+        for delta in deltas:
+            if isinstance(delta, parsed.CallArguments):
+                events.append(CallArguments(index, self._call_count - 1, delta.text))
+            elif isinstance(delta, parsed.TextDelta):
+                events.append(ContentDelta(index, delta.text))
+            elif isinstance(delta, parsed.CallStarted):
+                events.append(self._start_call(delta))
+            elif isinstance(delta, parsed.CallFinished):
                 self._open_calls -= 1
                 events.append(CallFinished(index, self._call_count - 1))
-            elif kind is parsed.CallArguments:
-                call = self._call_count - 1
-                events += [CallArguments(index, call, delta.text) for delta in cast("Texts", group)]
             else:
-                text = "".join([delta.text for delta in cast("Texts", group)])
-                is_content = kind is parsed.TextDelta
-                events.append((ContentDelta if is_content else ReasoningDelta)(index, text))
+                events.append(ReasoningDelta(index, delta.text))
         return events
 
     def _start_call(self, call: parsed.CallStarted) -> CallStarted:

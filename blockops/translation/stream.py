@@ -146,10 +146,12 @@ class StreamTranslator:
                     self._encoder.source = event
                     part = event.only_part
                     events = self._choices[part.index or 0].receive(part)
-                    if events is None and self._encoder.forwards_chunks:
+                    if events is not None:
+                        out.append(self._encoder.rewrite(event, [events]))
+                    elif self._encoder.forwards_chunks:
                         out.append(event.event)
                     else:
-                        out.append(self._send_chunk(event, [events]))
+                        self._encoder.pass_through(event)
                     continue
                 out.append(self._on_event(event))
                 if self.has_ended:

@@ -19,6 +19,7 @@ from blockops.api.answer import AnswerEvent, BackendCalls, ContentDelta, Finishe
 
 #: JSON text.
 NULL = msgspec.Raw(b"null")
+_NO_FIELDS = (UNSET,) * 5
 
 
 class Function(msgspec.Struct, gc=False):
@@ -124,7 +125,7 @@ class Chunk(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
             self.prompt_token_ids,
             self.prompt_text,
         )
-        return any(value is not UNSET and value != NULL for value in fields)
+        return fields != _NO_FIELDS and any(f is not UNSET and f != NULL for f in fields)
 
 
 class OpenDelta(Delta, forbid_unknown_fields=False, gc=False):

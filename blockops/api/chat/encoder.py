@@ -39,6 +39,8 @@ REPLACED_FIELDS = frozenset({"index", "delta", "finish_reason"})
 REPEATED_FIELDS = ENVELOPE | {"choices"}
 _CALL_FIELDS = ("tool_calls", "function_call")
 _EMPTY_LIST = msgspec.Raw(b"[]")
+#: Events that are no delta.
+_NO_DELTA = (CallFinished, BackendCalls, PartDropped)
 _CHUNK_TYPE = msgspec.Raw(b'"chat.completion.chunk"')
 
 #: For each choice of a chunk, the events that replace its part, or None if it is unchanged.
@@ -142,10 +144,10 @@ def _rewrite_known_chunk(chunk: Chunk, events: Sequence[AnswerEvent] | None) -> 
     if delta.has_calls or delta.refusal or delta.reasoning or delta.reasoning_content:
         return None
     deltas = to_deltas(events)
-    if not deltas and not isinstance(delta.content, str):
-        return None
     if len(deltas) != 1 and chunk.has_more:
         return None
+    if not deltas:
+        return b"" if isinstance(delta.content, str) else None
     part.index = part.index or 0
     delta.role = delta.content = UNSET
     out = []
@@ -199,7 +201,7 @@ def to_deltas(events: Iterable[AnswerEvent]) -> list[OutgoingDelta]:
     """
     deltas: list[OutgoingDelta] = []
     for event in events:
-        if isinstance(event, CallFinished | BackendCalls | PartDropped):
+        if isinstance(event, _NO_DELTA):
             continue
         last = deltas[-1][0] if deltas else None
         if isinstance(event, Finished):
