@@ -33,7 +33,14 @@ from dataclasses import replace
 from itertools import groupby
 from typing import cast
 
-from blockops.toolcalls.deltas import CallArguments, CallFinished, CallStarted, Delta, TextDelta
+from blockops.toolcalls.deltas import (
+    CallArguments,
+    CallFinished,
+    CallStarted,
+    Delta,
+    ReasoningDelta,
+    TextDelta,
+)
 from blockops.toolcalls.dialect import Dialect
 from blockops.toolcalls.opener_table import OpenerCounter
 from blockops.toolcalls.options import TranslationOptions
