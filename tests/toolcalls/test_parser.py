@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from blockops.toolcalls.deltas import CallArguments, CallFinished, CallStarted, Delta, TextDelta
+from blockops.toolcalls.deltas import (
+    CallArguments,
+    CallFinished,
+    CallStarted,
+    Delta,
+    ReasoningDelta,
+    TextDelta,
+)
 from blockops.toolcalls.dialect import Opener
 from blockops.toolcalls.dialects import BUILT_IN
 from blockops.toolcalls.grammar.json_call import MAX_COMMENTS_BEFORE_CALL
 from blockops.toolcalls.grammar.json_stream import MAX_WORD
 from blockops.toolcalls.options import TranslationOptions
-from blockops.toolcalls.parser import READ_SIZE, ToolCallParser
+from blockops.toolcalls.parser import READ_SIZE, ToolCallParser, join_adjacent
 from blockops.toolcalls.reader import (
     CallEnded,
     CallReader,
@@ -348,7 +355,7 @@ class StreamingTests(ParserTestCase):
 
     def test_trailing_spaces_wait_for_the_next_text(self) -> None:
         parser = ToolCallParser(TOOLS, TranslationOptions(max_hold=3))
-        deltas = [
+        deltas: list[Delta] = [
             parser.feed(text) for text in ("one", "two ", "three  ", "four", "five     ", "six")
         ]
         texts = ["one", "two", " three", "  four", "five     ", "six"]
@@ -430,3 +437,19 @@ class DialectTests(ParserTestCase):
         at_once = parse_pieces([text], options=self.OPTIONS)
         for pieces in splits(text):
             self.assertEqual(at_once, parse_pieces(pieces, options=self.OPTIONS))
+
+
+class JoinTests(ParserTestCase):
+    def test_adjacent_deltas(self) -> None:
+        deltas: list[Delta] = [
+            *(ReasoningDelta("1"), ReasoningDelta("2"), TextDelta("a"), TextDelta("b")),
+            *(CallStarted("f"), CallArguments("{"), CallArguments("}"), CallFinished()),
+            *(CallStarted("g"), CallArguments("{")),
+        ]
+        self.assertEqual(
+            join_adjacent(deltas),
+            [
+                *(ReasoningDelta("12"), TextDelta("ab"), CallStarted("f"), CallArguments("{}")),
+                *(CallFinished(), CallStarted("g"), CallArguments("{")),
+            ],
+        )

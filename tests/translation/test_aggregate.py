@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.chat.request import ChatRequest
 from blockops.api.completions import CompletionRequest
-from blockops.api.request_fields import change_to_stream
+from blockops.api.request import change_to_stream
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.non_streaming import ResponseTranslator

@@ -135,7 +135,7 @@ class TextTests(ChoiceTestCase):
         )
 
     def test_reasoning(self) -> None:
-        choice = self.translator(a=[ReasoningDelta("1"), ReasoningDelta("2"), TextDelta("b")])
+        choice = self.translator(a=[ReasoningDelta("12"), TextDelta("b")])
         self.assertEqual(
             self.deltas(choice.receive(part("a"))),
             [({"reasoning_content": "12"}, None), ({"content": "b"}, None)],
