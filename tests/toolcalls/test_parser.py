@@ -355,7 +355,7 @@ class StreamingTests(ParserTestCase):
 
     def test_trailing_spaces_wait_for_the_next_text(self) -> None:
         parser = ToolCallParser(TOOLS, TranslationOptions(max_hold=3))
-        deltas: list[Delta] = [
+        deltas = [
             parser.feed(text) for text in ("one", "two ", "three  ", "four", "five     ", "six")
         ]
         texts = ["one", "two", " three", "  four", "five     ", "six"]
