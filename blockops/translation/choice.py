@@ -102,10 +102,14 @@ class ChoiceTranslator:
             first = deltas[0] if len(deltas) == 1 else None
             is_unchanged = isinstance(first, parsed.TextDelta) and first.text is text
         has_calls = bool(delta.tool_calls or delta.function_call)
-        if (has_calls or part.finish_reason) and (rest := self._read_end(part, delta)):
+        if (has_calls or part.finish_reason) and (
+            rest := self._finish_parser(part.finish_reason or None, has_calls=has_calls)
+        ):
             deltas = join_adjacent([*deltas, *rest])
             is_unchanged = False
         events = None if is_unchanged else self._to_events(deltas)
+        if has_calls:
+            self._record_calls(delta)
         reason = self._finish(part.finish_reason) if part.finish_reason else None
         is_first, self._has_started = not self._has_started, True
         if (
@@ -119,13 +123,10 @@ class ChoiceTranslator:
             return None
         if events is None:
             events = [ContentDelta(self._index, text)] if isinstance(text, str) else []
-        if is_first:
-            events.insert(0, RoleStarted(self._index, delta.role or "assistant"))
-        if has_calls:
-            events.append(BackendCalls(self._index, self._call_count))
-        if reason is not None:
-            events.append(Finished(self._index, reason))
-        return events
+        role = [RoleStarted(self._index, delta.role or "assistant")] if is_first else []
+        calls = [BackendCalls(self._index, self._call_count)] if has_calls else []
+        end = [] if reason is None else [Finished(self._index, reason)]
+        return [*role, *events, *calls, *end]
 
     def flush(self) -> list[AnswerEvent]:
         """End a truncated answer: return the text held back, without a finish reason."""
@@ -152,21 +153,18 @@ class ChoiceTranslator:
         self._close(reason)
         return [*events, Finished(self._index, reason)]
 
-    def _read_end(self, part: ChunkChoice, delta: Delta) -> list[parsed.Delta]:
-        """Record the backend's calls; return the parser's rest, which precedes them or the end."""
-        has_calls = bool(delta.tool_calls or delta.function_call)
-        rest: list[parsed.Delta] = []
-        if not self._is_relaying:
-            reason = part.finish_reason
-            is_known = not has_calls and reason in _KNOWN_REASONS
-            rest = self._parser.finish(reason or None if is_known else None)
-        if has_calls:
-            if _is_leaked_tag(rest):
-                rest = []
-            self._is_relaying = True
-            for name in self._structured_calls.record(delta):
-                self._report.add_call(name, STRUCTURED)
-        return rest
+    def _record_calls(self, delta: Delta) -> None:
+        for name in self._structured_calls.record(delta):
+            self._report.add_call(name, STRUCTURED)
+
+    def _finish_parser(self, finish_reason: str | None, *, has_calls: bool) -> list[parsed.Delta]:
+        """Return the parser's rest, before the first of the backend's own calls or at the end."""
+        if self._is_relaying:
+            return []
+        self._is_relaying = has_calls
+        is_known = not has_calls and finish_reason in _KNOWN_REASONS
+        rest = self._parser.finish(finish_reason if is_known else None)
+        return [] if has_calls and _is_leaked_tag(rest) else rest
 
     def _flush_parser(self) -> list[AnswerEvent]:
         # The parser is flushed before the first of the backend's own calls.

@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Callable
 
 from blockops.api.chat.request import ChatRequest
-from blockops.api.completions import CompletionRequest
 from blockops.api.report import AnswerReport
+from blockops.api.request import GenerationRequest
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.choice import ChoiceTranslator
@@ -39,7 +39,7 @@ class Choices(dict[int, AnswerChoice]):
 
     def __init__(
         self,
-        request: ChatRequest | CompletionRequest,
+        request: GenerationRequest,
         options: TranslationOptions,
         new_id: Callable[[], str],
         report: AnswerReport,
@@ -63,10 +63,11 @@ class Choices(dict[int, AnswerChoice]):
                 type="server_error",
                 code="backend_invalid_response",
             )
-        choice: AnswerChoice
-        if self._tools is None:
-            choice = CompletionChoice(index, self._report)
-        else:
-            choice = ChoiceTranslator(index, self._tools, self._options, self._new_id, self._report)
-        self[index] = choice
+        choice = self[index] = self.create(index)
         return choice
+
+    def create(self, index: int) -> AnswerChoice:
+        """Return a new choice that is not stored."""
+        if self._tools is None:
+            return CompletionChoice(index, self._report)
+        return ChoiceTranslator(index, self._tools, self._options, self._new_id, self._report)

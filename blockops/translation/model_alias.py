@@ -7,12 +7,11 @@ The client gets the name that it sent. Streams of chunks are renamed by their de
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import msgspec
 
 from blockops.api.chat.decoder import MAX_EVENT
-from blockops.api.json_fields import decode_fields, raw_field
+from blockops.api.json_fields import raw_field, with_field
 from blockops.api.models import rename_model
 from blockops.api.passthrough import PassThrough
 from blockops.api.sse import encode_event
@@ -39,31 +38,29 @@ class AliasedPassThrough(PassThrough):
         self._alias = alias
         self._max_event = max_event
         self._pending = bytearray()  # the incomplete event
-        # For that event: `bytes`, which changes nothing, if a part of it has been sent.
-        self._rename: Callable[[bytes], bytes] = self._rename_event
+        self._is_passing = False  # a part of the incomplete event has been sent
 
     def receive_data(self, data: bytes) -> bytes:
         """Return the events that `data` completes."""
         if self.has_ended:
             return b""
-        pending = self._pending
-        position, search_from = 0, max(0, len(pending) - _MAX_BLANK_LINE)
-        pending += data
+        search_from = max(0, len(self._pending) - _MAX_BLANK_LINE)
+        self._pending += data
         out: list[bytes] = []
-        for blank in _BLANK_LINE.finditer(pending, search_from):
-            out.append(self._rename(bytes(pending[position : blank.end()])))
+        position = 0
+        for blank in _BLANK_LINE.finditer(self._pending, search_from):
+            out.append(self._rename(self._pending[position : blank.end()]))
             position = blank.end()
-            self._rename = self._rename_event
-        del pending[:position]
-        if len(pending) > self._max_event:
+        del self._pending[:position]
+        if len(self._pending) > self._max_event:
             out.append(self._flush())
-            self._rename = bytes
+            self._is_passing = True
         return super().receive_data(b"".join(out))
 
     def end(self, *, is_truncated: bool) -> bytes:
         """Return the bytes held back, and an error event if the response was truncated."""
         if self._pending.endswith((b"\r\r", b"\n\r")):
-            self._pending[:] = self._rename(bytes(self._pending))
+            self._pending[:] = self._rename(self._pending)
         return super().receive_data(self._flush()) + super().end(is_truncated=is_truncated)
 
     def fail(self, error: ApiError) -> bytes:
@@ -75,9 +72,11 @@ class AliasedPassThrough(PassThrough):
         self._pending.clear()
         return pending
 
-    def _rename_event(self, event: bytes) -> bytes:
+    def _rename(self, received: bytearray) -> bytes:
         """Return an event in any format with the alias in it; unchanged if it names no model."""
-        if b'"model"' not in event:
+        event = bytes(received)
+        is_passing, self._is_passing = self._is_passing, False
+        if is_passing or b'"model"' not in event:
             return event
         lines = [line for line in _LINE_END.split(event) if line]
         data = b"\n".join(line[5:] for line in lines if line.startswith(b"data:"))
@@ -86,8 +85,7 @@ class AliasedPassThrough(PassThrough):
             value = raw_field(renamed, parent)
             new_value = rename_model(value, self._alias)
             if new_value != value:
-                fields = {**decode_fields(renamed), parent: msgspec.Raw(new_value)}
-                renamed = msgspec.json.encode(fields)
+                renamed = with_field(renamed, parent, msgspec.Raw(new_value))
         if renamed == data:
             return event
         others = [line + b"\n" for line in lines if not line.startswith(b"data:")]

@@ -16,8 +16,8 @@ from blockops.api.chat.chunks import ChunkChoice
 from blockops.api.chat.decoder import MAX_EVENT
 from blockops.api.chat.encoder import rewrite_response
 from blockops.api.chat.request import ChatRequest
-from blockops.api.completions import CompletionRequest
 from blockops.api.notice import Notice
+from blockops.api.request import GenerationRequest
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.choices import random_call_id
 from blockops.translation.stream import StreamTranslator
@@ -39,7 +39,7 @@ class ResponseTranslator(StreamTranslator):
 
     def __init__(
         self,
-        request: ChatRequest | CompletionRequest,
+        request: GenerationRequest,
         options: TranslationOptions,
         *,
         max_event: int = MAX_EVENT,
@@ -81,14 +81,14 @@ class ResponseTranslator(StreamTranslator):
         self.report.chunks = 1
         self.report.usage = chunk.usage_counts()
         choices = chunk.choices or []
-        rewrites = [self._translate(index, part) for index, part in enumerate(choices)]
+        rewrites = [self._translate(part) for part in choices]
         return rewrite_response(data, choices, rewrites) if any(rewrites) else data
 
-    def _translate(self, index: int, part: ChunkChoice) -> list[AnswerEvent] | None:
+    def _translate(self, part: ChunkChoice) -> list[AnswerEvent] | None:
         """Return the events for a complete choice, or None if it passes unchanged."""
-        # A notice in the place "reasoning" precedes the role, and so the backend's own reasoning.
-        notice = self._begin_notice()[::-1] if index == 0 else []
-        choice = self._choices[index]
+        choice, notice = self._choices.create(part.index or 0), list[AnswerEvent]()
+        if not part.index:
+            choice, notice = self._with_notice(choice)
         events = choice.receive(part)
         if not self._is_chat or (choice.is_finished and not notice):
             return events

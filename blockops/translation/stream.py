@@ -58,15 +58,15 @@ from blockops.api.chat.encoder import (
     split_usage,
 )
 from blockops.api.chat.request import ChatRequest
-from blockops.api.completions import CompletionRequest
 from blockops.api.lenient_json import is_strict
 from blockops.api.notice import Notice
 from blockops.api.report import AnswerReport
+from blockops.api.request import GenerationRequest
 from blockops.api.sse import HEARTBEAT, Event, encode_event
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.choice import ChoiceTranslator
-from blockops.translation.choices import Choices, random_call_id
+from blockops.translation.choices import AnswerChoice, Choices, random_call_id
 from blockops.translation.notice_insertion import NoticeInserter
 
 
@@ -105,7 +105,7 @@ class StreamTranslator:
 
     def __init__(
         self,
-        request: ChatRequest | CompletionRequest,
+        request: GenerationRequest,
         options: TranslationOptions,
         *,
         max_event: int = MAX_EVENT,
@@ -143,7 +143,6 @@ class StreamTranslator:
                 if self._is_steady and isinstance(event, ReceivedChunk) and event.only_part:
                     # Nearly every chunk: as `_on_chunk`, with few calls.
                     self.report.chunks += 1
-                    self._encoder.source = event
                     part = event.only_part
                     events = self._choices[part.index or 0].receive(part)
                     if events is not None:
@@ -213,9 +212,9 @@ class StreamTranslator:
         """Return the stream for a JSON body (a response or an error) that came instead of one."""
         try:
             event = self._decoder.decode(Event(body, encode_event(body)))
+            events = self._on_event(event) if event is not None else b""
         except ApiError as error:
             return self.fail(error)
-        events = self._on_event(event) if event is not None else b""
         return events if self.has_ended else events + self._on_done()
 
     def fail(self, error: ApiError) -> bytes:
@@ -258,17 +257,17 @@ class StreamTranslator:
             self.report.usage = usage
             self._usage_sent = usage if choices else None
         if not choices or fields.error:
-            return self._on_bare_chunk(chunk)
+            return self._on_bare_chunk(chunk, usage)
         if choices[0].message and messages_to_deltas(choices):
             chunk = receive_chunk(response_as_chunk(chunk.data))
             choices = chunk.fields.choices or []
         encoder = self._encoder
-        encoder.source = chunk
+        encoder.source = encoder.source or chunk
         if not self._has_content:
-            self._has_content = has_content(chunk.data)
+            self._has_content = has_content(chunk.fields)
         before = b""
         if self._notice is not None and any(not part.index for part in choices):
-            before = encoder.encode(self._begin_notice())
+            before = self._begin_notice()
         self._is_steady = self._has_content and self._notice is None
         rewrites = [self._choices[part.index or 0].receive(part) for part in choices]
         return before + self._send_chunk(chunk, rewrites)
@@ -278,23 +277,26 @@ class StreamTranslator:
             return self._encoder.pass_through(chunk)
         return self._encoder.rewrite(chunk, rewrites)
 
-    def _begin_notice(self) -> list[AnswerEvent]:
-        """Insert the notice into the first choice; return the events before its first part."""
+    def _with_notice(self, choice: AnswerChoice) -> tuple[AnswerChoice, list[AnswerEvent]]:
+        """Return the first choice, into which the notice is inserted, or events that precede it."""
         notice, self._notice = self._notice, None
-        if notice is None or not notice.text:
-            return []
-        choice = self._choices[0]
-        if isinstance(choice, ChoiceTranslator) and notice.place == "reasoning":
+        if notice is None or not notice.text or not isinstance(choice, ChoiceTranslator):
+            return choice, []
+        if notice.place == "reasoning":
             notice.is_delivered = True
-            return [*choice.start(), ReasoningDelta(0, notice.text)]
-        if isinstance(choice, ChoiceTranslator):
-            self._choices[0] = NoticeInserter(choice, notice, is_prefilled=self._is_prefilled)
-        return []
+            return choice, [ReasoningDelta(0, notice.text)]
+        return NoticeInserter(choice, notice, is_prefilled=self._is_prefilled), []
 
-    def _on_bare_chunk(self, chunk: ReceivedChunk) -> bytes:
+    def _begin_notice(self) -> bytes:
+        """Begin to insert the notice; return the events that precede the first choice."""
+        choice, notice = self._with_notice(self._choices[0])
+        self._choices[0] = choice
+        return self._encoder.encode([*choice.start(), *notice]) if notice else b""
+
+    def _on_bare_chunk(self, chunk: ReceivedChunk, usage: dict[str, Any] | None) -> bytes:
         """Return the events for a chunk without choices, or for an error."""
         fields, data = chunk.fields, chunk.data
-        has_usage = fields.usage_counts() is not None
+        has_usage = usage is not None
         has_choices = isinstance(fields.choices, list)
         if fields.error or (not has_choices and looks_like_error(data)):
             return self._end_with_error(*to_error_event(data))
@@ -313,8 +315,7 @@ class StreamTranslator:
         if not self._choices:
             self._choices[0]  # an empty answer has one choice, too
         surrogates = self._flush_surrogates()
-        notice = self._begin_notice() if 0 in self._choices else []
-        ends = [self._encoder.encode(notice)]
+        ends = [self._begin_notice()] if 0 in self._choices else []
         ends += [self._encoder.encode(choice.finish()) for choice in self._choices.values()]
         self.has_ended = True
         return b"".join([surrogates, *ends, self._encoder.done()])

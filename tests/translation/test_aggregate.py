@@ -263,8 +263,12 @@ class RequestTests(SynchronousTestCase):
 
     def test_options_are_kept(self) -> None:
         request = chat(stream_options={"include_usage": False, "x": 1})
-        options = json.loads(change_to_stream(request.body()) or b"")["stream_options"]
+        options = json.loads(change_to_stream(request.body()))["stream_options"]
         self.assertEqual(options, {"include_usage": True, "x": 1})
 
     def test_lenient_body(self) -> None:
-        self.assertIsNone(change_to_stream(b'{"messages":[{"content":"\\ud83d"}]}'))
+        self.assertEqual(
+            change_to_stream(b'{"messages":[{"content":"\\ud83d"}]}'),
+            b'{"messages":[{"content": "\\ud83d"}],"stream":true,'
+            b'"stream_options":{"include_usage":true}}',
+        )

@@ -15,7 +15,7 @@ import msgspec
 from blockops.api.backend_errors import response_too_large, to_api_error
 from blockops.api.chat.decoder import ReceivedChunk
 from blockops.api.chat.encoder import ChunkEncoder, Rewrites, rewrite_chunk
-from blockops.api.lenient_json import JsonRepairer, is_strict
+from blockops.api.lenient_json import DECODE_ERRORS, JsonRepairer
 
 _TEXT_FIELDS = frozenset(
     {"content", "reasoning_content", "reasoning", "refusal", "text", "arguments"}
@@ -48,8 +48,7 @@ class ChunkAggregator(ChunkEncoder):
     def pass_through(self, chunk: ReceivedChunk) -> bytes:
         """Add a chunk that does not change."""
         self._count(chunk)
-        data = chunk.data if is_strict(chunk.data) else JsonRepairer().repair(chunk.data)
-        self._add(msgspec.json.decode(data))
+        self._add(_decode(chunk.data))
         return b""
 
     def rewrite(self, chunk: ReceivedChunk, rewrites: Rewrites) -> bytes:
@@ -80,6 +79,8 @@ class ChunkAggregator(ChunkEncoder):
         return msgspec.json.encode({**_join(self._fields), "choices": choices})
 
     def _count(self, chunk: ReceivedChunk) -> None:
+        if self._bytes_left < 0:
+            return  # the stream ends with that error
         self._bytes_left -= len(chunk.event)
         if self._bytes_left < 0:
             # Ends the stream, so that the rest is not even read.
@@ -104,10 +105,17 @@ class ChunkAggregator(ChunkEncoder):
                 self._fields[key] = old if value is None else value
 
 
+def _decode(data: bytes | msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except DECODE_ERRORS:  # such as a number that is too large
+        return msgspec.json.decode(JsonRepairer().repair(bytes(data)))
+
+
 def _decode_raw(value: Any) -> Any:
     """Return a chunk's value with all JSON texts in it decoded."""
     if isinstance(value, msgspec.Raw):
-        return msgspec.json.decode(value)
+        return _decode(value)
     if isinstance(value, Mapping):
         return {key: _decode_raw(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -16,10 +16,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from blockops.api.answer import AnswerEvent, BackendCalls, ContentDelta, Finished, RoleStarted
+from blockops.api.lenient_json import DECODE_ERRORS
 
 #: JSON text.
 NULL = msgspec.Raw(b"null")
 _NO_FIELDS = (UNSET,) * 5
+_decode_usage = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Function(msgspec.Struct, gc=False):
@@ -109,15 +111,17 @@ class Chunk(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
     error: Any = UNSET
 
     def usage_counts(self) -> dict[str, Any] | None:
-        """Return `usage`, if it is an object."""
-        if self.usage is UNSET or not bytes(self.usage).startswith(b"{"):
+        """Return `usage`, if it is an object of strict JSON."""
+        if self.usage is UNSET:
             return None
-        usage: dict[str, Any] = msgspec.json.decode(self.usage)
-        return usage
+        try:
+            return _decode_usage(self.usage)
+        except DECODE_ERRORS:
+            return None
 
     @property
-    def has_more(self) -> bool:
-        """True if it has fields with values that not every chunk of an answer repeats."""
+    def has_unrepeated_fields(self) -> bool:
+        """True if it has values that not every chunk of an answer repeats."""
         fields = (
             self.usage,
             self.timings,
@@ -131,9 +135,9 @@ class Chunk(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
 class OpenDelta(Delta, forbid_unknown_fields=False, gc=False):
     """A delta with fields of any name."""
 
-    refusal: Any = UNSET
-    reasoning: Any = UNSET
-    reasoning_content: Any = UNSET
+    refusal: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    reasoning: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    reasoning_content: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
 
 
 class OpenChoice(ChunkChoice, forbid_unknown_fields=False, gc=False):
@@ -141,9 +145,9 @@ class OpenChoice(ChunkChoice, forbid_unknown_fields=False, gc=False):
 
     delta: OpenDelta | UnsetType | None = UNSET
     message: OpenDelta | UnsetType | None = UNSET
-    logprobs: Any = UNSET
-    stop_reason: Any = UNSET
-    token_ids: Any = UNSET
+    logprobs: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    stop_reason: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    token_ids: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
 
 
 class OpenChunk(Chunk, forbid_unknown_fields=False, gc=False):

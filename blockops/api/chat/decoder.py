@@ -349,24 +349,14 @@ def is_empty(value: Any) -> bool:
     return value in _EMPTY_VALUES
 
 
-class _ContentChoice(msgspec.Struct):
-    delta: dict[str, Any] = {}
-
-
-class _ContentChunk(msgspec.Struct):
-    choices: list[_ContentChoice] = []
-
-
-def has_content(data: bytes) -> bool:
+def has_content(chunk: Chunk) -> bool:
     """
-    Return True if a delta of the chunk has a field besides the role: text, reasoning, a call.
+    Return True if a delta of the chunk has text, reasoning or a call.
 
-    A chunk of an unknown shape counts as one with content.
+    A chunk with unknown fields counts as one with content.
     """
-    try:
-        chunk = msgspec.json.decode(data, type=_ContentChunk)
-    except msgspec.MsgspecError:
-        return True
-    return any(
-        value for choice in chunk.choices for key, value in choice.delta.items() if key != "role"
+    return isinstance(chunk, OpenChunk) or any(
+        delta.content or delta.reasoning_content or delta.reasoning or delta.has_calls
+        for choice in chunk.choices or ()
+        if (delta := choice.delta)
     )

@@ -40,7 +40,7 @@ REPEATED_FIELDS = ENVELOPE | {"choices"}
 _CALL_FIELDS = ("tool_calls", "function_call")
 _EMPTY_LIST = msgspec.Raw(b"[]")
 #: Events that are no delta.
-_NO_DELTA = (CallFinished, BackendCalls, PartDropped)
+_NOT_DELTAS = (CallFinished, BackendCalls, PartDropped)
 _CHUNK_TYPE = msgspec.Raw(b'"chat.completion.chunk"')
 
 #: For each choice of a chunk, the events that replace its part, or None if it is unchanged.
@@ -56,7 +56,7 @@ class ChunkEncoder:
     :param is_chat: True for chunks of a chat, False for those of `/v1/completions`
     :param model: the model's name in chunks that precede the backend's first one
     :cvar forwards_chunks: True if `pass_through` returns the chunk's own event
-    :ivar source: the backend's last chunk with choices, or None
+    :ivar source: the backend's first chunk with choices, whose envelope all chunks of blockops have
     """
 
     forwards_chunks = True
@@ -65,7 +65,8 @@ class ChunkEncoder:
         self.source: ReceivedChunk | None = None
         self._is_chat = is_chat
         self._model = model
-        self._own_envelope: dict[str, Any] = {}
+        self._envelope: dict[str, Any] = {}
+        self._has_envelope = False  # that of the backend
 
     def pass_through(self, chunk: ReceivedChunk) -> bytes:
         """Return the events for a chunk that does not change."""
@@ -98,16 +99,17 @@ class ChunkEncoder:
 
     def envelope(self) -> dict[str, Any]:
         """Return the fields that all chunks share; those that the backend lacks are made up."""
-        if not self._own_envelope:
-            self._own_envelope = {
+        if not self._envelope:
+            self._envelope = {
                 "id": ("chatcmpl-" if self._is_chat else "cmpl-") + secrets.token_hex(12),
                 "object": "chat.completion.chunk" if self._is_chat else "text_completion",
                 "created": 0,  # this package has no clock, and no client is known to read the time
                 "model": self._model,
             }
-        if self.source is None:
-            return self._own_envelope
-        return {**self._own_envelope, **envelope(self.source.data)}
+        if self.source is not None and not self._has_envelope:
+            self._envelope.update(envelope(self.source.data))
+            self._has_envelope = True
+        return self._envelope
 
     def error(self, json: bytes) -> bytes:
         """Return the event that ends the stream with an error."""
@@ -141,10 +143,12 @@ def _rewrite_known_chunk(chunk: Chunk, events: Sequence[AnswerEvent] | None) -> 
     delta = part.delta
     if isinstance(chunk, OpenChunk) or events is None or not delta:
         return None
+    if not (part.text is part.message is chunk.error is UNSET):
+        return None
     if delta.has_calls or delta.refusal or delta.reasoning or delta.reasoning_content:
         return None
     deltas = to_deltas(events)
-    if len(deltas) != 1 and chunk.has_more:
+    if len(deltas) != 1 and chunk.has_unrepeated_fields:
         return None
     if not deltas:
         return b"" if isinstance(delta.content, str) else None
@@ -201,7 +205,7 @@ def to_deltas(events: Iterable[AnswerEvent]) -> list[OutgoingDelta]:
     """
     deltas: list[OutgoingDelta] = []
     for event in events:
-        if isinstance(event, _NO_DELTA):
+        if isinstance(event, _NOT_DELTAS):
             continue
         last = deltas[-1][0] if deltas else None
         if isinstance(event, Finished):
@@ -321,7 +325,7 @@ def _rewrite_message(
         message["content"] = "".join(texts) if texts or not calls else None
     if reasoning:
         own = string_or_none(message.get("reasoning_content", b"null")) or ""
-        # A notice precedes the role, and the backend's reasoning; think blocks follow it.
+        # Reasoning before the role is a notice, which precedes that of the backend.
         reasoning.insert(1 if isinstance(events[0], ReasoningDelta) else 0, own)
         message["reasoning_content"] = "".join(reasoning)
     if calls:
