@@ -53,9 +53,10 @@ from blockops.api.chat.decoder import (
 from blockops.api.chat.encoder import (
     ChunkEncoder,
     Rewrites,
+    only_usage,
     response_as_chunk,
     rewrite_chunk,
-    split_usage,
+    without_usage,
 )
 from blockops.api.chat.request import ChatRequest
 from blockops.api.lenient_json import is_strict
@@ -166,10 +167,9 @@ class StreamTranslator:
         :raises ApiError: 502 if `body` is not a response; the backend's error if it is one
         """
         data, _ = self._decoder.decode_response(body, is_chat=self._is_chat)
-        chunk, usage = response_as_chunk(data) if self._is_chat else data, b""
-        if self._include_usage:
-            chunk, usage = split_usage(chunk)
-        out = [self._on_chunk(receive_chunk(part)) for part in (chunk, usage) if part]
+        chunk = response_as_chunk(data) if self._is_chat else data
+        chunks = [without_usage(chunk), only_usage(chunk)] if self._include_usage else [chunk]
+        out = [self._on_chunk(receive_chunk(each)) for each in chunks]
         return b"".join([*out, self._on_done()])
 
     def heartbeat(self) -> bytes:
@@ -252,8 +252,7 @@ class StreamTranslator:
                 # vllm-mlx repeats the usage of the chunk with the finish reason, and some clients
                 # add up every usage that they get.
                 self.report.counters["usage_again"] += 1
-                rest, _ = split_usage(chunk.data)
-                return self._encoder.rewrite(receive_chunk(rest), [])
+                return self._encoder.rewrite(receive_chunk(without_usage(chunk.data)), [])
             self.report.usage = usage
             self._usage_sent = usage if choices else None
         if not choices or fields.error:
@@ -301,7 +300,7 @@ class StreamTranslator:
         if fields.error or (not has_choices and looks_like_error(data)):
             return self._end_with_error(*to_error_event(data))
         if self._is_usage_hidden and has_usage:
-            data, _ = split_usage(data)
+            data = without_usage(data)
         elif has_choices:
             return self._encoder.pass_through(chunk)  # usage, and fields that belong to no choice
         if not has_usage and rewrite_chunk(data, (), ()):

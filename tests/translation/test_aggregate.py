@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.chat.request import ChatRequest
-from blockops.api.completions import CompletionRequest
-from blockops.api.request import change_to_stream
+from blockops.api.request import GenerationRequest, change_to_stream
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.non_streaming import ResponseTranslator
@@ -252,8 +251,8 @@ class RequestTests(SynchronousTestCase):
     """The body that requests a stream from the backend."""
 
     def test_fields(self) -> None:
-        for kind in (ChatRequest, CompletionRequest):
-            request = kind.parse(b'{"messages":[{"a":1.50}],"stream":false,"x":1e5}')
+        for kind in (ChatRequest, GenerationRequest):
+            request = kind(b'{"messages":[{"a":1.50}],"stream":false,"x":1e5}')
             self.assertEqual(
                 change_to_stream(request.body()),
                 b'{"messages":[{"a":1.50}],"stream":true,"x":1e5,'

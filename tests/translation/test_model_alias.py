@@ -126,7 +126,7 @@ class EndTests(SynchronousTestCase):
 
 class ChatTests(SynchronousTestCase):
     def translator(self) -> StreamTranslator:
-        request = ChatRequest.parse(
+        request = ChatRequest(
             b'{"model":"short","stream":true,"messages":[{"role":"user","content":"Hi"}]}',
             {"short": "tiny"},
         )

@@ -30,7 +30,7 @@ TEXT = "[notice]\n\n"
 
 def chat_request(*, tools: bool = False) -> ChatRequest:
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "stream": True}
-    return ChatRequest.parse(json.dumps({**body, "tools": [TOOL] if tools else []}).encode())
+    return ChatRequest(json.dumps({**body, "tools": [TOOL] if tools else []}).encode())
 
 
 def event(delta: dict[str, Any], finish: str | None = None, **extra: Any) -> bytes:

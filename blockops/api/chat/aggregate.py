@@ -54,7 +54,7 @@ class ChunkAggregator(ChunkEncoder):
     def rewrite(self, chunk: ReceivedChunk, rewrites: Rewrites) -> bytes:
         """Add a chunk that changes."""
         self._count(chunk)
-        return self._send(rewrite_chunk(chunk.data, chunk.fields.choices or (), rewrites))
+        return self._encode_chunks(rewrite_chunk(chunk.data, chunk.fields.choices or (), rewrites))
 
     def error(self, json: bytes) -> bytes:
         """Remember the error that ended the stream."""
@@ -86,7 +86,7 @@ class ChunkAggregator(ChunkEncoder):
             # Ends the stream, so that the rest is not even read.
             raise response_too_large(self._max_answer)
 
-    def _send(self, chunks: Iterable[Mapping[str, Any]]) -> bytes:
+    def _encode_chunks(self, chunks: Iterable[Mapping[str, Any]]) -> bytes:
         for chunk in chunks:
             self._add(_decode_raw(chunk))
         return b""

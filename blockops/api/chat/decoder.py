@@ -165,6 +165,7 @@ class ChunkDecoder:
 
     @property
     def pending(self) -> bytes:
+        """The received part of an event that has not ended."""
         return self._events.pending
 
     def flush(self, envelope_fields: dict[str, Any]) -> ReceivedChunk | None:

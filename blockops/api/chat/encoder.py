@@ -78,14 +78,14 @@ class ChunkEncoder:
             events = _rewrite_known_chunk(chunk.fields, rewrites[0])
             if events is not None:
                 return events
-        return self._send(rewrite_chunk(chunk.data, chunk.fields.choices or (), rewrites))
+        return self._encode_chunks(rewrite_chunk(chunk.data, chunk.fields.choices or (), rewrites))
 
     def encode(self, events: Sequence[AnswerEvent]) -> bytes:
         """Return the events that belong to none of the backend's chunks."""
         if not events:
             return b""
         envelope_fields = self.envelope()
-        return self._send(
+        return self._encode_chunks(
             [
                 {**envelope_fields, "choices": [self._make_choice(events[0].choice, *delta)]}
                 for delta in to_deltas(events)
@@ -95,7 +95,7 @@ class ChunkEncoder:
     def heartbeat(self, *, has_choice: bool) -> bytes:
         """Return a chunk without content; its choice is the first one, or missing."""
         choices = [self._make_choice(0, {}, None)] if has_choice else []
-        return self._send([{**self.envelope(), "choices": choices}])
+        return self._encode_chunks([{**self.envelope(), "choices": choices}])
 
     def envelope(self) -> dict[str, Any]:
         """Return the fields that all chunks share; those that the backend lacks are made up."""
@@ -119,7 +119,7 @@ class ChunkEncoder:
         """Return the event that ends the stream regularly."""
         return DONE_EVENT
 
-    def _send(self, chunks: Iterable[Mapping[str, Any]]) -> bytes:
+    def _encode_chunks(self, chunks: Iterable[Mapping[str, Any]]) -> bytes:
         return b"".join([encode_event(_encode(chunk)) for chunk in chunks])
 
     def _make_choice(
@@ -368,11 +368,15 @@ def _message_to_delta(choice: dict[str, msgspec.Raw]) -> dict[str, Any]:
     return {**rest, "delta": delta}
 
 
-def split_usage(data: bytes) -> tuple[bytes, bytes]:
-    """Return a chunk without its `usage`, and a chunk for that alone, as OpenAI sends them."""
-    fields = decode_fields(data)
-    usage = fields.pop("usage", _EMPTY_LIST)
-    return _encode(fields), _encode({**envelope(data), "choices": [], "usage": usage})
+def without_usage(data: bytes) -> bytes:
+    """Return a chunk without its `usage`."""
+    return _encode({key: raw for key, raw in decode_fields(data).items() if key != "usage"})
+
+
+def only_usage(data: bytes) -> bytes:
+    """Return a chunk with nothing but the `usage` of another one, as OpenAI sends it."""
+    usage = decode_fields(data).get("usage", _EMPTY_LIST)
+    return _encode({**envelope(data), "choices": [], "usage": usage})
 
 
 def _objects(raw: msgspec.Raw) -> list[dict[str, msgspec.Raw]]:

@@ -23,10 +23,11 @@ from blockops.api.chat.chunks import ChunkChoice, Delta
 from blockops.api.chat.decoder import decode_chunk, decode_chunk_leniently
 from blockops.api.chat.encoder import (
     Rewrites,
+    only_usage,
     response_as_chunk,
     rewrite_chunk,
     rewrite_response,
-    split_usage,
+    without_usage,
 )
 
 
@@ -159,8 +160,8 @@ class NonStreamingTests(SynchronousTestCase):
         )
 
     def test_split_usage(self) -> None:
-        answer, usage = split_usage(self.RESPONSE)
-        self.assertNotIn(b"usage", answer)
+        usage = only_usage(self.RESPONSE)
+        self.assertNotIn(b"usage", without_usage(self.RESPONSE))
         self.assertEqual(
             usage, b'{"id":"i","object":"chat.completion","choices":[],"usage":{"u":3.0}}'
         )
