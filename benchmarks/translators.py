@@ -31,7 +31,7 @@ def make_request(variant: str) -> ChatRequest:
             {"type": "function", "function": {"name": name, "parameters": parameters}}
             for name in TOOL_NAMES
         ]
-    return ChatRequest.parse(json.dumps(body).encode())
+    return ChatRequest(json.dumps(body).encode())
 
 
 def translator_factory(variant: str) -> Callable[[], StreamTranslator]:

@@ -7,6 +7,7 @@ It also has the errors for responses that cannot be used: invalid, empty and tru
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from http import HTTPStatus
 from typing import Any
@@ -20,7 +21,7 @@ from blockops.errors import ApiError
 _MAX_MESSAGE = 2_000  # characters: one page of a terminal
 _MAX_MARKUP = 64 * 1024  # bytes of an error page that are parsed; real ones have some hundred
 _HIDDEN_TAGS = frozenset({"script", "style", "title"})  # the title repeats the heading
-_ERROR_STATUSES = range(400, 600)
+_ERROR_STATUS = re.compile(rb"[45]\d\d")
 _DEFAULT_STATUS = 502  # for an error that the backend sent without a status
 _ERROR_TYPES: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
@@ -40,23 +41,20 @@ def to_error_response(status: int, body: bytes, content_type: str = "") -> tuple
     :param content_type: the header's value as the backend sent it
     """
     value = _parse(body)
-    if _has_error_object(value):
+    if _error_object(value):
         return status, body if _is_python_json(body) else dumps(value)
-    message = _message_text(value, body, is_html="html" in content_type.lower())
-    if not message:
-        message = (
-            f"The backend returned status {status} without a message. Check the backend's log."
-        )
+    message = (
+        _message_text(value, body, is_html="html" in content_type.lower())
+        or f"The backend returned status {status} without a message. Check the backend's log."
+    )
     return status, ApiError(status, message, type=_error_type(status)).body()
 
 
 def to_error_event(data: bytes) -> tuple[str, bytes]:
     """Return the message and the JSON of an error that a backend sent within a stream."""
-    value = _parse(data)
-    if _has_error_object(value):
-        return _message_text(value, data), dumps({"error": value["error"]})
     error = to_api_error(data)
-    return error.message, error.body()
+    fields = _error_object(_parse(data))
+    return error.message, dumps({"error": fields}) if fields else error.body()
 
 
 def to_api_error(data: bytes) -> ApiError:
@@ -67,13 +65,12 @@ def to_api_error(data: bytes) -> ApiError:
     status.
     """
     value = _parse(data)
-    fields = value.get("error") if _has_error_object(value) else value
-    fields = fields if isinstance(fields, dict) else {}
+    fields = _error_object(value) or value_or_none(dict, value) or {}
     status = _status_from_code(fields.get("code"))
-    message = _message_text(value, data)
     return ApiError(
         status,
-        message or "The backend reported an error without a message. Check the backend's log.",
+        _message_text(value, data)
+        or "The backend reported an error without a message. Check the backend's log.",
         type=value_or_none(str, fields.get("type")) or _error_type(status),
         code=value_or_none(str, fields.get("code")) or "backend_error",
         param=value_or_none(str, fields.get("param")),
@@ -97,23 +94,19 @@ def invalid_response(data: bytes) -> ApiError:
     """Return the error for `data` that is not a response of the OpenAI API."""
     if not data.strip():
         return empty_response()
-    return ApiError(
-        502,
+    return _bad_gateway(
+        "backend_invalid_response",
         "The backend sent something that is not a response of the OpenAI API: "
         f"{extract_message(data) or 'no readable text'}",
-        type="server_error",
-        code="backend_invalid_response",
     )
 
 
 def empty_response() -> ApiError:
     """Return the error for a response without a body."""
-    return ApiError(
-        502,
+    return _bad_gateway(
+        "backend_empty_response",
         "The backend sent an empty response. Some servers do so if a prompt is too long for their "
         "model (llama-cpp-python does). Send a shorter prompt, or check the backend's log.",
-        type="server_error",
-        code="backend_empty_response",
     )
 
 
@@ -127,27 +120,27 @@ def truncated_response(pending: bytes, chunks: int, *, is_connection_lost: bool)
     """
     if not (pending or chunks or is_connection_lost):
         return empty_response()
-    how = (
-        "The connection to the backend broke"
-        if is_connection_lost
-        else "The backend closed the connection"
-    )
+    how = "The backend closed the connection"
+    if is_connection_lost:
+        how = "The connection to the backend broke"
     when = "in the middle of its response" if chunks else "before its response began"
     text = "" if pending.startswith(b"data:") else extract_message(pending)
     advice = (
         f"It sent: {text}" if text else "Send the request again; the backend's log may say why."
     )
-    return ApiError(502, f"{how} {when}. {advice}", type="server_error", code="backend_truncated")
+    return _bad_gateway("backend_truncated", f"{how} {when}. {advice}")
 
 
 def response_too_large(limit: int) -> ApiError:
     """Return the error for a response of more than `limit` bytes."""
-    return ApiError(
-        502,
+    return _bad_gateway(
+        "backend_response_too_large",
         f"The backend's response is larger than {limit} bytes. Raise --max-answer to allow it.",
-        type="server_error",
-        code="backend_response_too_large",
     )
+
+
+def _bad_gateway(code: str, message: str) -> ApiError:
+    return ApiError(502, message, type="server_error", code=code)
 
 
 def _one_line(data: bytes) -> str:
@@ -175,8 +168,9 @@ def _is_python_json(data: bytes) -> bool:
     return True
 
 
-def _has_error_object(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("error"), dict) and bool(value["error"])
+def _error_object(value: Any) -> dict[str, Any]:
+    error = value.get("error") if isinstance(value, dict) else None
+    return value_or_none(dict, error) or {}
 
 
 def _message_text(value: Any, data: bytes, *, is_html: bool = False) -> str:
@@ -221,8 +215,7 @@ def _as_text(value: Any) -> str:
 
 def _status_from_code(code: Any) -> int:
     digits = bytes(code) if isinstance(code, msgspec.Raw) else b""
-    status = int(digits) if digits.isdigit() and len(digits) == len(b"400") else _DEFAULT_STATUS
-    return status if status in _ERROR_STATUSES else _DEFAULT_STATUS
+    return int(digits) if _ERROR_STATUS.fullmatch(digits) else _DEFAULT_STATUS
 
 
 def _error_type(status: int) -> str:
@@ -240,24 +233,22 @@ def _html_text(markup: bytes) -> bytes:
 
 class _HtmlText(HTMLParser):
     """
-    Collects the text of an HTML page, without its scripts and styles.
+    Collects the text of an HTML page.
 
-    :ivar text: the text between the tags, in order
+    :ivar text: the text between the tags, in order, without scripts and styles
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.text: list[str] = []
-        self._hidden_depth = 0  # open tags of `_HIDDEN_TAGS`
+        self._is_hidden = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _HIDDEN_TAGS:
-            self._hidden_depth += 1
+        self._is_hidden = tag in _HIDDEN_TAGS
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in _HIDDEN_TAGS and self._hidden_depth > 0:
-            self._hidden_depth -= 1
+        self._is_hidden = False
 
     def handle_data(self, data: str) -> None:
-        if not self._hidden_depth:
+        if not self._is_hidden:
             self.text.append(data)

@@ -34,6 +34,11 @@ def raw_field(data: bytes, name: str) -> bytes:
         return b""
 
 
+def with_field(data: bytes, name: str, value: Any) -> bytes:
+    """Return the JSON text of an object with one field added or replaced."""
+    return msgspec.json.encode({**decode_fields(data), name: value})
+
+
 def string_or_none(data: bytes | msgspec.Raw) -> str | None:
     """Return the string whose JSON text is `data`; None if it is the text of anything else."""
     try:

@@ -19,11 +19,11 @@ from blockops.errors import REPLACEMENT_CHARACTER, replace_surrogates
 
 _MAX_PENDING = 1024  # halves: OpenAI allows 128 choices, and each has only a few texts
 
-#: The exceptions of msgspec for bytes that are not strict JSON.
-DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+#: The exceptions of msgspec, and of Python's parser, for bytes that are not JSON.
+DECODE_ERRORS = (ValueError, RecursionError)
 
-# The choice's index, then keys of objects (str) and of list items (bytes).
-_Path = tuple[str | bytes, ...]
+# The choice's index, then the keys of objects and of list items.
+_Path = tuple[str, ...]
 
 
 class JsonRepairer:
@@ -32,8 +32,6 @@ class JsonRepairer:
 
     :ivar pending: first halves of surrogate pairs, by their path within the chunk's choices
     """
-
-    __slots__ = ("pending",)
 
     def __init__(self) -> None:
         self.pending: dict[_Path, str] = {}
@@ -45,10 +43,10 @@ class JsonRepairer:
         :raises ValueError: `data` is not JSON, even if read leniently
         """
         value = loads(data)
+        choices = value.get("choices") if isinstance(value, dict) else None
         try:
-            if isinstance(value, dict) and isinstance(value.get("choices"), list):
-                for choice in value["choices"]:
-                    self._join_choice(choice)
+            for choice in choices if isinstance(choices, list) else ():
+                self._join_choice(choice)
             return dumps(value)
         except RecursionError:
             raise ValueError("nested too deeply") from None
@@ -135,38 +133,38 @@ def _replace_surrogates(value: Any) -> Any:
     return value
 
 
-def _put_replacement(choice: dict[str, Any], path: Sequence[str | bytes]) -> None:
+def _put_replacement(choice: dict[str, Any], path: Sequence[str]) -> None:
     """
     Append U+FFFD to the choice's text or to the field of its delta at `path`.
 
     A longer path is skipped: it leads into a tool call, which stays truncated where it is, or into
     a list of content parts.
     """
-    *parents, field = [key for key in path if isinstance(key, str)]
-    if len(path) > len(("delta", field)):
-        return
-    for parent in parents:
-        if not isinstance(choice.get(parent), dict):
-            choice[parent] = {}
-        choice = choice[parent]
-    text = choice.get(field)
-    choice[field] = (text if isinstance(text, str) else "") + REPLACEMENT_CHARACTER
+    match path:
+        case [field]:
+            parent = choice
+        case ["delta", field]:
+            parent = choice["delta"] if isinstance(choice.get("delta"), dict) else {}
+            choice["delta"] = parent
+        case _:
+            return
+    text = parent.get(field)
+    parent[field] = (text if isinstance(text, str) else "") + REPLACEMENT_CHARACTER
 
 
-def _item_key(item: Any, position: int) -> bytes:
+def _item_key(item: Any, position: int) -> str:
     """Return the key that a list's item has in every chunk: its `index`, else its position."""
     index = item.get("index") if isinstance(item, dict) else None
-    return bytes(index) if isinstance(index, msgspec.Raw) else b"%d" % position
+    return str(index, "ascii") if isinstance(index, msgspec.Raw) else str(position)
 
 
 def _parse_number(text: str) -> Any:
     return msgspec.Raw(text.encode()) if math.isfinite(float(text)) else None
 
 
-def _parse_constant(_: str) -> None:
-    """Return None for NaN and the infinities, for which JSON has only null."""
-
-
 _decoder = json.JSONDecoder(
-    strict=False, parse_float=_parse_number, parse_int=_parse_number, parse_constant=_parse_constant
+    strict=False,
+    parse_float=_parse_number,
+    parse_int=_parse_number,
+    parse_constant=lambda _: None,  # JSON has only null for NaN and the infinities
 )

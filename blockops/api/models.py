@@ -12,20 +12,17 @@ from typing import Any
 
 import msgspec
 
-from blockops.api.json_fields import decode_fields, decode_objects, raw_field, string_or_none
+from blockops.api.json_fields import (
+    decode_items,
+    decode_objects,
+    raw_field,
+    string_or_none,
+    with_field,
+)
 from blockops.api.lenient_json import DECODE_ERRORS
 
 #: The entry of a model that the backend does not list: mlx-lm lists only those that it has on disk.
-_UNLISTED = {
-    "id": msgspec.Raw(b'""'),
-    "object": msgspec.Raw(b'"model"'),
-    "created": msgspec.Raw(b"0"),
-    "owned_by": msgspec.Raw(b'"blockops"'),
-}
-
-
-class _Listing(msgspec.Struct):
-    data: list[msgspec.Raw] = []
+_UNLISTED = {"id": "", "object": "model", "created": 0, "owned_by": "blockops"}
 
 
 def replace_alias(body: bytes, aliases: Mapping[str, str]) -> tuple[bytes, str | None]:
@@ -37,19 +34,17 @@ def replace_alias(body: bytes, aliases: Mapping[str, str]) -> tuple[bytes, str |
     :param aliases: alias -> the backend's name for the model
     """
     alias = string_or_none(raw_field(body, "model")) if aliases else None
-    backend_model = None if alias is None else aliases.get(alias)
-    if backend_model is None:
+    if alias is None or alias not in aliases:
         return body, None
-    return msgspec.json.encode({**decode_fields(body), "model": backend_model}), alias
+    return with_field(body, "model", aliases[alias]), alias
 
 
 def rename_model(body: bytes, name: str) -> bytes:
     """Return a response, or an event's data, with `name` as its model; unchanged if it has none."""
     model = raw_field(body, "model")
-    new = msgspec.json.encode(name)
-    if not model.startswith(b'"') or model in (new, b'""'):
+    if not model.startswith(b'"') or model in (msgspec.json.encode(name), b'""'):
         return body
-    return msgspec.json.encode({**decode_fields(body), "model": msgspec.Raw(new)})
+    return with_field(body, "model", name)
 
 
 def list_with_aliases(listing: bytes, aliases: Mapping[str, str]) -> bytes:
@@ -62,38 +57,35 @@ def list_with_aliases(listing: bytes, aliases: Mapping[str, str]) -> bytes:
     :param aliases: alias -> the backend's name for the model
     """
     try:
-        fields = dict[str, Any](decode_fields(listing))
-        entries = decode_objects(fields["data"])
-    except (*DECODE_ERRORS, KeyError):
+        entries = decode_objects(raw_field(listing, "data"))
+    except DECODE_ERRORS:
         return listing
-    listed = {string_or_none(entry.get("id", b"")): entry for entry in entries}
-    for alias, backend_model in aliases.items():
-        if alias not in listed:
-            entries.append(_with_id(listed.get(backend_model, _UNLISTED), alias))
-    return msgspec.json.encode({**fields, "data": entries})
+    listed: dict[str | None, Mapping[str, Any]] = {
+        string_or_none(entry.get("id", b"")): entry for entry in entries
+    }
+    added = [
+        {**listed.get(backend_model, _UNLISTED), "id": alias}
+        for alias, backend_model in aliases.items()
+        if alias not in listed
+    ]
+    return with_field(listing, "data", [*entries, *added])
 
 
 def find_model(listing: bytes, name: str) -> bytes | None:
     """Return the JSON of the entry `name` in a response to `GET /v1/models`, or None."""
     try:
-        entries = msgspec.json.decode(listing, type=_Listing).data
+        entries = decode_items(raw_field(listing, "data"))
     except DECODE_ERRORS:
         return None
-    return next((bytes(raw) for raw in entries if model_id(raw) == name), None)
+    for entry in map(bytes, entries):
+        if string_or_none(raw_field(entry, "id")) == name:
+            return entry
+    return None
 
 
 def rename_entry(entry: bytes, name: str) -> bytes:
     """Return the JSON of a model's entry with `name` as its id; unchanged if not an object."""
     try:
-        return msgspec.json.encode(_with_id(decode_fields(entry), name))
+        return with_field(entry, "id", name)
     except DECODE_ERRORS:
         return entry
-
-
-def model_id(entry: bytes | msgspec.Raw) -> str | None:
-    """Return the id in a model's entry, or None if it has no such string."""
-    return string_or_none(raw_field(bytes(entry), "id"))
-
-
-def _with_id(entry: Mapping[str, msgspec.Raw], name: str) -> dict[str, msgspec.Raw]:
-    return {**entry, "id": msgspec.Raw(msgspec.json.encode(name))}

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 #: Where a notice is inserted: `blockops.translation.notice_insertion` defines the places.
 Place = Literal["before", "after", "reasoning"]
 
 
+@dataclass
 class Notice:
     """
     The notice for one answer.
 
-    :param place: where it is inserted
-    :param text: its text, which may be set until the answer begins; empty for no notice
+    :ivar place: where it is inserted
+    :ivar text: its text, which may be set until the answer begins; empty for no notice
     :ivar is_delivered: True once it is part of the answer
     """
 
-    __slots__ = ("is_delivered", "place", "text")
-
-    def __init__(self, place: Place = "before", text: str = "") -> None:
-        self.place = place
-        self.text = text
-        self.is_delivered = False
+    place: Place = "before"
+    text: str = ""
+    is_delivered: bool = False

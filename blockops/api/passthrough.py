@@ -42,8 +42,9 @@ class PassThrough:
         """
         if is_truncated:
             return self.fail(truncated_response(b"", 1, is_connection_lost=True))
+        out = self._flush()
         self.has_ended = True
-        return b""
+        return out
 
     def fail(self, error: ApiError) -> bytes:
         """
@@ -53,10 +54,16 @@ class PassThrough:
         """
         if self.has_ended:
             return b""
+        out = self._flush()
         self.has_ended = True
         self.report.error = error.message
-        rest = b"" if self._is_between_events else b"\n\n"
-        return rest + b"event: error\n" + encode_event(b'{"type":"error",' + error.body()[1:])
+        if not self._is_between_events:
+            out += b"\n\n"
+        return out + b"event: error\n" + encode_event(b'{"type":"error",' + error.body()[1:])
+
+    def _flush(self) -> bytes:
+        """Return the bytes held back: none here."""
+        return b""
 
     @property
     def _is_between_events(self) -> bool:

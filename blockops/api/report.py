@@ -16,7 +16,7 @@ STRUCTURED = "structured"
 _MAX_TOKENS = 10**9
 
 
-@dataclass(slots=True)
+@dataclass
 class AnswerReport:
     """
     The contents of one answer, up to now or complete.

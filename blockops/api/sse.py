@@ -6,9 +6,6 @@ a line that begins with a colon is a comment; one leading space of a field's val
 data lines of an event are joined by LF; a blank line ends the event; an event without a data line
 or without its blank line is dropped. One rule is added: a field `error` counts as the data of an
 event with the name "error", because llama.cpp's server wrote its errors that way for years.
-
-Nearly every event is one complete `data` line. Such an event is sliced from the received bytes and
-never copied twice. An incomplete event is kept in one buffer, each byte of which is searched once.
 """
 
 from __future__ import annotations
@@ -22,8 +19,11 @@ import msgspec
 HEARTBEAT = b": heartbeat\n\n"
 
 _BOM = b"\xef\xbb\xbf"
-_LF = 0x0A
 _DATA_FIELD = re.compile(rb"\A(?:data|error): ?")
+
+
+#: Upper bound of the lines of one event: a line takes some 40 bytes of memory besides its own.
+MAX_LINES = 65_536
 
 
 class EventTooLong(Exception):
@@ -66,13 +66,12 @@ class EventDecoder:
     :param max_event: maximum bytes of one event, without its comments
     """
 
-    __slots__ = ("_bom_prefix", "_buffer", "_is_after_cr", "_line_start", "_max_event")
-
     def __init__(self, max_event: int) -> None:
         self._max_event = max_event
-        self._bom_prefix: bytes | None = b""  # may become a byte order mark; None once decided
-        self._buffer = bytearray()  # the incomplete event: complete lines, then the incomplete one
-        self._line_start = 0  # index of the incomplete line in the buffer
+        self._lines: list[bytes] = []  # of the incomplete event, without comments
+        self._size = 0  # bytes of these lines, with their ends
+        self._line = bytearray()  # the incomplete line
+        self._is_first_line = True
         self._is_after_cr = False  # a LF would belong to the same line end
 
     def receive_data(self, data: bytes) -> Iterator[Event]:
@@ -83,87 +82,49 @@ class EventDecoder:
 
         :raises EventTooLong: after the events before the long one were yielded
         """
-        if self._bom_prefix is not None:
-            data = self._strip_bom(data)
-        position = 1 if self._is_after_cr and data.startswith(b"\n") else 0
-        end = len(data)
-        if end:
+        for line in self._complete_lines(data):
+            if not line:
+                event = _parse_event(self._lines)
+                self._lines.clear()
+                self._size = 0
+                if event is not None:
+                    yield event
+            elif self._size + len(line) >= self._max_event or len(self._lines) == MAX_LINES:
+                raise EventTooLong
+            elif not line.startswith(b":"):
+                self._lines.append(line)
+                self._size += len(line) + 1
+        if self._size + len(self._line) > self._max_event:
+            raise EventTooLong
+
+    def _complete_lines(self, data: bytes) -> list[bytes]:
+        """Return the lines that `data` completes, without their ends."""
+        if self._is_after_cr and data:
+            data = data.removeprefix(b"\n")
             self._is_after_cr = False
-        newline = data.find(b"\n", position)
-        while position < end:
-            if -1 < newline < position:
-                newline = data.find(b"\n", position)
-            if (
-                newline > 0
-                and data.startswith(b"\n", newline + 1)
-                and data.startswith(b"data: ", position)
-                and not self._buffer
-                and newline - position < self._max_event
-            ):
-                value = data[position + 6 : newline]
-                if b"\r" not in value:  # nearly every event: one line, and received completely
-                    yield Event(value, data[position : newline + 2])
-                    position = newline + 2
-                    continue
-            position, event = self._read_line(data, position, newline)
-            if event is not None:
-                yield event
+        if b"\r" in data:
+            self._is_after_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = data.split(b"\n")
+        incomplete = lines.pop()
+        if lines and self._line:
+            lines[0] = bytes(self._line) + lines[0]
+            self._line.clear()
+        if lines and self._is_first_line:
+            lines[0] = lines[0].removeprefix(_BOM)
+            self._is_first_line = False
+        self._line += incomplete
+        return lines
 
     @property
     def pending(self) -> bytes:
         """The received part of an event that has not ended."""
-        return bytes(self._buffer)
+        return b"\n".join([*self._lines, self._line]).removeprefix(_BOM)
 
     @property
     def is_between_events(self) -> bool:
         """True if none of the received bytes belong to the next event."""
-        return not self._buffer and not self._is_after_cr and self._bom_prefix is None
-
-    def _strip_bom(self, data: bytes) -> bytes:
-        data = (self._bom_prefix or b"") + data
-        if len(data) < len(_BOM) and _BOM.startswith(data):
-            self._bom_prefix = data
-            return b""
-        self._bom_prefix = None
-        return data.removeprefix(_BOM)
-
-    def _read_line(self, data: bytes, position: int, newline: int) -> tuple[int, Event | None]:
-        """
-        Read one line, or the received part of it.
-
-        :param newline: index of the next LF, or -1
-        :return: the index of the next line, and the event that this line ended, or None
-        """
-        stop = newline if newline >= 0 else len(data)
-        carriage_return = data.find(b"\r", position, stop)
-        if carriage_return >= 0:
-            stop = carriage_return
-        self._buffer += memoryview(data)[position:stop]
-        if len(self._buffer) > self._max_event:
-            raise EventTooLong
-        if stop == len(data):
-            return stop, None
-        following = stop + 1
-        if carriage_return >= 0:
-            if following == len(data):
-                self._is_after_cr = True
-            elif data[following] == _LF:
-                following += 1
-        return following, self._end_line()
-
-    def _end_line(self) -> Event | None:
-        buffer = self._buffer
-        if len(buffer) == self._line_start:
-            block = bytes(buffer)
-            buffer.clear()
-            self._line_start = 0
-            return _parse_event(block)
-        if buffer.startswith(b":", self._line_start):
-            del buffer[self._line_start :]
-            return None
-        buffer.append(_LF)
-        self._line_start = len(buffer)
-        return None
+        return not (self._lines or self._line or self._is_after_cr or self._is_first_line)
 
 
 def encode_event(json: bytes) -> bytes:
@@ -173,20 +134,19 @@ def encode_event(json: bytes) -> bytes:
     return b"data: " + json + b"\n\n"
 
 
-def _parse_event(block: bytes) -> Event | None:
+def _parse_event(lines: list[bytes]) -> Event | None:
     """Return the event in these lines; None if it has no data line, as the standard drops it."""
     values: list[bytes] = []
     name = b""
-    for line in block.split(b"\n")[:-1]:
+    for line in lines:
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
-        if field == b"data":
-            values.append(value)
-        elif field == b"event":
+        if field == b"event":
             name = value
-        elif field == b"error":
-            name = field
+        elif field in (b"data", b"error"):
             values.append(value)
+            if field == b"error":
+                name = field
     if not values:
         return None
-    return Event(b"\n".join(values), block + b"\n", name)
+    return Event(b"\n".join(values), b"\n".join([*lines, b"", b""]), name)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from blockops.api.chat.request import ChatRequest
-from blockops.api.completions import CompletionRequest
 from blockops.api.report import AnswerReport
+from blockops.api.request import GenerationRequest
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.non_streaming import ResponseTranslator
 from blockops.translation.stream import StreamTranslator
@@ -25,11 +25,11 @@ def chat(*names: str, **fields: Any) -> ChatRequest:
             {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
             for name in names
         ]
-    return ChatRequest.parse(json.dumps({**body, **fields}).encode())
+    return ChatRequest(json.dumps({**body, **fields}).encode())
 
 
-def completion(**fields: Any) -> CompletionRequest:
-    return CompletionRequest.parse(json.dumps({"prompt": "hi", "stream": True, **fields}).encode())
+def completion(**fields: Any) -> GenerationRequest:
+    return GenerationRequest(json.dumps({"prompt": "hi", "stream": True, **fields}).encode())
 
 
 def event(value: Any) -> bytes:

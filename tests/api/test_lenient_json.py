@@ -125,6 +125,24 @@ class SurrogateTests(SynchronousTestCase):
         texts = [choice["text"] for choice in json.loads(repaired)["choices"]]
         self.assertEqual(texts, ["🙂", "\ufffdx"])
 
+    def test_half_at_the_end(self) -> None:
+        """The finished choice, or the chunk of `flush`, has U+FFFD in the field of the half."""
+        for half, end in (
+            ('"text":"a\\ud83d"', {"text": "\ufffd"}),
+            ('"delta":{"content":"a\\ud83d"}', {"delta": {"content": "\ufffd"}}),
+            ('"delta":{"tool_calls":[{"x":"a\\ud83d"}]}', {}),
+            ('"text":["a\\ud83d"]', {}),
+        ):
+            chunk = f'{{"choices":[{{"index":3,{half}}}]}}'.encode()
+            repairer = JsonRepairer()
+            repairer.repair(chunk)
+            self.assertEqual(repairer.flush(), [{"index": 3, "finish_reason": None, **end}])
+            self.assertEqual(repairer.flush(), [])
+            repairer.repair(chunk)
+            finish = b'{"choices":[{"index":3,"finish_reason":"stop"}]}'
+            (choice,) = json.loads(repairer.repair(finish))["choices"]
+            self.assertEqual(choice, {"index": 3, "finish_reason": "stop", **end})
+
     def test_limit_of_pending_halves(self) -> None:
         repairer = JsonRepairer()
         for index in range(2000):

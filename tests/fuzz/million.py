@@ -51,7 +51,7 @@ OPTIONS = (
     TranslationOptions(reasoning="split"),
     TranslationOptions(translate="always", max_hold=1024),
 )
-CHAT_REQUESTS = [ChatRequest.parse(body) for body in BODIES]
+CHAT_REQUESTS = [ChatRequest(body) for body in BODIES]
 
 
 #: Failures of one target, after which the next target starts.
@@ -80,7 +80,7 @@ class Ids:
 def parse(dice: random.Random) -> None:
     """Parse a request and build the backend's request."""
     try:
-        request = ChatRequest.parse(mutated(BODIES, dice))
+        request = ChatRequest(mutated(BODIES, dice))
         body = request.body({"stream": True})
     except ApiError as error:
         require(400 <= error.status < 500, f"{error.status}")

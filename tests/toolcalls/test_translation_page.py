@@ -39,9 +39,7 @@ class TranslationPageTests(SynchronousTestCase):
     def test_non_streaming_responses(self) -> None:
         for example_json, text, expected in EXAMPLE.findall(PAGE):
             example = json.loads(example_json or "{}")
-            request = ChatRequest.parse(
-                json.dumps(self.request | example.get("request", {})).encode()
-            )
+            request = ChatRequest(json.dumps(self.request | example.get("request", {})).encode())
             body, _ = translate_response(
                 _response(text, example.get("finish", "stop")),
                 request,
@@ -54,9 +52,7 @@ class TranslationPageTests(SynchronousTestCase):
         for example_json, text, _ in EXAMPLE.findall(PAGE):
             example = json.loads(example_json or "{}")
             options = TranslationOptions(**example.get("rules", {}))
-            request = ChatRequest.parse(
-                json.dumps(self.request | example.get("request", {})).encode()
-            )
+            request = ChatRequest(json.dumps(self.request | example.get("request", {})).encode())
             tools, finish = request.offered_tools(options), example.get("finish", "stop")
             at_once = parse_pieces([text], tools, options, finish)
             for pieces in splits(text):

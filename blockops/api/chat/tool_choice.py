@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ToolChoice:
     """
     The tools that a request lets or makes the model call.
@@ -37,9 +37,7 @@ class ToolChoice:
         chosen = function_call if tool_choice is None else tool_choice
         if isinstance(chosen, str):
             return cls(chosen)
-        if not isinstance(chosen, dict):
-            return cls()
-        if chosen.get("type") == "allowed_tools":
+        if isinstance(chosen, dict) and chosen.get("type") == "allowed_tools":
             return cls._parse_allowed(chosen.get("allowed_tools", chosen))
         name = tool_name(chosen)
         return cls() if name is None else cls("function", name)

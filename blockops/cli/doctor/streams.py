@@ -38,7 +38,7 @@ def _read(response: ProbeResponse) -> Finding:
     if response.body.lstrip().startswith(b"{"):
         text = "It sends a non-streaming response to a streaming request; blockops converts it."
         return _finding("not streamed", text)
-    request = ChatRequest.parse(msgspec.json.encode(_REQUEST))
+    request = ChatRequest(msgspec.json.encode(_REQUEST))
     translator = StreamTranslator(request, TranslationOptions())
     translator.receive_data(response.body)
     translator.end(is_truncated=False)

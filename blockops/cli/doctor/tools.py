@@ -94,7 +94,7 @@ async def ask_model(chat: ChatProbe, question: str, *, offer_tool: bool) -> Tool
         )
     choice, usage = completion.choices[0], completion.usage or Usage()
     structured = len(choice.message.tool_calls or ())
-    chat_request = ChatRequest.parse(msgspec.json.encode(request))
+    chat_request = ChatRequest(msgspec.json.encode(request))
     options = TranslationOptions(translate="always")
     translator = ResponseTranslator(chat_request, options)
     translator.receive_body(response.body)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.api.chat.request import ChatRequest
-from blockops.api.completions import CompletionRequest
+from blockops.api.request import GenerationRequest
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.toolcalls.tools import OfferedTools
@@ -23,28 +23,26 @@ TOOL = {"type": "function", "function": {"name": "search", "parameters": SCHEMA}
 
 
 def parse(**fields: Any) -> ChatRequest:
-    return ChatRequest.parse(json.dumps({"messages": MESSAGES, **fields}).encode())
+    return ChatRequest(json.dumps({"messages": MESSAGES, **fields}).encode())
 
 
 class ReadTests(SynchronousTestCase):
     def test_defaults(self) -> None:
         request = parse()
         self.assertEqual(
-            (request.stream, request.include_usage, request.n, request.model),
-            (False, False, 1, None),
+            (request.stream, request.include_usage, request.model),
+            (False, False, None),
         )
 
     def test_fields(self) -> None:
         request = parse(stream=True, stream_options={"include_usage": True}, n=3, model="m")
-        self.assertEqual(
-            (request.stream, request.include_usage, request.n, request.model), (True, True, 3, "m")
-        )
+        self.assertEqual((request.stream, request.include_usage, request.model), (True, True, "m"))
 
     def test_null_is_missing(self) -> None:
         request = parse(stream=None, stream_options=None, n=None, model=None, tools=None)
         self.assertEqual(
-            (request.stream, request.include_usage, request.n, request.model),
-            (False, False, 1, None),
+            (request.stream, request.include_usage, request.model),
+            (False, False, None),
         )
 
     def test_body_is_unchanged(self) -> None:
@@ -55,13 +53,17 @@ class ReadTests(SynchronousTestCase):
             b'{"messages":[{}],"seed":1e400}',
             b'{"messages":[{"content":"\xff"}]}',
         ):
-            self.assertEqual(ChatRequest.parse(body).body(), body)
+            self.assertEqual(ChatRequest(body).body(), body)
 
     def test_missing_fields_are_appended(self) -> None:
-        received = b' {"messages":[{"role":"user","content":"}"}], "x": 1e400 }\n'
+        """The other fields keep their JSON text; only the white space between them goes."""
+        received = b' {"messages":[ {"role":"user","content":"}"}], "x" : 1e400 }\n'
         usage = {"stream_options": {"include_usage": True}}
-        body = ChatRequest.parse(received).body(usage)
-        self.assertEqual(body, received[:-2] + b',"stream_options":{"include_usage":true}}\n')
+        self.assertEqual(
+            ChatRequest(received).body(usage),
+            b'{"messages":[ {"role":"user","content":"}"}],"x":1e400,'
+            b'"stream_options":{"include_usage":true}}',
+        )
 
     def test_fields_are_not_duplicated(self) -> None:
         usage = {"stream_options": {"include_usage": True}}
@@ -72,26 +74,29 @@ class ReadTests(SynchronousTestCase):
             b'"tools":[],"stream_options":{}',
         ):
             received = b'{%b,"messages":[{"role":"user"}]}' % more
-            body = ChatRequest.parse(received).body(usage, ["tools"])
+            body = ChatRequest(received).body(usage, ["tools"])
             self.assertEqual(body.count(b"options"), 1, more)
             self.assertEqual(json.loads(body), {"messages": [{"role": "user"}], **usage}, more)
-        # `seed` is not decoded, so that it may be present: the body is parsed again.
-        body = ChatRequest.parse(b'{"messages":[{}],"seed":1}').body({"seed": 2})
-        self.assertEqual(json.loads(body), {"messages": [{}], "seed": 2})
-        self.assertEqual(body.count(b"seed"), 1)
+        body = ChatRequest(b'{"messages":[{}],"seed":1}').body({"seed": 2})
+        self.assertEqual(body, b'{"messages":[{}],"seed":2}')
+
+    def test_alias(self) -> None:
+        body = b'{"messages":[{}],"model":"short","x":1.50}'
+        request = ChatRequest(body, {"short": "org/long"})
+        self.assertEqual((request.model, request.backend_model), ("short", "org/long"))
+        self.assertEqual(request.body(), b'{"messages":[{}],"model":"org/long","x":1.50}')
+        self.assertIs(ChatRequest(body, {"other": "org/long"}).body(), body)
 
     def test_lenient_body(self) -> None:
         body = b'{"messages":[{"content":"\\ud83d"}],"stream":true,"n":2,"tools":[%s]}'
-        request = ChatRequest.parse(body % json.dumps(TOOL).encode())
-        self.assertEqual((request.stream, request.n), (True, 2))
+        request = ChatRequest(body % json.dumps(TOOL).encode())
+        self.assertTrue(request.stream)
         self.assertEqual(request.offered_tools(TranslationOptions()).schemas, {"search": SCHEMA})
 
     def test_completion(self) -> None:
         body = b'{"stream":true,"n":2,"model":"m","stream_options":{"include_usage":true}}'
-        request = CompletionRequest.parse(body)
-        self.assertEqual(
-            (request.stream, request.include_usage, request.n, request.model), (True, True, 2, "m")
-        )
+        request = GenerationRequest(body)
+        self.assertEqual((request.stream, request.include_usage, request.model), (True, True, "m"))
         self.assertEqual(request.body(), body)
 
 
@@ -99,13 +104,13 @@ class RejectionTests(SynchronousTestCase):
     """Each bad request gets a 400 that names the field and its valid values."""
 
     def reject(self, body: bytes, request_class: type[Any] = ChatRequest) -> ApiError:
-        error: ApiError = self.assertRaises(ApiError, request_class.parse, body)
+        error: ApiError = self.assertRaises(ApiError, request_class, body)
         self.assertEqual((error.status, error.type), (400, "invalid_request_error"))
         return error
 
     def test_not_json(self) -> None:
         for body in (b"", b"{", b"nope", b"\xff", b'{"a":"\n"}', b"[" * 100_000, b"\x00"):
-            for request_class in (ChatRequest, CompletionRequest):
+            for request_class in (ChatRequest, GenerationRequest):
                 self.assertIn("not valid JSON", self.reject(body, request_class).message)
 
     def test_not_an_object(self) -> None:
@@ -121,10 +126,14 @@ class RejectionTests(SynchronousTestCase):
             self.assertIn(word, message)
             self.assertIn("JSON object", message)
 
+    def test_field_names_keep_their_spelling(self) -> None:
+        body = '{"messages":[{}],"\u00e9\\\\\\"\\u0001\x7f\\n":1}'.encode()
+        self.assertEqual(ChatRequest(body).body({"a": 2}), body[:-1] + b',"a":2}')
+
     def test_unpaired_surrogate_in_a_field_name(self) -> None:
         for more in (b"", b',"stream":false'):
             body = b'{"messages":[{"role":"user","content":"a"}],"\\ud800":1,"x":NaN%s}' % more
-            changed = ChatRequest.parse(body).body({"stream": True})
+            changed = ChatRequest(body).body({"stream": True})
             self.assertIn(b'"\\ud800":1', changed)
             self.assertTrue(json.loads(changed)["stream"])
 
@@ -168,7 +177,7 @@ class RejectionTests(SynchronousTestCase):
     @given(st.binary(max_size=20), st.sampled_from(["messages", "model", "tools", "x"]))
     def test_any_string(self, data: bytes, name: str) -> None:
         try:
-            request = ChatRequest.parse(b'{"messages":[{}],"%s":"%s"}' % (name.encode(), data))
+            request = ChatRequest(b'{"messages":[{}],"%s":"%s"}' % (name.encode(), data))
         except ApiError as error:
             self.assertEqual(error.status, 400)
         else:
@@ -177,7 +186,7 @@ class RejectionTests(SynchronousTestCase):
     @given(st.binary(max_size=40) | st.text('{}[]":,mesag1 ', max_size=40).map(str.encode))
     def test_garbage(self, body: bytes) -> None:
         try:
-            ChatRequest.parse(body)
+            ChatRequest(body)
         except ApiError as error:
             self.assertEqual(error.status, 400)
 
@@ -191,7 +200,7 @@ class ItemCountTests(SynchronousTestCase):
 
     def test_lenient_body(self) -> None:
         body = b'{"messages":[{}],"tools":[{},{}],"functions":null,"temperature":NaN}'
-        request = ChatRequest.parse(body)
+        request = ChatRequest(body)
         self.assertEqual(
             [request.item_count(name) for name in ("tools", "functions", "x")], [2, 0, 0]
         )
@@ -304,7 +313,7 @@ class OfferedToolsTests(SynchronousTestCase):
     def test_number_out_of_range(self) -> None:
         """Python's own parser accepts it, and so do backends written in Python."""
         tool = b'{"function": {"name": "f", "parameters": {"maximum": 1e400}}}'
-        request = ChatRequest.parse(b'{"messages": [{}], "tools": [%s]}' % tool)
+        request = ChatRequest(b'{"messages": [{}], "tools": [%s]}' % tool)
         self.assertEqual(
             request.offered_tools(TranslationOptions()).schemas, {"f": {"maximum": math.inf}}
         )
@@ -313,7 +322,7 @@ class OfferedToolsTests(SynchronousTestCase):
     def test_invalid_field(self) -> None:
         """A field that cannot be parsed counts as missing; the backend rejects the request."""
         for tools in (b'[{"x":1e400}]', b'["\xff"]'):
-            request = ChatRequest.parse(b'{"messages":[{}],"tools":%s}' % tools)
+            request = ChatRequest(b'{"messages":[{}],"tools":%s}' % tools)
             self.assertEqual(
                 request.offered_tools(TranslationOptions()), OfferedTools({}, may_translate=False)
             )
@@ -325,11 +334,11 @@ class ConversationTests(SynchronousTestCase):
     def test_messages_are_unchanged(self) -> None:
         body = b'{"messages": [{"a": 1.50}, { "b" : "\\u00e9" }]}'
         messages = [b'{"a": 1.50}', b'{ "b" : "\\u00e9" }']
-        self.assertEqual(ChatRequest.parse(body).messages(), messages)
+        self.assertEqual(ChatRequest(body).messages(), messages)
 
     def test_messages_of_a_lenient_body(self) -> None:
         body = b'{"messages": [{"content": "x", "n": NaN}], "tools": [NaN], "x": Infinity}'
-        request = ChatRequest.parse(body)
+        request = ChatRequest(body)
         self.assertEqual(request.messages(), [b'{"content": "x", "n": NaN}'])
         self.assertEqual(request.tools_json(), b"[NaN]")
         changed = json.loads(request.body({"stream": True}))
@@ -350,11 +359,11 @@ class ConversationTests(SynchronousTestCase):
 
     def test_changes_keep_other_fields_unchanged(self) -> None:
         body = b'{"messages":[{}],"a":1.50,"b":{"c" : [ 1e5 ]},"stream":false}'
-        changed = ChatRequest.parse(body).body({"stream": True, "d": 1})
+        changed = ChatRequest(body).body({"stream": True, "d": 1})
         self.assertEqual(
             changed, b'{"messages":[{}],"a":1.50,"b":{"c" : [ 1e5 ]},"stream":true,"d":1}'
         )
-        self.assertIs(ChatRequest.parse(body).body({}), body)
+        self.assertIs(ChatRequest(body).body({}), body)
 
     def test_is_constrained(self) -> None:
         fields: list[tuple[dict[str, Any], bool]] = [

@@ -142,7 +142,7 @@ def with_json_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def without_tools(messages: list[dict[str, Any]], prompt: ToolPrompt) -> list[dict[str, Any]]:
     """Return the messages that blockops sends in place of `messages` and the tools."""
     body = json.dumps({"messages": with_json_arguments(messages), "tools": TOOLS}).encode()
-    request = ChatRequest.parse(body)
+    request = ChatRequest(body)
     lines = MessageParser().parse(request.messages())
     return [json.loads(raw) for raw in ToolsInPrompt(request, prompt).rewrite_messages(lines)]
 

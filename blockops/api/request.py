@@ -1,0 +1,177 @@
+"""
+What the requests for an answer of the model have in common.
+
+Only the fields that blockops decides on are parsed, each at its use. All others are forwarded to
+the backend as the bytes that were received.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import msgspec
+
+from blockops.api.json_fields import decode_fields, decode_items
+from blockops.api.lenient_json import DECODE_ERRORS
+from blockops.errors import ApiError
+
+_T = TypeVar("_T")
+
+#: No model has an alias.
+NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+
+_NULL = msgspec.Raw(b"null")
+#: A field's type -> its valid values.
+_VALID_VALUES: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    str: "a string",
+    dict: "an object",
+}
+#: The first character of JSON text -> its type; all others begin a number.
+_JSON_TYPES = {
+    "{": "an object",
+    "[": "a list",
+    '"': "a string",
+    "t": "a boolean",
+    "f": "a boolean",
+    "n": "null",
+}
+
+
+class GenerationRequest:
+    """
+    The body of a request for an answer. For `POST /v1/completions`, only these fields matter.
+
+    :param body: as received
+    :param aliases: alias -> the backend's name for the model
+    :raises ApiError: 400, with the field at fault, if no backend could accept the request
+    :ivar stream: True if the client requested a stream
+    :ivar include_usage: True if the client requested `usage` at the end of that stream
+    :ivar model: the model that the client named, or None: many local servers do not need it
+    :ivar backend_model: the backend's name for that model
+    """
+
+    def __init__(self, body: bytes, aliases: Mapping[str, str] = NO_ALIASES) -> None:
+        self._body = body
+        self._fields = _decode_body(body)
+        self.stream = self._typed("stream", bool) or False
+        options = self._typed("stream_options", dict) or {}
+        self.include_usage = options.get("include_usage") is True
+        choices = self._typed("n", int)
+        if choices is not None and choices < 1:
+            raise bad_request(f"`n` is {choices}: send 1 or more.", "n", "invalid_value")
+        self.model = self._typed("model", str)
+        self.backend_model = self.model and aliases.get(self.model, self.model)
+
+    def field(self, name: str) -> Any:
+        """Return a field as Python values; None if it is missing, null or not valid JSON."""
+        try:
+            return json.loads(str(self._fields.get(name, _NULL), "utf-8"))
+        except DECODE_ERRORS:
+            return None
+
+    def raw_field(self, name: str) -> bytes:
+        """Return the JSON text of a field; empty if it is missing or null."""
+        raw = self._fields.get(name, _NULL)
+        return b"" if raw == _NULL else bytes(raw)
+
+    def items(self, name: str) -> list[msgspec.Raw]:
+        """Return the JSON text of each item of a list; empty if it is missing or null."""
+        try:
+            return decode_items(self._fields.get(name, b"[]"))
+        except DECODE_ERRORS:
+            return [_encode(item) for item in self.field(name) or ()]
+
+    def body(
+        self, changes: Mapping[str, Any] | None = None, without: Collection[str] = ()
+    ) -> bytes:
+        """
+        Return the body for the backend: the received bytes if nothing changes.
+
+        :param changes: fields that are added or replaced
+        :param without: fields that are removed
+        """
+        fields: dict[str, Any] = {
+            name: raw for name, raw in self._fields.items() if name not in without
+        }
+        if self.backend_model != self.model:
+            fields["model"] = self.backend_model
+        fields.update(changes or {})
+        return self._body if fields == self._fields else _encode_object(fields)
+
+    def _typed(self, name: str, kind: type[_T]) -> _T | None:
+        """
+        Return a field; None if it is missing, null or not valid JSON.
+
+        :raises ApiError: 400, it is not of the type `kind`
+        """
+        value = self.field(name)
+        if value is None or type(value) is kind:
+            return value
+        raise wrong_type(name, _VALID_VALUES[kind], self._fields[name])
+
+
+def change_to_stream(body: bytes) -> bytes:
+    """Return a request's body, changed to request a stream with usage."""
+    request = GenerationRequest(body)
+    options = request.field("stream_options") or {}
+    return request.body({"stream": True, "stream_options": {**options, "include_usage": True}})
+
+
+def bad_request(message: str, param: str | None, code: str | None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def wrong_type(name: str, expected: str, raw: msgspec.Raw) -> ApiError:
+    return bad_request(
+        f"`{name}` is {json_type(raw)}: it must be {expected}.", name, "invalid_type"
+    )
+
+
+def json_type(raw: msgspec.Raw) -> str:
+    """Return the type of a JSON text, as its first character shows it."""
+    return _JSON_TYPES.get(chr(memoryview(raw)[0]), "a number")
+
+
+def _decode_body(body: bytes) -> dict[str, msgspec.Raw]:
+    """
+    Return the fields of a body, each as its JSON text.
+
+    Python's parser is tried second: as many backends do, it accepts NaN and unpaired surrogates.
+
+    :raises ApiError: 400, the body is not a JSON object
+    """
+    try:
+        return decode_fields(body)
+    except DECODE_ERRORS:
+        pass
+    try:
+        value = json.loads(body.decode())
+        if isinstance(value, dict):
+            return {name: _encode(item) for name, item in value.items()}
+    except DECODE_ERRORS as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        message = f"The request body is not valid JSON ({problem}). Send one JSON object."
+        raise bad_request(message, None, None) from None
+    message = f"The request body is {json_type(_encode(value))}, not a JSON object."
+    raise bad_request(f"{message} Send one JSON object.", None, None)
+
+
+def _encode(value: Any) -> msgspec.Raw:
+    """Return a value as JSON text; as in the body, NaN and unpaired surrogates are possible."""
+    return msgspec.Raw(json.dumps(value).encode())
+
+
+def _encode_object(fields: Mapping[str, Any]) -> bytes:
+    """Return an object as JSON; an unpaired surrogate in a field's name is escaped."""
+    parts: list[bytes | msgspec.Raw] = []
+    for name, value in fields.items():
+        key = json.dumps(name, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        raw = value if isinstance(value, msgspec.Raw) else msgspec.json.encode(value)
+        parts += [b"," if parts else b"{", key, b":", raw]
+    # One join: each further copy of a long conversation costs memory to allocate and release.
+    return b"".join([*parts, b"}"])
