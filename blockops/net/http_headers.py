@@ -6,63 +6,34 @@ from twisted.web.http_headers import Headers
 
 #: Headers of one connection, not of the message (RFC 9110, section 7.6.1).
 HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
+    b" transfer-encoding upgrade".split()
 )
-#: Request headers that are not forwarded to the backend: `blockops.upstream` sets its own, or they
+#: Request headers that are not forwarded to the backend. `blockops.upstream` sets its own, or they
 #: are for blockops only, such as a client's credentials: the backend has its own key.
-DROPPED_FROM_REQUESTS = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"accept-encoding",
-    b"expect",
-    b"authorization",
-    b"x-api-key",
-    b"api-key",
-    b"cookie",
-    # blockops decides which web pages are allowed. A backend that also checks them would expect the
-    # origin of another page.
-    b"origin",
-    b"referer",
-    b"access-control-request-headers",
-    b"access-control-request-method",
-    b"access-control-request-private-network",
-    # A backend that trusts its reverse proxy would take the address that a client claims here for
-    # the client's.
-    b"forwarded",
-    b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-port",
-    b"x-forwarded-prefix",
-    b"x-forwarded-proto",
-    b"x-forwarded-scheme",
-    b"x-forwarded-server",
-    b"x-real-ip",
-}
+_FOR_BLOCKOPS = frozenset(
+    b"host content-length accept-encoding expect authorization x-api-key api-key cookie".split()
+)
+#: blockops decides which web pages are allowed. A backend that also checks them would expect the
+#: origin of another page.
+_OF_WEB_PAGES = frozenset(
+    b"origin referer access-control-request-headers access-control-request-method"
+    b" access-control-request-private-network".split()
+)
+#: A backend that trusts its reverse proxy would take the address that a client claims here for the
+#: client's.
+_OF_PROXIES = frozenset(
+    b"forwarded x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix"
+    b" x-forwarded-proto x-forwarded-scheme x-forwarded-server x-real-ip".split()
+)
+DROPPED_FROM_REQUESTS = HOP_BY_HOP | _FOR_BLOCKOPS | _OF_WEB_PAGES | _OF_PROXIES
 #: Response headers that are not forwarded to the client: `blockops.server` sets its own.
-DROPPED_FROM_RESPONSES = HOP_BY_HOP | {
-    b"content-length",
-    b"server",
-    b"date",
-    b"set-cookie",
-    b"x-request-id",
-    b"access-control-allow-credentials",
-    b"access-control-allow-headers",
-    b"access-control-allow-methods",
-    b"access-control-allow-origin",
-    b"access-control-allow-private-network",
-    b"access-control-expose-headers",
-    b"access-control-max-age",
-}
+DROPPED_FROM_RESPONSES = HOP_BY_HOP | frozenset(
+    b"content-length server date set-cookie x-request-id access-control-allow-credentials"
+    b" access-control-allow-headers access-control-allow-methods access-control-allow-origin"
+    b" access-control-allow-private-network access-control-expose-headers"
+    b" access-control-max-age".split()
+)
 #: The headers of a backend's error response that a client needs besides the body.
 ERROR_HEADERS = (b"Retry-After", b"WWW-Authenticate")
 #: Characters of a header's value that an error message quotes.

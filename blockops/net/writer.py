@@ -1,5 +1,5 @@
 """
-Writers that send data to a connection at once, unless earlier data is still queued.
+A writer that sends data to a connection at once, unless earlier data is still queued.
 
 `transport.write` only queues the data: it adds the transport to the reactor's writers, returns to
 the event loop, sends when the socket is writable, and removes the transport again. For one chunk of
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from socket import socket
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.interfaces import IPullProducer, IPushProducer, ISSLTransport, ISystemHandle
 from twisted.protocols.policies import ProtocolWrapper
@@ -21,89 +21,39 @@ from zope.interface import implementer
 HIGH_WATER = 64 * 1024
 
 
-class Writer(Protocol):
-    """
-    Sends bytes in order, and applies backpressure to its source, a push producer.
-
-    The source is paused when more than `HIGH_WATER` bytes are queued, and resumed when none are. It
-    is stopped when the connection is lost.
-    """
-
-    def write(self, data: bytes) -> None:
-        """Send `data` after everything that was written before."""
-
-    def close(self) -> None:
-        """Close the connection once all data is sent. The source is not called any more."""
-
-    def half_close(self) -> None:
-        """
-        Do the same as `close`, but keep reading until the peer closes too.
-
-        A socket that is closed with unread input sends a reset, which may destroy data that is
-        still on its way to the peer.
-        """
-
-    def abort(self) -> None:
-        """Close the connection immediately, and discard queued data."""
-
-
-class TransportWriter:
-    """Writes to the transport, which queues data and applies backpressure itself."""
-
-    def __init__(self, transport: Any, source: IPushProducer) -> None:
-        self._transport = transport
-        transport.registerProducer(source, True)  # noqa: FBT003 - Twisted's name for it: streaming
-
-    def write(self, data: bytes) -> None:
-        self._transport.write(data)
-
-    def close(self) -> None:
-        self._transport.unregisterProducer()
-        self._transport.loseConnection()
-
-    def half_close(self) -> None:
-        self._transport.unregisterProducer()
-        if _is_wrapped(self._transport):
-            # TLS waits for the peer's close alert itself, and reads until then.
-            self._transport.loseConnection()
-        else:
-            self._transport.loseWriteConnection()
-
-    def abort(self) -> None:
-        self._transport.abortConnection()
-
-
-class ClosedWriter:
-    """The writer of a lost connection: discards all data."""
-
-    def write(self, data: bytes) -> None: ...
-    def close(self) -> None: ...
-    def half_close(self) -> None: ...
-    def abort(self) -> None: ...
-
-
 @implementer(IPullProducer)
-class SocketWriter:
+class EagerWriter:
     """
-    Sends on the socket itself, and passes to the transport only the bytes that do not fit.
+    Sends bytes on the socket itself, and passes to the transport only those that do not fit.
 
-    It is registered as a pull producer, because the transport resumes those whenever its queue is
-    empty. It counts the queued bytes itself to pause and resume its source, which is a push
-    producer.
+    Its source is paused when more than `HIGH_WATER` bytes are queued, resumed when none are, and
+    stopped when the connection is lost. The writer is registered as a pull producer, because the
+    transport resumes those whenever its queue is empty.
+
+    With TLS or a throttle, the transport gets all data, and applies the same backpressure itself.
+
+    :param transport: nothing was written to it yet
+    :param source: a push producer; it is not called any more after a close
     """
-
-    __slots__ = ("_is_paused", "_queued", "_send", "_source", "_transport")
 
     def __init__(self, transport: Any, source: IPushProducer) -> None:
         self._transport = transport
         self._source = source
-        self._send = transport.getHandle().send
         # Bytes passed to the transport since its queue was last empty.
         self._queued = 0
         self._is_paused = False
-        transport.registerProducer(self, False)  # noqa: FBT003
+        self._is_eager = is_plain_socket(transport)
+        if self._is_eager:
+            self._send = transport.getHandle().send
+            transport.registerProducer(self, False)  # noqa: FBT003 - Twisted's name: streaming
+        else:
+            transport.registerProducer(source, True)  # noqa: FBT003
 
     def write(self, data: bytes) -> None:
+        """Send `data` after everything that was written before."""
+        if not self._is_eager:
+            self._transport.write(data)
+            return
         if not self._queued:
             try:
                 sent = self._send(data)
@@ -120,16 +70,28 @@ class SocketWriter:
             self._source.pauseProducing()
 
     def close(self) -> None:
+        """Close the connection once all data is sent."""
         self._transport.unregisterProducer()
         self._transport.loseConnection()
 
     def half_close(self) -> None:
+        """
+        Do the same as `close`, but keep reading until the peer closes too.
+
+        A socket that is closed with unread input sends a reset, which may destroy data that is
+        still on its way to the peer.
+        """
         self._transport.unregisterProducer()
-        self._transport.loseWriteConnection()
+        if _is_wrapped(self._transport):
+            # TLS waits for the peer's close alert itself, and reads until then.
+            self._transport.loseConnection()
+        else:
+            self._transport.loseWriteConnection()
 
     def abort(self) -> None:
-        # So later writes go to the transport, which discards them.
-        self._queued += 1
+        """Close the connection immediately, and discard queued data."""
+        # Later writes go to the transport, which discards them.
+        self._is_eager = False
         self._transport.abortConnection()
 
     def resumeProducing(self) -> None:
@@ -140,17 +102,6 @@ class SocketWriter:
 
     def stopProducing(self) -> None:
         self._source.stopProducing()
-
-
-def make_writer(transport: object, source: IPushProducer) -> Writer:
-    """
-    Return a writer for `transport`, to which nothing was written yet.
-
-    :param source: is paused, resumed and stopped as the connection requires
-    """
-    if is_plain_socket(transport):
-        return SocketWriter(transport, source)
-    return TransportWriter(transport, source)
 
 
 def send_now(transport: Any, data: bytes) -> None:

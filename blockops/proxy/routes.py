@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 from twisted.web.error import UnsupportedMethod
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import NOT_DONE_YET
 
 from blockops.errors import ApiError
 from blockops.proxy.endpoints.chat import ChatEndpoint
@@ -95,18 +95,23 @@ class StatusResource(Resource):
 
         :param target: the path, which is percent-encoded, and the query
         """
-        path, name = target.partition(b"?")[0], method.decode("latin-1")
-        route = self._find(path, name)
+        raw_path, name = target.partition(b"?")[0], method.decode("latin-1")
+        path = unquote_to_bytes(raw_path)
+        route = None
+        # The backend might read an encoded prefix in another way.
+        if raw_path.startswith(API_PREFIX if path.startswith(API_PREFIX) else b"/"):
+            route = self._routes.get(path) or self._find_backend_route(path, name)
         if route is None:
             return Route(self._not_found)
         if name not in route.methods:
             not_allowed = partial(self._not_allowed, allowed=", ".join(route.methods))
             return Route(not_allowed, is_public=route.is_public)
         # A percent-encoded path needs a key.
-        return replace(route, is_public=False) if route.is_public and b"%" in path else route
+        return replace(route, is_public=False) if route.is_public and b"%" in raw_path else route
 
-    def _find(self, path: bytes, _: str) -> Route | None:
-        return self._routes.get(unquote_to_bytes(path)) if path.startswith(b"/") else None
+    def _find_backend_route(self, path: bytes, method: str) -> Route | None:
+        """Return the route of a path that is not in the table, or None."""
+        return None
 
     async def _not_found(self, exchange: Exchange) -> None:
         path = exchange.request.path.decode("latin-1")
@@ -116,25 +121,26 @@ class StatusResource(Resource):
     async def _not_allowed(self, exchange: Exchange, allowed: str) -> None:
         request = exchange.request
         path, method = request.path.decode("latin-1"), request.method.decode("latin-1")
-        request.setHeader("Allow", allowed)
+        request.responseHeaders.setRawHeaders("Allow", [allowed])
         message = f"{path} does not support {method}. Send {allowed}."
         raise ApiError(405, message, code="method_not_allowed")
 
-    def render(self, request: Request) -> int:
+    def render(self, request: Any) -> int:
         try:
             return cast("int", super().render(request))
         except UnsupportedMethod:
             return self.render_POST(request)  # its route responds with an error
 
-    def render_POST(self, request: Request) -> int:
-        client_request = cast("ClientRequest", request)
-        route, early_response = client_request.route, client_request.early_response
+    def render_POST(self, request: ClientRequest) -> int:
+        """Start the handler of the request's route, or send the response of the access control."""
+        route, early_response = cast("Route", request.route), request.early_response
         if early_response is not None:
             route = Route(_send_early_response, is_logged=isinstance(early_response, ApiError))
-        self._in_flight.start(client_request, cast("Route", route))
+        self._in_flight.start(request, route)
         return NOT_DONE_YET
 
-    render_GET = render_PUT = render_PATCH = render_DELETE = render_OPTIONS = render_POST
+    render_GET = render_HEAD = render_PUT = render_PATCH = render_POST
+    render_DELETE = render_OPTIONS = render_POST
 
 
 class ApiResource(StatusResource):
@@ -175,13 +181,9 @@ class ApiResource(StatusResource):
             ),
         }
 
-    def _find(self, path: bytes, method: str) -> Route | None:
-        raw_path, path = path, unquote_to_bytes(path)
-        if path.startswith(API_PREFIX) and not raw_path.startswith(API_PREFIX):
-            return None  # the backend might read an encoded prefix in another way
-        route = super()._find(raw_path, method)
-        if route is not None or not path.startswith(API_PREFIX) or _escapes_prefix(path):
-            return route
+    def _find_backend_route(self, path: bytes, method: str) -> Route | None:
+        if not path.startswith(API_PREFIX) or _escapes_prefix(path):
+            return None
         if method in READ_METHODS:
             if path == MODELS:
                 return Route(self._models.list, "models", READ_METHODS)

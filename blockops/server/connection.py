@@ -6,30 +6,31 @@ The connection is always in one of these states:
 ========== ============================ ========================= ==================================
 state      entered when                 input                     when the deadline has passed
 ========== ============================ ========================= ==================================
-IDLE       connected, or a response     the first byte: HEAD      `header_timeout` after connecting,
-           has ended                                              `KEEP_ALIVE` between requests:
+IDLE       connected, or a response     a part of a head: HEAD;   `header_timeout` after connecting,
+           has ended                    otherwise as in HEAD      `KEEP_ALIVE` between requests:
                                                                   close
-HEAD       the first byte has arrived   a complete head: BODY;    `header_timeout`: 408, close
-                                        an invalid one: 400,
+HEAD       a part of a head has arrived a complete head: BODY, or `header_timeout`: 408, close
+                                        RESPONDING without one;
+                                        an invalid head: 400,
                                         lingering close
 BODY       the head is complete         the body, to the request; the body deadline: 408, lingering
                                         its end: RESPONDING;      close; abort if the response has
-                                        invalid: 400, lingering   begun; after the end of an early
-                                        close; abort if the       response, `LINGER`: abort
+                                        invalid: 400, lingering   begun
+                                        close; abort if the
                                         response has begun
 RESPONDING the request is complete      kept for the next         none: `blockops.proxy` has the
                                         request                   deadlines of responses
-REJECTED   `reject` has sent an error   the body, discarded;      `LINGER`: abort
-           response                     its end: close; invalid:
-                                        abort
+DISCARDING the response was sent before the body, discarded;      `LINGER`: abort
+           the request was complete: an its end: close; invalid:
+           early response, or `reject`  abort
 CLOSING    a close has begun            discarded                 `LINGER`: abort; `LINGER` again if
                                                                   the client has read data meanwhile
 ========== ============================ ========================= ==================================
 
 A response that begins before the request is complete (an early response, a streamed upload) is sent
-in BODY. `requestDone` ends RESPONDING: the next state is IDLE if the connection is persistent, else
-CLOSING. `loseConnection`, `lingering_close` and the loss of the connection lead to CLOSING from
-every state.
+in BODY, and the connection closes after it. `response_sent` ends RESPONDING: the next state is IDLE
+if the connection is persistent, else CLOSING. A connection over the limit, a close and the loss of
+the connection lead to CLOSING from every state.
 
 Input is paused (`_update_reading`):
 
@@ -45,9 +46,8 @@ half-closes, and discards input until the client closes too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
@@ -58,19 +58,16 @@ from twisted.internet.interfaces import (
     ITCPTransport,
     ITransport,
 )
-from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from blockops.errors import ApiError
 from blockops.net.socket_state import unsent_bytes
-from blockops.net.writer import ClosedWriter, Writer, make_writer
-from blockops.server.body_budget import BodyBudget
-from blockops.server.common_headers import common_headers
-from blockops.server.http1.body import Body, ChunkedBody, FixedLengthBody
+from blockops.net.writer import EagerWriter
+from blockops.server.http1.body import ChunkedBody, FixedLengthBody
 from blockops.server.http1.head import (
-    RequestHead,
     body_length,
     expects_continue,
     find_head_end,
@@ -78,14 +75,16 @@ from blockops.server.http1.head import (
     parse_head,
     wants_keep_alive,
 )
-from blockops.server.http1.serialize import error_response
 from blockops.server.limits import (
     KEEP_ALIVE,
     LINGER,
     MAX_PIPELINED,
     MAX_REQUESTS_PER_TURN,
     MIN_UPLOAD_RATE,
+    REJECTION_LINGER,
 )
+from blockops.server.request import ClientRequest
+from blockops.server.response_head import error_response
 
 
 class _State(Enum):
@@ -95,108 +94,51 @@ class _State(Enum):
     HEAD = auto()
     BODY = auto()
     RESPONDING = auto()
-    REJECTED = auto()
+    DISCARDING = auto()
     CLOSING = auto()
 
 
-class ConnectionOwner(Protocol):
-    """
-    The part of `blockops.server.site.Site` that connections use.
-
-    :ivar paused_connections: those whose input is paused while no response is unread
-    :ivar is_closing: each connection closes after its current response
-    """
-
-    reactor: Any
-    max_body: int
-    body_budget: BodyBudget
-    header_timeout: float
-    is_closing: bool
-    paused_connections: set[ClientConnection]
-
-    def check_access(self, request: Any, /) -> Any:
-        """Return the response to send in place of the route's, or None if access is allowed."""
-
-    def match_route(self, method: bytes, target: bytes, /) -> Any:
-        """Return the `Route` of a request."""
-
-    def on_rejected(self, connection: ClientConnection, error: ApiError, /) -> object:
-        """Log that `connection` sent `error` for an incomplete or invalid request."""
-
-    def on_opened(self, connection: ClientConnection) -> None: ...
-    def on_closed(self, connection: ClientConnection) -> None: ...
-
-
-class ConnectionRequest(Protocol):
-    """The part of `blockops.server.request.ClientRequest` that a connection uses."""
-
-    method: bytes
-    uri: bytes
-    clientproto: bytes
-    startedWriting: int
-    responseHeaders: Headers
-    api_key_owner: str
-
-    def gotLength(self, length: int | None, /) -> None:
-        """Start the request, whose body has `length` bytes; None if it is chunked."""
-
-    def handleContentChunk(self, data: bytes, /) -> None:
-        """Process the next piece of the body."""
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes, /) -> None:
-        """Process the request, which has arrived completely."""
-
-    def connectionLost(self, reason: Failure, /) -> None:
-        """Stop the request: its response cannot be sent any more."""
-
-
 @implementer(IPushProducer)
-class ClientConnection(TwistedProtocol):
+class ClientConnection(Protocol):
     """
     One client's connection: its requests one after the other, and their responses.
 
-    It takes the place of `twisted.web.http.HTTPChannel` for its `twisted.web.server.Request`.
-
+    :param site: the `blockops.server.site.Site`, whose module imports this one
     :ivar request: the current request; None between two requests
     :ivar deadline: when `on_deadline` is to be called, in seconds of the reactor's clock, or None
     :ivar is_persistent: the connection stays open after the current response
+    :ivar writer: sends data to the client
     """
 
     __slots__ = (
         "_body",
         "_body_deadline",
         "_body_paused_at",
-        "_host",
         "_is_processing",
         "_is_reading",
         "_is_write_paused",
-        "_make_request",
         "_next_turn",
-        "_peer",
         "_pending",
-        "_producer",
+        "_response",
         "_searched_size",
         "_state",
         "_unsent",
-        "_writer",
+        "client_address",
         "deadline",
         "is_persistent",
         "request",
         "site",
+        "writer",
     )
 
-    def __init__(
-        self,
-        site: ConnectionOwner,
-        make_request: Callable[[ClientConnection, RequestHead], ConnectionRequest],
-    ) -> None:
+    writer: EagerWriter
+    client_address: IAddress
+
+    def __init__(self, site: Any) -> None:
         self.site = site
-        self.request: ConnectionRequest | None = None
+        self.request: ClientRequest | None = None
         self.deadline: float | None = None
         self.is_persistent = True
-        self._make_request = make_request
-        self._peer: IAddress | None = None
-        self._host: IAddress | None = None
         self._state = _State.IDLE
         # Input that is not processed yet, and how much of it was searched for the end of a head.
         self._pending = b""
@@ -204,53 +146,61 @@ class ClientConnection(TwistedProtocol):
         self._is_processing = False
         # The call that continues to process input, while other connections have their turn.
         self._next_turn: IDelayedCall | None = None
-        self._body: Body | None = None
-        # For the whole body; None while no body is expected.
+        # The body that is arriving, and the deadline for all of it. None between bodies.
+        self._body: FixedLengthBody | ChunkedBody | None = None
         self._body_deadline: float | None = None
         self._body_paused_at: float | None = None
         self._is_reading = True
         self._is_write_paused = False
-        self._producer: IPushProducer | None = None
+        # The response that has begun, which is paused while the client does not read.
+        self._response: IPushProducer | None = None
         # Bytes that the system held for the client when the deadline in CLOSING last passed.
         self._unsent: int | None = None
 
     def connectionMade(self) -> None:
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)
-        self._writer: Writer = make_writer(self.transport, self)
+        transport = cast("ITransport", self.transport)
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+        # A transport makes a new address for each call.
+        self.client_address = transport.getPeer()
+        self.writer = EagerWriter(transport, self)
+        self._set_deadline(self.site.header_timeout)
         self.site.on_opened(self)
-        self.set_deadline(self.site.header_timeout)
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
-        self.deadline = self._body_deadline = None
-        self._state = _State.CLOSING
-        self._writer = ClosedWriter()
+        self.site.on_closed(self)
+        self._start_closing()
+        self.deadline = None
+        del self.writer  # it refers to this connection
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
-        self.site.on_closed(self)
-        self._abandon_request(reason)
-
-    def _abandon_request(self, reason: Failure) -> None:
-        request, self.request = self.request, None
-        if request is not None:
-            request.connectionLost(reason)
 
     # Input.
 
     def dataReceived(self, data: bytes) -> None:
-        self._pending = self._pending + data if self._pending else data
-        self._process()
+        if self._state is not _State.CLOSING:
+            self._pending = self._pending + data if self._pending else data
+            self._process()
 
     def _process(self) -> None:
-        """Process the pending input, at most `MAX_REQUESTS_PER_TURN` requests at once."""
+        """Process the pending input, at most `MAX_REQUESTS_PER_TURN` heads and bodies at once."""
         if self._is_processing or self._next_turn is not None:
             return
         self._is_processing = True
         try:
             # After a response that is sent at once, the loop continues with the next request.
             for _ in range(MAX_REQUESTS_PER_TURN):
-                if not self._pending or not self._process_next():
+                if not self._pending:
+                    break
+                if self._body is not None:
+                    is_complete = self._read_body(self._body)
+                elif self._state is _State.RESPONDING or self._is_write_paused:
+                    # A client that does not read responses gets no new ones, or they would pile up.
+                    break
+                else:
+                    is_complete = self._read_head()
+                if not is_complete:
                     break
             else:
                 self._next_turn = self.site.reactor.callLater(0, self._take_turn)
@@ -262,114 +212,82 @@ class ClientConnection(TwistedProtocol):
         self._next_turn = None
         self._process()
 
-    def _process_next(self) -> bool:
-        """Process the next head or body. Return False if it is incomplete or has to wait."""
-        match self._state:
-            case _State.IDLE | _State.HEAD:
-                # A client that does not read responses gets no new ones, or they would pile up.
-                return not self._is_write_paused and self._read_head()
-            case _State.BODY | _State.REJECTED:
-                return self._read_body()
-            case _State.CLOSING:
-                self._pending = b""
-        return False
-
     def _read_head(self) -> bool:
-        if self._state is _State.IDLE:
-            self._state = _State.HEAD
-            self._searched_size = 0
-            self.set_deadline(self.site.header_timeout)
+        """Process the next head. Return False if it is incomplete or invalid."""
+        pending = self._pending
         try:
-            end = find_head_end(self._pending, self._searched_size)
+            end = find_head_end(pending, self._searched_size)
             if not end:
-                self._searched_size = len(self._pending)
+                self._searched_size = len(pending)
+                if self._state is _State.IDLE:
+                    self._state = _State.HEAD
+                    self._set_deadline(self.site.header_timeout)
                 return False
-            head = parse_head(self._pending[:end])
+            head = parse_head(pending[:end])
             length = body_length(head, self.site.max_body)
         except ApiError as error:
             self.reject(error)
             self.lingering_close()
             return False
-        self._pending = self._pending[end:]
-        self._start_request(head, length)
+        self._pending = pending[end:]
+        self._searched_size = 0
+        self.is_persistent = not self.site.is_closing and wants_keep_alive(head)
+        self.request = request = ClientRequest(self, head)
+        if length == 0:
+            self._state = _State.RESPONDING
+            self.deadline = None
+            request.start(0)
+            request.body_complete()
+            return True
+        self._state = _State.BODY
+        self._body = ChunkedBody() if length is None else FixedLengthBody(length)
+        max_size = self.site.max_body if length is None else length
+        self.deadline = self.site.reactor.seconds() + self.site.header_timeout
+        self._body_deadline = self.deadline + max_size / MIN_UPLOAD_RATE
+        request.start(length)
+        if self._state is _State.BODY and expects_continue(head):
+            self.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return True
 
-    def _start_request(self, head: RequestHead, length: int | None) -> None:
-        self._state = _State.BODY
-        self.request = request = self._make_request(self, head)
-        self.is_persistent = not self.site.is_closing and wants_keep_alive(head)
-        request.gotLength(length)
-        if length == 0:
-            self._request_complete(request)
-            return
-        on_data = request.handleContentChunk
-        self._body = ChunkedBody(on_data) if length is None else FixedLengthBody(length, on_data)
-        if head.version == b"HTTP/1.1" and expects_continue(head.headers):
-            self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _read_body(self) -> bool:
-        data, self._pending = self._pending, b""
+    def _read_body(self, body: FixedLengthBody | ChunkedBody) -> bool:
+        """Process the next data of the body. Return True if it is complete."""
         try:
-            rest = cast("Body", self._body).receive(data)
+            data, rest = body.receive(self._pending)
         except ApiError as error:
             # The end of the body is unknown, so the connection cannot be used any further.
-            if self._state is not _State.BODY or self._response_has_begun():
+            if self._state is _State.DISCARDING or self._response is not None:
                 self.abort()
             else:
                 self.reject(error)
                 self.lingering_close()
             return False
+        self._pending = rest or b""
+        if data and self.request is not None and self._state is _State.BODY:
+            self.request.receive_data(data)
+            if rest is None:
+                self._extend_body_deadline()
         if rest is None:
             return False
-        self._pending = rest
-        self._request_complete(cast("ConnectionRequest", self.request))
+        self._body = self._body_deadline = self._body_paused_at = None
+        if self._state is _State.DISCARDING:
+            self._close_after_response()
+        elif self.request is not None:
+            self._state = _State.RESPONDING
+            self.deadline = None
+            self.request.body_complete()
         return True
 
-    def _request_complete(self, request: ConnectionRequest) -> None:
-        self._body = None
-        if self._state is _State.BODY:
-            self._state = _State.RESPONDING
-        request.requestReceived(request.method, request.uri, request.clientproto)
-
-    def request_line(self) -> tuple[bytes, bytes]:
-        """Return method and target of the current request, or two empty strings if unknown."""
-        if self.request is not None:
-            return self.request.method, self.request.uri
-        return find_request_line(self._pending)
-
-    @property
-    def api_key_owner(self) -> str:
-        """The owner of the current request's API key; empty without a key."""
-        return self.request.api_key_owner if self.request is not None else ""
-
-    def _response_has_begun(self) -> bool:
-        return self.request is not None and bool(self.request.startedWriting)
-
-    # Request bodies.
-
-    def start_body_deadline(self, size: int) -> None:
-        """Start the deadlines for a body of `size` bytes: for its next piece and for all of it."""
-        now = self.site.reactor.seconds()
-        self._body_deadline = now + self.site.header_timeout + size / MIN_UPLOAD_RATE
-        self.extend_body_deadline()
-
-    def extend_body_deadline(self) -> None:
+    def _extend_body_deadline(self) -> None:
         """Restart the deadline for the next piece of the body, up to the one for all of it."""
         if self._body_deadline is not None and self._body_paused_at is None:
-            self.set_deadline(self.site.header_timeout)
-            self.deadline = min(cast("float", self.deadline), self._body_deadline)
-
-    def clear_body_deadline(self) -> None:
-        """Remove the deadlines: the body is complete."""
-        self._body_deadline = self._body_paused_at = None
-        self._update_reading()
-        self.set_deadline(None)
+            next_piece = self.site.reactor.seconds() + self.site.header_timeout
+            self.deadline = min(next_piece, self._body_deadline)
 
     def pause_body(self) -> None:
         """Pause the input and the body's deadlines."""
-        if self._body_paused_at is None:
+        if self._state is _State.BODY and self._body_paused_at is None:
             self._body_paused_at = self.site.reactor.seconds()
-            self.set_deadline(None)
+            self.deadline = None
             self._update_reading()
 
     def resume_body(self) -> None:
@@ -377,103 +295,92 @@ class ClientConnection(TwistedProtocol):
         if self._body_paused_at is not None and self._body_deadline is not None:
             self._body_deadline += self.site.reactor.seconds() - self._body_paused_at
             self._body_paused_at = None
-            self.extend_body_deadline()
+            self._extend_body_deadline()
             self._update_reading()
-
-    @property
-    def body_producer(self) -> IPushProducer:
-        """The client as the producer of the request body."""
-        return _BodyProducer(self)
 
     def _update_reading(self) -> None:
         """Pause or resume the input; the reasons are at the head of this module."""
-        if self._state is _State.CLOSING:
-            return
         waits = self._state is _State.RESPONDING or self._next_turn is not None
         has_pipelined_enough = waits and len(self._pending) > MAX_PIPELINED
         has_unread_responses = self._is_write_paused and self._state in {_State.IDLE, _State.HEAD}
         is_body_paused = self._body_paused_at is not None
         may_read = not (has_pipelined_enough or has_unread_responses or is_body_paused)
-        if may_read and not self._is_reading:
-            self._resume_reading()
-        elif self._is_reading and not may_read:
-            self._is_reading = False
+        if may_read is self._is_reading:
+            return
+        self._is_reading = may_read
+        transport = cast("IPushProducer", self.transport)
+        if may_read:
+            self.site.paused_connections.discard(self)
+            transport.resumeProducing()
+        else:
             # With unread responses the transport has data to send, and notices a disconnect by it.
             if not has_unread_responses:
                 self.site.paused_connections.add(self)
-            cast("IPushProducer", self.transport).pauseProducing()
-
-    def _resume_reading(self) -> None:
-        self._is_reading = True
-        self.site.paused_connections.discard(self)
-        cast("IPushProducer", self.transport).resumeProducing()
+            transport.pauseProducing()
 
     # Output.
 
-    def write(self, data: bytes) -> None:
-        if self._state is not _State.CLOSING:
-            self._writer.write(data)
-
-    def raw_write(self) -> Callable[[bytes], object]:
-        """Return the function that `write` calls while a response is open, to save a call."""
-        return self._writer.write
-
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:  # noqa: FBT001
-        """Pause `producer`, a push producer, while more than the high-water mark is unsent."""
-        if self._producer is not None or not streaming:
-            raise RuntimeError(f"{producer!r} is a pull producer, or {self._producer!r} is active")
-        self._producer = producer
+    def begin_response(self, response: IPushProducer) -> None:
+        """Pause `response` while the client does not read, and decide on `is_persistent`."""
+        self._response = response
+        if self._state is _State.BODY or self.site.is_closing:
+            self.is_persistent = False
         if self._is_write_paused:
-            producer.pauseProducing()
+            response.pauseProducing()
 
-    def unregisterProducer(self) -> None:
-        self._producer = None
+    def response_sent(self) -> None:
+        """Continue with the next request, or close the connection if it is not persistent."""
+        self.request = self._response = None
+        if self._body is not None:
+            self._discard_body()
+        elif self.is_persistent:
+            self._state = _State.IDLE
+            self._set_deadline(KEEP_ALIVE)
+            self._process()
+        else:
+            self._close_after_response()
+
+    def reject(self, error: ApiError) -> None:
+        """Send `error` as the response to an incomplete or invalid request; discard its body."""
+        # The CORS headers were set when the request's headers were complete.
+        headers = self.request.responseHeaders if self.request is not None else Headers()
+        self.writer.write(error_response(error, headers))
+        self.site.on_rejected(self, error)
+        self._discard_body()
+
+    def _discard_body(self) -> None:
+        self._state = _State.DISCARDING
+        self._body_deadline = self._body_paused_at = None
+        self._set_deadline(LINGER)
+        self._update_reading()
+
+    def reject_connection(self, error: ApiError, *, may_linger: bool) -> None:
+        """Send `error` and close the connection, which is over a limit, without a request."""
+        if not may_linger and ISSLTransport.providedBy(self.transport):
+            # Nothing can be sent before the TLS handshake, and no timeout bounds the handshake.
+            self.abort()
+            return
+        self.writer.write(error_response(error, Headers()))
+        if may_linger:
+            self.lingering_close()
+            self._set_deadline(REJECTION_LINGER)
+        else:
+            self.close()
 
     def pauseProducing(self) -> None:
         self._is_write_paused = True
-        if self._producer is not None:
-            self._producer.pauseProducing()
+        if self._response is not None:
+            self._response.pauseProducing()
         self._update_reading()
 
     def resumeProducing(self) -> None:
         self._is_write_paused = False
-        if self._producer is not None:
-            self._producer.resumeProducing()
+        if self._response is not None:
+            self._response.resumeProducing()
         self._process()
 
     def stopProducing(self) -> None:
-        if self._producer is not None:
-            self._producer.stopProducing()
-
-    def requestDone(self, request: object) -> None:
-        """Continue with the next request, or close the connection if it is not persistent."""
-        self.request = None
-        if self._state is _State.CLOSING:
-            return
-        self._state = _State.IDLE
-        if self.is_persistent:
-            self.set_deadline(KEEP_ALIVE)
-            self._process()
-        elif self._pending:
-            self.lingering_close()
-        else:
-            self.loseConnection()
-
-    # Methods of `HTTPChannel` that requests call. The addresses are kept, because a transport makes
-    # a system call for each.
-
-    def getPeer(self) -> IAddress:
-        if self._peer is None:
-            self._peer = cast("ITransport", self.transport).getPeer()
-        return self._peer
-
-    def getHost(self) -> IAddress:
-        if self._host is None:
-            self._host = cast("ITransport", self.transport).getHost()
-        return self._host
-
-    def isSecure(self) -> bool:
-        return ISSLTransport.providedBy(self.transport)
+        """Do nothing: `connectionLost` is called next."""
 
     # The end of the connection.
 
@@ -481,43 +388,51 @@ class ClientConnection(TwistedProtocol):
         """Close now, or after the response to the current request."""
         self.is_persistent = False
         if self._state is _State.IDLE:
-            self.loseConnection()
+            self.close()
 
-    def loseConnection(self) -> None:
+    def close(self) -> None:
         if self._state is not _State.CLOSING:
-            self._state = _State.CLOSING
-            # A client that does not read, or sends no close alert of TLS, would stay connected for
-            # ever.
-            self.set_deadline(LINGER)
-            self._writer.close()
+            self._start_closing()
+            self.writer.close()
 
     def lingering_close(self) -> None:
         """Half-close, and discard input until the client closes or `LINGER` has passed."""
         if self._state is not _State.CLOSING:
-            self._state = _State.CLOSING
-            self._pending = b""
-            self._body_deadline = None
-            self.set_deadline(LINGER)
-            self._writer.half_close()
-            self._abandon_request(Failure(ConnectionDone()))
-            if not self._is_reading:
-                self._resume_reading()
+            self._start_closing()
+            self.writer.half_close()
+            self._update_reading()
 
     def abort(self) -> None:
         """Close the connection immediately."""
-        self._writer.abort()
+        self.writer.abort()
 
-    def set_deadline(self, seconds: float | None) -> None:
-        """Set the deadline to `seconds` from now, or remove it if `seconds` is None."""
-        self.deadline = None if seconds is None else self.site.reactor.seconds() + seconds
+    def _close_after_response(self) -> None:
+        if self._pending:
+            self.lingering_close()
+        else:
+            self.close()
+
+    def _start_closing(self) -> None:
+        """End the current request, and discard pending input."""
+        self._state = _State.CLOSING
+        self._pending = b""
+        self._body = self._body_deadline = self._body_paused_at = None
+        # A client that does not read, or sends no close alert of TLS, would stay connected forever.
+        self._set_deadline(LINGER)
+        request, self.request, self._response = self.request, None, None
+        if request is not None:
+            request.disconnected()
+
+    def _set_deadline(self, seconds: float) -> None:
+        self.deadline = self.site.reactor.seconds() + seconds
 
     def on_deadline(self) -> None:
         """Reject the request, or close the connection: the client has missed its deadline."""
         self.deadline = None
         if self._state is _State.IDLE:
-            self.loseConnection()
-        elif self._state in {_State.HEAD, _State.BODY} and not self._response_has_begun():
-            close = self.lingering_close if self._state is _State.BODY else self.loseConnection
+            self.close()
+        elif self._state in {_State.HEAD, _State.BODY} and self._response is None:
+            close = self.close if self._state is _State.HEAD else self.lingering_close
             self.reject(
                 ApiError(
                     408,
@@ -528,7 +443,7 @@ class ClientConnection(TwistedProtocol):
             )
             close()
         elif self._state is _State.CLOSING and self._has_client_read():
-            self.set_deadline(LINGER)
+            self._set_deadline(LINGER)
         else:
             self.abort()
 
@@ -541,29 +456,19 @@ class ClientConnection(TwistedProtocol):
         before, self._unsent = self._unsent, unsent_bytes(self.transport)
         return bool(self._unsent) and self._unsent != before
 
-    def reject(self, error: ApiError) -> None:
-        """Send `error` as the response to an incomplete or invalid request; discard its body."""
-        # The CORS headers were set when the request's headers were complete.
-        headers = self.request.responseHeaders if self.request is not None else Headers()
-        self._state = _State.REJECTED
-        self._body_deadline = None
-        self._writer.write(error_response(error, common_headers(), headers))
-        self.site.on_rejected(self, error)
-        self.set_deadline(LINGER)
+    # For the log and the access control.
 
+    def request_line(self) -> tuple[bytes, bytes]:
+        """Return method and target of the current request, or two empty strings if unknown."""
+        if self.request is not None:
+            return self.request.method, self.request.uri
+        return find_request_line(self._pending)
 
-@implementer(IPushProducer)
-class _BodyProducer:
-    """The client as the producer of a request body: a pause also stops the body's deadlines."""
+    @property
+    def api_key_owner(self) -> str:
+        """The owner of the current request's API key; empty without a key."""
+        return self.request.api_key_owner if self.request is not None else ""
 
-    def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
-
-    def pauseProducing(self) -> None:
-        self._connection.pause_body()
-
-    def resumeProducing(self) -> None:
-        self._connection.resume_body()
-
-    def stopProducing(self) -> None:
-        """Never called: the client stops when the body is complete, or disconnects."""
+    def server_address(self) -> IAddress:
+        """Return the address that the client has connected to; this makes a system call."""
+        return cast("ITransport", self.transport).getHost()

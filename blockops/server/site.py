@@ -1,51 +1,44 @@
 """
 The HTTP server: bounded, with deadlines, and with errors in OpenAI's format.
 
-twisted.web reads the whole body of a request, however large, before it calls a resource; its errors
-are plain text or HTML; and it does not time out a client that sends a byte now and then. This
-server differs:
+Of twisted.web, the resources and the headers are used. Its server reads the whole body of a
+request, however large, before it renders a resource; its errors are plain text or HTML; it does not
+time out a client that sends a byte now and then; and it takes twice the time. This server differs:
 
 - A body over the limit is rejected as soon as that is known, if possible from its declared length.
 - Access is decided when the headers of a request are complete, before its body (`check_access`).
-- A request whose body is only forwarded (`Route.streams_upload`) is rendered when its headers are
+- A request whose body is only forwarded (`Route.streams_upload`) starts when its headers are
   complete. Its body follows through a `StreamingUpload`, at the speed of its consumer.
-- Headers have to be complete within `header_timeout`. So has each next piece of a body, and the
-  whole body within the time for its size at `MIN_UPLOAD_RATE`. A connection may be idle for
-  `KEEP_ALIVE` between two requests.
-- A client that does not read its responses gets no more data until it does, and its further
-  requests are not read.
-- Connections over the limit get an error response at once, and are closed.
+- Connections have deadlines; they are in `blockops.server.connection`. Those over the limit get an
+  error response at once, and are closed.
 - The disconnect of a client whose input is paused is noticed by polling (`Site.tick`).
-
-The resources and requests are twisted.web's. The connections are not: `blockops.server.connection`
-is stricter, and takes half the time.
 """
-
-# twisted.web.http has no annotations yet:
-# mypy: disallow-untyped-calls=False
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime
-from twisted.web.resource import IResource
-from twisted.web.server import Site as TwistedSite
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import ServerFactory
+from twisted.web.resource import Resource
 
 from blockops.errors import ApiError
 from blockops.net.socket_state import has_peer_closed
 from blockops.server.access.cors import PreflightResponse
 from blockops.server.body_budget import BodyBudget
 from blockops.server.connection import ClientConnection
-from blockops.server.connection_limit import ConnectionLimiter, RejectedConnection
+from blockops.server.connection_limit import ConnectionLimiter
+from blockops.server.limits import MAX_LINGERING
 from blockops.server.request import ClientRequest, Route
 
 
-class Site(TwistedSite):
+class Site(ServerFactory):
     """
     Accepts connections, and ends those that miss a deadline.
 
+    :param resource: renders each request that is to be responded to
     :param max_body: the most bytes of a request's body
     :param body_budget: for the bodies of all requests together
     :param header_timeout: seconds for a request's headers, and for each next piece of its body
@@ -56,6 +49,7 @@ class Site(TwistedSite):
     :param on_rejected: is called with each connection that sends an error for an incomplete or
         invalid request, and with the error
     :ivar connections: those that are open
+    :ivar rejected_connections: those over the limit that stay open until the client has read why
     :ivar paused_connections: those whose disconnect Twisted's transports do not notice, because
         input is paused and no response is unread
     :ivar is_closing: each connection closes after its current response
@@ -65,20 +59,19 @@ class Site(TwistedSite):
 
     def __init__(
         self,
-        resource: IResource,
+        resource: Resource,
         *,
-        reactor: IReactorTime,
+        reactor: Any,
         max_body: int,
         body_budget: BodyBudget,
         header_timeout: float,
         match_route: Callable[[bytes, bytes], Route],
         connection_limiter: ConnectionLimiter,
         on_rejected: Callable[[ClientConnection, ApiError], object],
-        check_access: Callable[[ClientRequest], ApiError | PreflightResponse | None] = lambda _: (
-            None
-        ),
+        check_access: Callable[[ClientRequest], ApiError | PreflightResponse | None],
     ) -> None:
-        super().__init__(resource, ClientRequest, reactor=reactor)
+        self.resource = resource
+        self.reactor = reactor
         self.max_body = max_body
         self.body_budget = body_budget
         self.header_timeout = header_timeout
@@ -87,22 +80,13 @@ class Site(TwistedSite):
         self.on_rejected = on_rejected
         self.check_access = check_access
         self.connections: set[ClientConnection] = set()
+        self.rejected_connections: set[ClientConnection] = set()
         self.paused_connections: set[ClientConnection] = set()
         self.is_closing = False
         self._all_closed: Deferred[None] | None = None
 
-    def startFactory(self) -> None:
-        """Do nothing: Twisted's own starts an access log, and a call every second for its dates."""
-
-    stopFactory = startFactory
-
-    def buildProtocol(  # type: ignore[override]
-        self, addr: IAddress | None
-    ) -> ClientConnection | RejectedConnection:
-        error = self.connection_limiter.check(addr)
-        if error is not None:
-            return RejectedConnection(self.connection_limiter, error)
-        return ClientConnection(self, ClientRequest)
+    def buildProtocol(self, addr: IAddress | None) -> ClientConnection:
+        return ClientConnection(self)
 
     def close_idle(self) -> None:
         """Close the idle connections now, and the others after their current response."""
@@ -130,7 +114,7 @@ class Site(TwistedSite):
 
     def tick(self, now: float) -> None:
         """End connections whose deadline has passed, and paused ones whose client has left."""
-        for connection in list(self.connections):
+        for connection in [*self.connections, *self.rejected_connections]:
             if connection.deadline is not None and connection.deadline <= now:
                 connection.on_deadline()
         for connection in list(self.paused_connections):
@@ -138,13 +122,21 @@ class Site(TwistedSite):
                 connection.abort()
 
     def on_opened(self, connection: ClientConnection) -> None:
-        self.connections.add(connection)
-        self.connection_limiter.add(connection.getPeer())
+        error = self.connection_limiter.add(connection.client_address)
+        if error is None:
+            self.connections.add(connection)
+            return
+        may_linger = len(self.rejected_connections) < MAX_LINGERING
+        if may_linger:
+            self.rejected_connections.add(connection)
+        connection.reject_connection(error, may_linger=may_linger)
 
     def on_closed(self, connection: ClientConnection) -> None:
-        self.connections.discard(connection)
-        self.connection_limiter.remove(connection.getPeer())
         self.paused_connections.discard(connection)
+        self.rejected_connections.discard(connection)
+        if connection in self.connections:
+            self.connections.discard(connection)
+            self.connection_limiter.remove(connection.client_address)
         if not self.connections and self._all_closed is not None:
             self._all_closed.callback(None)
             self._all_closed = None

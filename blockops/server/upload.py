@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer, IPushProducer
+from twisted.internet.interfaces import IConsumer
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
@@ -25,46 +25,57 @@ class StreamingUpload:
     Data that arrives before `startProducing` is buffered; after `discard` it is ignored.
 
     :param length: of the body in bytes; None if it is unknown
-    :param client: the producer of the data, paused when the consumer is slower
+    :param pause: is called to pause the client, because the consumer is slower
+    :param resume: is called to continue
     :ivar is_complete: the whole body has arrived
     :ivar size: bytes that have arrived
     :ivar on_failure: is called with the error for the client if the body will not be complete
     """
 
-    def __init__(self, length: int | None, client: IPushProducer) -> None:
+    def __init__(
+        self, length: int | None, pause: Callable[[], object], resume: Callable[[], object]
+    ) -> None:
         self.length = UNKNOWN_LENGTH if length is None else length
         self.is_complete = False
         self.size = 0
-        self.on_failure: Callable[[ApiError], object] = _noop
-        self._client = client
+        self.on_failure: Callable[[ApiError], object] = lambda _: None
+        self._pause = pause
+        self._resume = resume
         self._buffered: list[bytes] = []
-        self._on_data: Callable[[bytes], None] = self._buffer
+        self._consumer: IConsumer | None = None
         self._consumed: Deferred[None] = Deferred()
+        self._is_discarded = False
         self._is_paused = False
-        self._captured: list[bytes] = []
-        self._capture_left = 0
+        self._captured = bytearray()
+        self._capture_limit = 0
 
     def capture(self, size: int) -> None:
         """Keep the next `size` bytes for the traffic log."""
-        self._capture_left = size
+        self._capture_limit = size
 
     def captured_bytes(self) -> bytes:
         """Return the captured bytes."""
-        return b"".join(self._captured)
+        return bytes(self._captured)
 
     def data_received(self, data: bytes) -> None:
         """Process the next data from the client."""
         self.size += len(data)
-        if self._capture_left > 0:
-            self._captured.append(data[: self._capture_left])
-            self._capture_left -= len(data)
-        self._on_data(data)
+        if len(self._captured) < self._capture_limit:
+            self._captured += data[: self._capture_limit - len(self._captured)]
+        if self._is_discarded:
+            return
+        if self._consumer is not None:
+            self._consumer.write(data)
+            return
+        self._buffered.append(data)
+        if self.size > UPLOAD_BUFFER:
+            self.pauseProducing()
 
     def finish(self) -> None:
         """Mark the body as complete."""
         self.is_complete = True
         # Without a consumer yet, `startProducing` does this; a discarded body is never consumed.
-        if self._on_data not in {self._buffer, ignore_data}:
+        if self._consumer is not None and not self._is_discarded:
             self._consumed.callback(None)
 
     def fail(self, error: ApiError) -> None:
@@ -74,17 +85,12 @@ class StreamingUpload:
 
     def discard(self) -> None:
         """Ignore the buffered data and everything that still arrives."""
-        self._on_data = ignore_data
+        self._is_discarded = True
         self._buffered.clear()
         self.resumeProducing()
 
-    def _buffer(self, data: bytes) -> None:
-        self._buffered.append(data)
-        if self.size > UPLOAD_BUFFER:
-            self.pauseProducing()
-
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        self._on_data = consumer.write
+        self._consumer = consumer
         self._is_paused = False
         for piece in self._buffered:
             consumer.write(piece)
@@ -98,19 +104,12 @@ class StreamingUpload:
     def pauseProducing(self) -> None:
         self._is_paused = True
         if not self.is_complete:
-            self._client.pauseProducing()
+            self._pause()
 
     def resumeProducing(self) -> None:
         self._is_paused = False
         if not self.is_complete:
-            self._client.resumeProducing()
+            self._resume()
 
     def stopProducing(self) -> None:
         self.discard()
-
-
-def _noop(error: ApiError) -> None: ...
-
-
-def ignore_data(data: bytes) -> None:
-    """Ignore `data`."""

@@ -1,4 +1,4 @@
-"""`SocketWriter`, compared with `transport.write`, which is slower and known to be correct."""
+"""`EagerWriter`, compared with `transport.write`, which is slower and known to be correct."""
 
 from __future__ import annotations
 
@@ -18,22 +18,20 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides, implementer
 
-from blockops.net.writer import (
-    HIGH_WATER,
-    SocketWriter,
-    TransportWriter,
-    Writer,
-    is_plain_socket,
-    make_writer,
-    send_now,
-)
+from blockops.net.writer import HIGH_WATER, EagerWriter, is_plain_socket, send_now
 
 #: The system rounds it up, but it is still small: a few writes fill it.
 SEND_BUFFER = 4096
 #: Upper bound for the data in the system's buffers of both ends.
 SYSTEM_BUFFERS = 64 * 1024
 
-MakeWriter = Callable[[Any, IPushProducer], Writer]
+MakeWriter = Callable[[Any, IPushProducer], EagerWriter]
+
+
+def make_indirect_writer(transport: Any, source: IPushProducer) -> EagerWriter:
+    """Return a writer that passes all data to the transport, as with TLS."""
+    directlyProvides(transport, ISSLTransport)
+    return EagerWriter(transport, source)
 
 
 class LoopReactor(Clock):
@@ -128,7 +126,7 @@ class Connection:
             self.transport.connectionLost(Failure(ConnectionError()))
 
 
-def open_connection(case: SynchronousTestCase, make: MakeWriter = SocketWriter) -> Connection:
+def open_connection(case: SynchronousTestCase, make: MakeWriter = EagerWriter) -> Connection:
     connection = Connection(make)
     case.addCleanup(connection.hang_up)
     return connection
@@ -136,19 +134,19 @@ def open_connection(case: SynchronousTestCase, make: MakeWriter = SocketWriter) 
 
 class SendNow(SynchronousTestCase):
     def test_it_is_sent_at_once(self) -> None:
-        connection = open_connection(self, TransportWriter)
+        connection = open_connection(self)
         send_now(connection.transport, b"hello")
         self.assertEqual((connection.read(100), connection.reactor.writers_added), (b"hello", 0))
 
     def test_data_that_does_not_fit_follows(self) -> None:
-        connection = open_connection(self, TransportWriter)
+        connection = open_connection(self)
         data = bytes(range(256)) * 4096
         send_now(connection.transport, data)
         connection.drain()
         self.assertEqual(connection.received, data)
 
     def test_a_lost_connection(self) -> None:
-        connection = open_connection(self, TransportWriter)
+        connection = open_connection(self)
         connection.peer.close()
         send_now(connection.transport, b"hello")
         self.assertEqual(connection.reactor.writers_added, 1)
@@ -172,7 +170,7 @@ STEPS = st.lists(
 class SameAsTransports(SynchronousTestCase):
     @given(STEPS)
     def test_order_completeness_and_limit(self, steps: list[tuple[str, int]]) -> None:
-        connections = [Connection(SocketWriter), Connection(TransportWriter)]
+        connections = [Connection(EagerWriter), Connection(make_indirect_writer)]
         for connection in connections:
             for what, size in steps:
                 if what == "write" and not connection.source.paused:
@@ -196,7 +194,7 @@ class SameAsTransports(SynchronousTestCase):
 
     @given(STEPS)
     def test_close_sends_written_data_first(self, steps: list[tuple[str, int]]) -> None:
-        for make in (SocketWriter, TransportWriter):
+        for make in (EagerWriter, make_indirect_writer):
             connection = Connection(make)
             for what, size in steps:
                 if what == "write":
@@ -241,7 +239,7 @@ class ImmediateSends(SynchronousTestCase):
 
 class LostConnections(SynchronousTestCase):
     def test_a_peer_that_has_closed(self) -> None:
-        for make in (SocketWriter, TransportWriter):
+        for make in (EagerWriter, make_indirect_writer):
             connection = open_connection(self, make)
             connection.peer.close()
             connection.write(10)
@@ -265,7 +263,7 @@ class LostConnections(SynchronousTestCase):
         self.assertEqual(connection.source.calls, ["stop"])
 
     def test_nothing_is_sent_after_an_abort(self) -> None:
-        for make in (SocketWriter, TransportWriter):
+        for make in (EagerWriter, make_indirect_writer):
             connection = open_connection(self, make)
             connection.write(10)
             connection.reactor.turn()
@@ -278,10 +276,7 @@ class LostConnections(SynchronousTestCase):
 
 class PlainSockets(SynchronousTestCase):
     def test_a_socket(self) -> None:
-        connection = open_connection(self)
-        self.assertTrue(is_plain_socket(connection.transport))
-        connection.transport.unregisterProducer()
-        self.assertIsInstance(make_writer(connection.transport, connection.source), SocketWriter)
+        self.assertTrue(is_plain_socket(open_connection(self).transport))
 
     def test_not_a_wrapper(self) -> None:
         wrapper = ProtocolWrapper(WrappingFactory(Factory()), Protocol())
@@ -296,8 +291,8 @@ class PlainSockets(SynchronousTestCase):
 
     def test_not_a_transport_in_memory(self) -> None:
         transport, source = StringTransport(), Source()
-        writer = make_writer(transport, source)
-        self.assertIsInstance(writer, TransportWriter)
+        self.assertFalse(is_plain_socket(transport))
+        writer = EagerWriter(transport, source)
         writer.write(b"abc")
         self.assertEqual((transport.value(), transport.producer), (b"abc", source))
         writer.close()

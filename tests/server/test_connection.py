@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import ISSLTransport
-from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -31,10 +30,12 @@ from zope.interface import directlyProvides, provider
 
 from blockops.errors import ApiError
 from blockops.server import connection as connection_module
+from blockops.server.body_budget import BodyBudget
 from blockops.server.connection import ClientConnection
 from blockops.server.http1.head import RequestHead, expects_continue, wants_keep_alive
 from blockops.server.limits import LINGER, MAX_HEAD, MAX_LINE, MAX_PIPELINED, MAX_REQUESTS_PER_TURN
-from tests.world import IDLE, Client, World
+from blockops.server.request import ClientRequest, origin_form
+from tests.world import IDLE, Client, World, chunk
 
 
 class ReceivedRequest(NamedTuple):
@@ -45,34 +46,6 @@ class ReceivedRequest(NamedTuple):
     body: bytes
 
 
-class RecordingRequest:
-    """Records each complete request, and ends it at once without a response."""
-
-    startedWriting = 0
-    responseHeaders = Headers()
-
-    def __init__(
-        self, channel: ClientConnection, head: RequestHead, received: list[ReceivedRequest]
-    ) -> None:
-        self.method, self.uri, self.clientproto, self.headers = head
-        self._channel = channel
-        self._body = b""
-        self._seen = received
-
-    def gotLength(self, length: int | None) -> None: ...
-
-    def handleContentChunk(self, data: bytes) -> None:
-        self._body += data
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        headers = dict(self.headers.getAllRawHeaders())
-        self._seen.append(ReceivedRequest(command, path, version, headers, self._body))
-        self._channel.requestDone(self)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Do nothing: no response is in progress."""
-
-
 @provider(INonQueuedRequestFactory)
 class TwistedRequest(http.Request):
     def process(self) -> None:
@@ -80,7 +53,7 @@ class TwistedRequest(http.Request):
         assert self.content is not None
         body = self.content.read()
         self.channel.received.append(  # type: ignore[attr-defined]
-            ReceivedRequest(self.method, self.uri, self.clientproto, headers, body)
+            ReceivedRequest(self.method, origin_form(self.uri), self.clientproto, headers, body)
         )
         self.finish()
 
@@ -97,20 +70,40 @@ class TwistedChannel(http.HTTPChannel):
 
 
 class FakeSite(SimpleNamespace):
-    """A site without resources."""
+    """Records each complete request, and ends it at once without a response."""
 
     max_body = 1 << 40
     header_timeout = 60.0
     is_closing = False
 
     def __init__(self) -> None:
-        super().__init__(reactor=Clock(), paused_connections=set(), errors=[])
+        super().__init__(
+            reactor=Clock(),
+            paused_connections=set(),
+            errors=[],
+            received=[],
+            body_budget=BodyBudget(1 << 40),
+            resource=self,
+        )
 
-    def on_opened(self, channel: ClientConnection) -> None: ...
+    def match_route(self, method: bytes, target: bytes) -> Any:
+        return SimpleNamespace(streams_upload=False)
+
+    def check_access(self, request: ClientRequest) -> None: ...
+
+    def render(self, request: ClientRequest) -> None:
+        headers = dict(request.requestHeaders.getAllRawHeaders())
+        body = request.pop_body()
+        self.received.append(
+            ReceivedRequest(request.method, request.uri, request.version, headers, body)
+        )
+        request.finish()
+
+    def on_opened(self, connection: ClientConnection) -> None: ...
 
     on_closed = on_opened
 
-    def on_rejected(self, channel: ClientConnection, error: Exception) -> None:
+    def on_rejected(self, connection: ClientConnection, error: Exception) -> None:
         self.errors.append(error)
 
 
@@ -132,18 +125,12 @@ def feed(protocol: Any, pieces: Iterable[bytes]) -> StringTransport:
 
 def read_requests(pieces: Iterable[bytes]) -> tuple[list[ReceivedRequest], int]:
     """Return the accepted requests, and the status of the rejection; 0 without one."""
-    received: list[ReceivedRequest] = []
     site = FakeSite()
-
-    def make_request(channel: ClientConnection, head: RequestHead) -> Any:
-        return RecordingRequest(channel, head, received)
-
-    channel = ClientConnection(cast("Any", site), make_request)
-    transport = feed(channel, pieces)
+    transport = feed(ClientConnection(cast("Any", site)), pieces)
     while site.reactor.getDelayedCalls():
         site.reactor.advance(0)
     assert bool(site.errors) <= transport.disconnecting
-    return received, site.errors[0].status if site.errors else 0
+    return site.received, site.errors[0].status if site.errors else 0
 
 
 def read_with_twisted(data: bytes) -> list[ReceivedRequest]:
@@ -272,10 +259,15 @@ class ConnectionHeaders(SynchronousTestCase):
         self.assertFalse(self.keeps_alive(b"x", b"CLOSE ,y"))
         self.assertFalse(self.keeps_alive(b"keep-alive", version=b"HTTP/1.0"))
 
+    def expects_continue(self, *values: bytes, version: bytes = b"HTTP/1.1") -> bool:
+        headers = Headers({b"Expect": list(values)} if values else {})
+        return expects_continue(RequestHead(b"POST", b"/", version, headers))
+
     def test_expects_continue(self) -> None:
-        self.assertTrue(expects_continue(Headers({b"Expect": [b"100-Continue"]})))
-        self.assertFalse(expects_continue(Headers({b"Expect": [b"wonders"]})))
-        self.assertFalse(expects_continue(Headers()))
+        self.assertTrue(self.expects_continue(b"100-Continue"))
+        self.assertFalse(self.expects_continue(b"wonders"))
+        self.assertFalse(self.expects_continue())
+        self.assertFalse(self.expects_continue(b"100-continue", version=b"HTTP/1.0"))
 
 
 class Pipelining(SynchronousTestCase):
@@ -462,42 +454,35 @@ class Released(SynchronousTestCase):
         self.assertIsNone(request())
 
     def test_a_lost_connection(self) -> None:
-        channel = ClientConnection(cast("Any", FakeSite()), cast("Any", None))
-        feed(channel, [])
-        channel.connectionLost(Failure(ConnectionDone()))
-        channel.transport = None
-        lost = weakref.ref(channel)
+        connection = ClientConnection(cast("Any", FakeSite()))
+        feed(connection, [])
+        connection.connectionLost(Failure(ConnectionDone()))
+        connection.transport = None
+        lost = weakref.ref(connection)
         gc.disable()
         self.addCleanup(gc.enable)
-        channel.write(b"late")
-        channel.abort()
-        channel.loseConnection()
-        del channel
+        del connection
         self.assertIsNone(lost())
 
 
-class ChannelInterface(SynchronousTestCase):
-    def test_one_push_producer_at_a_time(self) -> None:
-        channel = ClientConnection(cast("Any", FakeSite()), cast("Any", None))
-        feed(channel, [])
-        producer = cast("Any", StringTransport())
-        self.assertRaises(RuntimeError, channel.registerProducer, producer, streaming=False)
-        channel.registerProducer(producer, streaming=True)
-        self.assertRaises(RuntimeError, channel.registerProducer, producer, streaming=True)
-        channel.pauseProducing()
-        self.assertEqual(producer.producerState, "paused")
-        channel.resumeProducing()
-        self.assertEqual(producer.producerState, "producing")
-        channel.unregisterProducer()
-        channel.pauseProducing()
-        self.assertEqual(producer.producerState, "producing")
-        channel.registerProducer(producer, streaming=True)
-        self.assertEqual(producer.producerState, "paused")
+class Backpressure(SynchronousTestCase):
+    def test_a_response_that_begins_while_the_client_does_not_read(self) -> None:
+        client, backend = World().start_chat()
+        client.pause()
+        backend.begin_stream()
+        backend.stream(chunk("a"))
+        self.assertEqual(backend.wire.producerState, "paused")
+        self.assertNotIn(b'"a"', client.received())
+        client.resume()
+        self.assertEqual(backend.wire.producerState, "producing")
+        self.assertIn(b'"a"', client.received())
 
-    def test_addresses(self) -> None:
-        channel = ClientConnection(cast("Any", FakeSite()), cast("Any", None))
-        transport = feed(channel, [])
-        self.assertIsInstance(channel, Protocol)
-        self.assertEqual(channel.getPeer(), transport.getPeer())
-        self.assertEqual(channel.getHost(), transport.getHost())
-        self.assertFalse(channel.isSecure())
+    def test_each_response_of_a_connection(self) -> None:
+        client = World().client()
+        for _ in range(2):
+            client.wire.clear()
+            client.pause()
+            client.get("/health")
+            self.assertEqual(client.received(), b"")
+            client.resume()
+            self.assertEqual(client.status(), 200)

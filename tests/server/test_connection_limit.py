@@ -14,7 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import alsoProvides
 
 from blockops.errors import ApiError
-from blockops.server.connection_limit import ConnectionLimiter, RejectedConnection
+from blockops.server.connection import ClientConnection
+from blockops.server.connection_limit import ConnectionLimiter
 from blockops.server.limits import MAX_LINGERING, REJECTION_LINGER, RETRY_AFTER
 from tests.faults.client import FaultyClient
 from tests.faults.responses import judge, parse_response
@@ -34,11 +35,10 @@ class Limits(SynchronousTestCase):
 
     def open_connections(self, address: IAddress, times: int = 1) -> None:
         for _ in range(times):
-            self.assertIsNone(self.limiter.check(address))
-            self.limiter.add(address)
+            self.assertIsNone(self.limiter.add(address))
 
     def assert_rejected(self, address: IAddress) -> ApiError:
-        error = self.limiter.check(address)
+        error = self.limiter.add(address)
         assert error is not None
         self.assertEqual((error.status, error.code), (503, "too_many_connections"))
         self.assertEqual(error.retry_after, RETRY_AFTER)
@@ -141,12 +141,14 @@ class RejectedConnections(SynchronousTestCase):
         world.pass_time(0.5)
         self.assertTrue(rejected.wire.aborted)
 
-    def test_a_disconnect_cancels_the_timer(self) -> None:
+    def test_a_disconnect_makes_room(self) -> None:
         world = World(max_connections=1)
         world.client()
-        before = len(world.reactor.getDelayedCalls())
-        self.rejected(world).disconnect()
-        self.assertEqual(len(world.reactor.getDelayedCalls()), before)
+        for _ in range(MAX_LINGERING + 1):
+            rejected = self.rejected(world)
+            self.assertFalse(rejected.wire.disconnecting)
+            rejected.disconnect()
+        self.assertEqual(world.daemon.site.rejected_connections, set())
 
     def test_only_some_may_linger(self) -> None:
         world = World(max_connections=1)
@@ -166,6 +168,7 @@ class RejectedConnections(SynchronousTestCase):
             protocol = world.daemon.site.buildProtocol(tcp("192.0.2.1"))
             wires.append(Wire(world.reactor, protocol))
             alsoProvides(wires[-1], ISSLTransport)
+            wires[-1].setTcpNoDelay = lambda _: None  # type: ignore[attr-defined]
             protocol.makeConnection(wires[-1])
         for wire in wires[:-1]:
             self.assertEqual(judge(wire.value()).outcome, "503 too_many_connections")
@@ -190,16 +193,17 @@ class RealSockets(TestCase):
         # A real socket sends a reset if it is closed with unread input.
         limiter = ConnectionLimiter(cast("IReactorTime", reactor), limit=1, limit_per_client=0)
         limiter.add(tcp("127.0.0.1"))
-        end_deferreds: list[Deferred[None]] = [Deferred() for _ in range(5)]
-        remaining, end_linger = iter(end_deferreds), limiter.end_linger
+        ended: list[Deferred[None]] = [Deferred() for _ in range(5)]
+        remaining, site = iter(ended), world.daemon.site
+        on_closed = site.on_closed
 
-        def note(connection: RejectedConnection) -> None:
-            end_linger(connection)
+        def note(connection: ClientConnection) -> None:
+            on_closed(connection)
             next(remaining).callback(None)
 
-        self.patch(limiter, "end_linger", note)
-        world.daemon.site.connection_limiter = limiter
-        port = cast("Any", reactor).listenTCP(0, world.daemon.site, interface="127.0.0.1")
+        self.patch(site, "on_closed", note)
+        site.connection_limiter = limiter
+        port = cast("Any", reactor).listenTCP(0, site, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         clients = [
             await FaultyClient.connect(reactor, "127.0.0.1", port.getHost().port) for _ in range(5)
@@ -209,4 +213,4 @@ class RealSockets(TestCase):
         for client in clients:
             await client.when_closed
             self.assertEqual(judge(bytes(client.received)).outcome, "503 too_many_connections")
-        await DeferredList(end_deferreds)
+        await DeferredList(ended)

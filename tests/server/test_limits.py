@@ -17,7 +17,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockops.proxy import relay
 from blockops.server import limits, upload
-from blockops.server import request as request_module
 from blockops.server import response as response_module
 from blockops.server.limits import KEEP_ALIVE, MAX_HEAD, MAX_LINE, MIN_UPLOAD_RATE
 from blockops.settings.table import TABLE, Settings
@@ -193,7 +192,7 @@ class Times(SynchronousTestCase):
     def test_a_client_that_reads_slowly(self) -> None:
         """A read from the system's buffers counts too."""
         unsent = [1_000_000]
-        self.patch(request_module, "unsent_bytes", lambda _: unsent[0])
+        self.patch(response_module, "unsent_bytes", lambda _: unsent[0])
         world, client = self.stalled()
         for _ in range(20):
             unsent[0] -= 1

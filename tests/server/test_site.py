@@ -284,16 +284,16 @@ class Deadlines(SynchronousTestCase):
         self.assertFalse(client.wire.closed)
 
 
-class _ClientProducer:
-    """A client as the producer of an upload."""
+class _Connection:
+    """The connection that an upload arrives on."""
 
     def __init__(self) -> None:
         self.states: list[str] = []
 
-    def pauseProducing(self) -> None:
+    def pause(self) -> None:
         self.states.append("paused")
 
-    def resumeProducing(self) -> None:
+    def resume(self) -> None:
         self.states.append("resumed")
 
 
@@ -306,9 +306,9 @@ class _Consumer:
 
 
 class StreamingUploads(SynchronousTestCase):
-    def upload(self, length: int | None = 6) -> tuple[StreamingUpload, _ClientProducer, Any]:
-        client = _ClientProducer()
-        return StreamingUpload(length, client), client, _Consumer()  # type: ignore[arg-type]
+    def upload(self, length: int | None = 6) -> tuple[StreamingUpload, _Connection, Any]:
+        client = _Connection()
+        return StreamingUpload(length, client.pause, client.resume), client, _Consumer()
 
     def test_pieces_before_and_after_the_start(self) -> None:
         upload, _, consumer = self.upload()

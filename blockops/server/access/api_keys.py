@@ -35,77 +35,49 @@ class KeyFileError(ValueError):
     """The file has no usable keys. The message is one line, and quotes nothing from the file."""
 
 
-class ApiKeys:
+def parse_keys(text: str) -> dict[bytes, str]:
     """
-    API keys with the names of their owners.
+    Return the owner of each key in `text`, the content of a file, by the key's SHA-256 digest.
 
-    :param digests: the name and the SHA-256 digest of each key
+    :raises KeyFileError: there are no keys, too many, or an invalid line
     """
-
-    def __init__(self, digests: tuple[tuple[str, bytes], ...]) -> None:
-        self._digests = digests
-
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def owner_of(self, key: bytes) -> str:
-        """
-        Return the name of the owner of `key`, or "" if the key is unknown.
-
-        The time does not depend on which key it is, or on how much of a key is right.
-        """
-        digest = sha256(key).digest()
-        owner = ""
-        for name, known in self._digests:
-            if hmac.compare_digest(digest, known):
-                owner = name
-        return owner
-
-    @classmethod
-    def parse(cls, text: str) -> ApiKeys:
-        """
-        Return the keys in `text`, the content of a file.
-
-        :raises KeyFileError: there are no keys, too many, or an invalid line
-        """
-        names: dict[bytes, str] = {}
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip() or line.lstrip().startswith("#"):
-                continue
-            name, key = _parse_line(number, line.split())
-            digest = sha256(key.encode()).digest()
-            if names.setdefault(digest, name) != name:
-                raise KeyFileError(
-                    f"line {number}: this key already has another name; remove one of the two lines"
-                )
-        if not names:
-            raise KeyFileError("there is no key in it: add one, or remove --api-keys-file")
-        if len(names) > MAX_KEYS:
-            raise KeyFileError(f"there are more than {MAX_KEYS} keys in it")
-        return cls(tuple((name, digest) for digest, name in names.items()))
-
-    @classmethod
-    def read(cls, path: Path) -> ApiKeys:
-        """
-        Return the keys in the file at `path`.
-
-        :raises KeyFileError: the file cannot be read, or as for `parse`
-        """
-        try:
-            with path.open(encoding="utf-8-sig") as stream:
-                text = stream.read(MAX_FILE + 1)
-        except OSError as error:
-            raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
-        except ValueError:
-            raise KeyFileError(f"{path} is not a UTF-8 text file") from None
-        if len(text) > MAX_FILE:
+    owners: dict[bytes, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, key = _parse_line(number, line.split())
+        if owners.setdefault(sha256(key.encode()).digest(), name) != name:
             raise KeyFileError(
-                f"{path} is too long for a file with keys: it has more than {MAX_FILE} characters"
+                f"line {number}: this key already has another name; remove one of the two lines"
             )
-        try:
-            return cls.parse(text)
-        except KeyFileError as error:
-            raise KeyFileError(f"{path}, {error}") from None
+    if not owners:
+        raise KeyFileError("there is no key in it: add one, or remove --api-keys-file")
+    if len(owners) > MAX_KEYS:
+        raise KeyFileError(f"there are more than {MAX_KEYS} keys in it")
+    return owners
+
+
+def read_keys(path: Path) -> dict[bytes, str]:
+    """
+    Return the keys in the file at `path`, as `parse_keys` does.
+
+    :raises KeyFileError: the file cannot be read, or as for `parse_keys`
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            text = stream.read(MAX_FILE + 1)
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise KeyFileError(f"{path} is not a UTF-8 text file") from None
+    if len(text) > MAX_FILE:
+        raise KeyFileError(
+            f"{path} is too long for a file with keys: it has more than {MAX_FILE} characters"
+        )
+    try:
+        return parse_keys(text)
+    except KeyFileError as error:
+        raise KeyFileError(f"{path}, {error}") from None
 
 
 def _parse_line(number: int, words: list[str]) -> tuple[str, str]:
@@ -140,7 +112,7 @@ class ApiKeyStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._keys = ApiKeys.read(path)
+        self._owners = read_keys(path)
         if path.stat().st_mode & stat.S_IROTH:
             self._log.warn(
                 "All users of this machine can read the API keys in {path}: run chmod 600 on it",
@@ -148,28 +120,30 @@ class ApiKeyStore:
             )
 
     def owner_of(self, key: bytes) -> str:
-        """Return the name of the owner of `key`, or "" if the key is unknown."""
-        return self._keys.owner_of(key)
+        """
+        Return the name of the owner of `key`, or "" if the key is unknown.
+
+        The time does not depend on which key it is, or on how much of a key is right.
+        """
+        digest = sha256(key).digest()
+        owner = ""
+        for known, name in self._owners.items():
+            if hmac.compare_digest(digest, known):
+                owner = name
+        return owner
 
     def reload(self) -> None:
         """Read the file again. If it has no usable keys, log that and keep the present keys."""
         try:
-            self._keys = _reread(self._path)
+            if self._path.is_fifo():
+                # Reading would block the reactor until another process writes into the pipe.
+                raise KeyFileError(  # noqa: TRY301 - logged below, like any failure
+                    f"{self._path} is a pipe, which can be read only once: restart blockops"
+                )
+            self._owners = read_keys(self._path)
         except KeyFileError as error:
             self._log.error("The API keys are unchanged: {error}", error=error)
         else:
             self._log.info(
-                "Read {count} API keys from {path}", count=len(self._keys), path=self._path
+                "Read {count} API keys from {path}", count=len(self._owners), path=self._path
             )
-
-
-def _reread(path: Path) -> ApiKeys:
-    """
-    Return the keys that are now in the file at `path`.
-
-    :raises KeyFileError: as for `ApiKeys.read`, or the file is a pipe
-    """
-    if path.is_fifo():
-        # Reading would block the reactor until another process writes into the pipe.
-        raise KeyFileError(f"{path} is a pipe, which can be read only once: restart blockops")
-    return ApiKeys.read(path)

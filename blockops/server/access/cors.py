@@ -76,13 +76,10 @@ class OriginPolicy:
             response_headers.setRawHeaders(b"Access-Control-Allow-Origin", [origin])
         response_headers.setRawHeaders(b"Access-Control-Expose-Headers", [EXPOSED_HEADERS])
 
-    def preflight_response(self, method: bytes, headers: Headers) -> PreflightResponse | None:
+    def preflight_response(self, headers: Headers) -> PreflightResponse | None:
         """Return the response if this is a preflight request of an allowed page, else None."""
-        if (
-            method != b"OPTIONS"
-            or not headers.hasHeader(b"Access-Control-Request-Method")
-            or not self._allows(header_value(headers, b"Origin"))
-        ):
+        is_preflight = headers.hasHeader(b"Access-Control-Request-Method")
+        if not is_preflight or not self._allows(header_value(headers, b"Origin")):
             return None
         response = [
             (b"Access-Control-Allow-Methods", ALLOWED_METHODS),
@@ -96,14 +93,27 @@ class OriginPolicy:
             response.append((b"Access-Control-Allow-Private-Network", b"true"))
         return PreflightResponse(tuple(response))
 
-    def check(self, headers: Headers) -> ApiError | None:
-        """Return the 403 for a request from a page that is not allowed, or None."""
+    def check(self, headers: Headers, host: bytes) -> ApiError | None:
+        """
+        Return the 403 for a request from a page that is not allowed, or None.
+
+        :param host: the value of the `Host` header. A page with this host was served through the
+            same reverse proxy, and is allowed.
+        """
         origin = header_value(headers, b"Origin")
-        if (
-            self._allows(origin)
-            or _is_same_origin(origin, header_value(headers, b"Host"))
-            or not _is_cross_site(origin, headers)
-        ):
+        if not origin:
+            # Images and the like have no `Origin`, but browsers mark them as requests of another
+            # site (https://w3c.github.io/webappsec-fetch-metadata). A link that the user follows is
+            # allowed.
+            is_cross_site = (
+                header_value(headers, b"Sec-Fetch-Site") in {b"cross-site", b"same-site"}
+                and header_value(headers, b"Sec-Fetch-Mode") != b"navigate"
+            )
+        elif origin.startswith(_WEB_SCHEMES):
+            is_cross_site = not host or origin.partition(b"//")[2] != host
+        else:
+            is_cross_site = origin == b"null"
+        if not is_cross_site or self._allows(origin):
             return None
         pages = header_excerpt(origin) or "other sites"
         return ApiError(
@@ -116,22 +126,3 @@ class OriginPolicy:
 
     def _allows(self, origin: bytes) -> bool:
         return bool(origin) and (self._allows_all or origin in self._allowed)
-
-
-def _is_cross_site(origin: bytes, headers: Headers) -> bool:
-    """
-    Return True if a page of another site sends the request.
-
-    Images and the like have no `Origin`, but browsers mark them as requests of another site
-    (https://w3c.github.io/webappsec-fetch-metadata). A link that the user follows is allowed.
-    """
-    if origin:
-        return origin == b"null" or origin.startswith(_WEB_SCHEMES)
-    site = header_value(headers, b"Sec-Fetch-Site")
-    mode = header_value(headers, b"Sec-Fetch-Mode")
-    return site in {b"cross-site", b"same-site"} and mode != b"navigate"
-
-
-def _is_same_origin(origin: bytes, host: bytes) -> bool:
-    """Return True if the page was served at `host` too: a reverse proxy serves both."""
-    return bool(host) and origin.startswith(_WEB_SCHEMES) and origin.partition(b"//")[2] == host

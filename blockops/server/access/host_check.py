@@ -6,21 +6,17 @@ then sends requests to its own server, and may read the responses. So on loopbac
 request is allowed only if its `Host` is a name of this machine, or one that others cannot register.
 """
 
-# twisted.web.http has no annotations yet:
-# mypy: disallow-untyped-calls=False
-
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
 
 from twisted.internet.interfaces import IAddress
-from twisted.web.http_headers import Headers
 
 from blockops.errors import ApiError
 from blockops.net.addresses import is_loopback, parse_ip
-from blockops.net.http_headers import header_excerpt, header_value
+from blockops.net.http_headers import header_excerpt
 
 #: Top-level domains that cannot be registered: RFC 6761, RFC 6762, ICANN's decision of 2024.
 _RESERVED_TLDS = (".localhost", ".local", ".internal")
@@ -36,16 +32,15 @@ class HostCheck:
     def __init__(self, allowed: Collection[str] = ()) -> None:
         self._names = frozenset({"localhost", socket.gethostname().lower(), *allowed})
 
-    def check(self, headers: Headers, server: IAddress) -> ApiError | None:
+    def check(self, host: bytes, server_address: Callable[[], IAddress]) -> ApiError | None:
         """
         Return the 403 for a request with an unknown host name, or None.
 
-        :param headers: of the request
-        :param server: the address that the client has connected to. Only loopback addresses are
-            checked: web pages cannot reach a Unix socket, and no name points to one.
+        :param host: the value of its `Host` header
+        :param server_address: returns the address that the client has connected to. Only loopback
+            addresses are checked: web pages cannot reach a Unix socket, and no name points to one.
         """
-        host = header_value(headers, b"Host")
-        if _is_known_host(host, self._names) or not is_loopback(server):
+        if _is_known_host(host, self._names) or not is_loopback(server_address()):
             return None
         name = _without_port(header_excerpt(host))
         return ApiError(

@@ -12,12 +12,11 @@ comes from. Without API keys, `cors` and `host_check` reject requests of pages t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from twisted.web.http_headers import Headers
 
 from blockops.errors import ApiError
 from blockops.net.addresses import is_local
+from blockops.net.http_headers import header_value
 from blockops.server.access.api_keys import ApiKeyStore
 from blockops.server.access.cors import OriginPolicy, PreflightResponse
 from blockops.server.access.host_check import HostCheck
@@ -54,9 +53,17 @@ class AccessPolicy:
 
         Adds the CORS headers of the response, and sets `request.api_key_owner`.
         """
-        self._origins.add_cors_headers(request.requestHeaders, request.responseHeaders)
-        preflight = self._origins.preflight_response(request.method, request.requestHeaders)
-        return preflight or self._check(request)
+        headers = request.requestHeaders
+        self._origins.add_cors_headers(headers, request.responseHeaders)
+        if request.method == b"OPTIONS":
+            preflight = self._origins.preflight_response(headers)
+            if preflight is not None:
+                return preflight
+        if len(headers.getRawHeaders(b"Host", ())) > 1:
+            return ApiError(
+                400, "The request has more than one Host header. Send one (RFC 9112, section 3.2)."
+            )
+        return self._check_page(request) if self._keys is None else self._check_key(request)
 
     def check_admin(self, request: ClientRequest) -> ApiError | PreflightResponse | None:
         """
@@ -74,16 +81,11 @@ class AccessPolicy:
 
     def may_read_status(self, request: ClientRequest) -> bool:
         """Return True if a request to `--admin-listen` may read the detailed status."""
-        return self.is_authenticated(request) or is_local(request.getHost())
+        return self.is_authenticated(request) or is_local(request.connection.server_address())
 
-    def _check(self, request: ClientRequest) -> ApiError | None:
-        if len(request.requestHeaders.getRawHeaders(b"Host", [])) > 1:
-            return ApiError(
-                400, "The request has more than one Host header. Send one (RFC 9112, section 3.2)."
-            )
-        if self._keys is None:
-            return self._check_page(request)
-        keys = list(_presented_keys(request.requestHeaders))
+    def _check_key(self, request: ClientRequest) -> ApiError | None:
+        assert self._keys is not None
+        keys = _presented_keys(request.requestHeaders)
         for key in keys:
             request.api_key_owner = request.api_key_owner or self._keys.owner_of(key)
         if request.api_key_owner or request.route.is_public:
@@ -97,20 +99,20 @@ class AccessPolicy:
         )
 
     def _check_page(self, request: ClientRequest) -> ApiError | None:
-        headers = request.requestHeaders
-        unknown_host = self._hosts.check(headers, request.getHost())
-        return unknown_host or self._origins.check(headers)
+        host = header_value(request.requestHeaders, b"Host")
+        unknown_host = self._hosts.check(host, request.connection.server_address)
+        return unknown_host or self._origins.check(request.requestHeaders, host)
 
 
-def _presented_keys(headers: Headers) -> Iterator[bytes]:
-    """Yield the keys of a request. A header that occurs twice is ignored."""
-    scheme, _, credentials = _single_value(headers, b"Authorization").partition(b" ")
-    candidates = [_single_value(headers, b"X-Api-Key"), _single_value(headers, b"Api-Key")]
-    if scheme.lower() == b"bearer":
-        candidates.insert(0, credentials.strip())
-    yield from (key for key in candidates if 0 < len(key) <= MAX_KEY_LENGTH)
-
-
-def _single_value(headers: Headers, name: bytes) -> bytes:
-    values = headers.getRawHeaders(name, [])
-    return values[0].strip() if len(values) == 1 else b""
+def _presented_keys(headers: Headers) -> list[bytes]:
+    """Return the keys of a request. A header that occurs twice is ignored."""
+    keys = []
+    for name in (b"Authorization", b"X-Api-Key", b"Api-Key"):
+        values = headers.getRawHeaders(name, ())
+        key = values[0].strip() if len(values) == 1 else b""
+        if name == b"Authorization":
+            scheme, _, credentials = key.partition(b" ")
+            key = credentials.strip() if scheme.lower() == b"bearer" else b""
+        if 0 < len(key) <= MAX_KEY_LENGTH:
+            keys.append(key)
+    return keys

@@ -1,5 +1,5 @@
 """
-The limit for the traffic log's records of rejected requests without a known API key.
+The limit for log entries about rejected requests and connections.
 
 Clients without a key could have the records of others rotated out. So one rejection a minute is
 logged, and all are counted.
@@ -12,32 +12,33 @@ from twisted.logger import Logger
 
 from blockops.server.limits import LOG_INTERVAL
 
+UNKNOWN_KEY = (
+    "Rejected {count} requests without a known API key since the last such message. The last one,"
+    " from {client}, is the only one in the traffic log"
+)
+
 
 class RejectionLog:
-    """Counts rejected requests without a known API key, and logs their number once a minute."""
+    """
+    Counts rejections, and logs their number once a minute.
+
+    :param message: with the fields `count` and those of `should_log`
+    """
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, message: str = UNKNOWN_KEY) -> None:
         self._clock = clock
+        self._message = message
         self._logged_at: float | None = None
         self._unlogged = 0
 
-    def should_log(self, client: str | None) -> bool:
-        """
-        Count a rejection, and return True if the traffic log should have a record of it.
-
-        :param client: the address of the client; None for a Unix socket
-        """
+    def should_log(self, **fields: object) -> bool:
+        """Count a rejection, and return True if it was logged."""
         self._unlogged += 1
         now = self._clock.seconds()
         if self._logged_at is not None and now - self._logged_at < LOG_INTERVAL:
             return False
-        self._log.warn(
-            "Rejected {count} requests without a known API key since the last such message. The"
-            " last one, from {client}, is the only one in the traffic log",
-            count=self._unlogged,
-            client=client or "a Unix socket",
-        )
+        self._log.warn(self._message, count=self._unlogged, **fields)
         self._logged_at, self._unlogged = now, 0
         return True

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Protocol
 
 from blockops.errors import ApiError
 from blockops.server.limits import MAX_HEAD
-
-#: Receives the data of a body, without framing.
-OnData = Callable[[bytes], object]
 
 #: Bytes of the line before a chunk: its size and its extensions, which are ignored.
 MAX_SIZE_LINE = 256
@@ -19,40 +15,23 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
-class Body(Protocol):
-    """Separates a body from the bytes that follow it."""
-
-    def receive(self, data: bytes) -> bytes | None:
-        """
-        Return the bytes after the end of the body, or None if the body is not complete yet.
-
-        :raises ApiError: 400 if the framing is invalid
-        """
-
-
 class FixedLengthBody:
     """
     A body whose length was declared.
 
     :param length: in bytes, at least one
-    :param on_data: receives each piece of the body
     """
 
-    __slots__ = ("_on_data", "_remaining")
-
-    def __init__(self, length: int, on_data: OnData) -> None:
+    def __init__(self, length: int) -> None:
         self._remaining = length
-        self._on_data = on_data
 
-    def receive(self, data: bytes) -> bytes | None:
+    def receive(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Return the next data of the body, and the bytes after its end or None before that."""
         size = len(data)
         if size < self._remaining:
             self._remaining -= size
-            self._on_data(data)
-            return None
-        end, self._remaining = self._remaining, 0
-        self._on_data(data[:end])
-        return data[end:]
+            return data, None
+        return data[: self._remaining], data[self._remaining :]
 
 
 class ChunkedBody:
@@ -69,22 +48,9 @@ class ChunkedBody:
     `_read_chunk_end`  CRLF after the data            `_read_size`
     `_read_trailer`    one trailer or an empty line   `_read_trailer`; None after an empty line
     ================== ============================== =========================================
-
-    :param on_data: receives the data of each `receive` in one piece
     """
 
-    __slots__ = (
-        "_buffer",
-        "_on_data",
-        "_pieces",
-        "_position",
-        "_remaining",
-        "_state",
-        "_trailer_size",
-    )
-
-    def __init__(self, on_data: OnData) -> None:
-        self._on_data = on_data
+    def __init__(self) -> None:
         self._pieces: list[bytes] = []
         # The bytes before `_position` are processed.
         self._buffer = b""
@@ -95,15 +61,18 @@ class ChunkedBody:
         self._trailer_size = 0
         self._state: Callable[[], bool] | None = self._read_size
 
-    def receive(self, data: bytes) -> bytes | None:
+    def receive(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """
+        Return the next data of the body, and the bytes after its end or None before that.
+
+        :raises ApiError: 400 if the framing is invalid
+        """
         self._buffer, self._position = self._buffer[self._position :] + data, 0
         while self._state is not None:
             if not self._state():
                 break
-        if self._pieces:
-            pieces, self._pieces = self._pieces, []
-            self._on_data(b"".join(pieces))
-        return None if self._state else self._buffer[self._position :]
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces), None if self._state else self._buffer[self._position :]
 
     def _read_size(self) -> bool:
         line = self._read_line(MAX_SIZE_LINE)

@@ -31,6 +31,8 @@ _PARTIAL_REQUEST_LINE = re.compile(rb"%s|\r?\Z" % _TOKEN)
 #: Bytes of a header besides its name and its value.
 _HEADER_OVERHEAD = len(b":\r\n")
 _END = b"\r\n\r\n"
+#: It ends a head. A server should ignore one before a request (RFC 9112, section 2.2).
+_EMPTY_LINE = b"\r\n"
 
 
 class RequestHead(NamedTuple):
@@ -72,20 +74,21 @@ def parse_head(data: bytes) -> RequestHead:
     :param data: as long as `find_head_end` returns
     :raises ApiError: 400 if it is not valid
     """
-    line, _, rest = _skip_empty_line(data).partition(b"\r\n")
+    line, _, lines = data.removeprefix(_EMPTY_LINE).partition(b"\r\n")
     request_line = _REQUEST_LINE.fullmatch(line)
     if request_line is None:
         raise _bad_request("its first line is not a request line")
-    headers = _HEADER.findall(rest)
+    headers = Headers()
+    size = len(_EMPTY_LINE)
+    for name, value in _HEADER.findall(lines):
+        size += len(name) + len(value) + _HEADER_OVERHEAD
+        headers.addRawHeader(name, value.strip(b" \t"))
     # `findall` skips what does not match, so compare the lengths.
-    if sum([len(name) + len(value) + _HEADER_OVERHEAD for name, value in headers]) != len(rest) - 2:
+    if size != len(lines):
         raise _bad_request(
             f"one of its headers is not valid, or has a name of more than {MAX_NAME} bytes"
         )
-    parsed = Headers()
-    for name, value in headers:
-        parsed.addRawHeader(name, value.strip(b" \t"))
-    return RequestHead(request_line[1], request_line[2], request_line[3], parsed)
+    return RequestHead(request_line[1], request_line[2], request_line[3], headers)
 
 
 def body_length(head: RequestHead, limit: int) -> int | None:
@@ -123,21 +126,16 @@ def wants_keep_alive(head: RequestHead) -> bool:
     return head.version == b"HTTP/1.1" and b"close" not in tokens
 
 
-def expects_continue(headers: Headers) -> bool:
+def expects_continue(head: RequestHead) -> bool:
     """Return True if the client waits for a `100 Continue` before it sends the body."""
-    values = headers.getRawHeaders(b"Expect", ())
-    return bool(values) and values[0].lower() == b"100-continue"
+    values = head.headers.getRawHeaders(b"Expect", (b"",))
+    return head.version == b"HTTP/1.1" and values[0].lower() == b"100-continue"
 
 
 def find_request_line(data: bytes) -> tuple[bytes, bytes]:
     """Return method and target of the request at the start of `data`, or two empty strings."""
-    match = _REQUEST_LINE.match(_skip_empty_line(data))
+    match = _REQUEST_LINE.match(data.removeprefix(_EMPTY_LINE))
     return (match[1], match[2]) if match else (b"", b"")
-
-
-def _skip_empty_line(data: bytes) -> bytes:
-    # A server should ignore one empty line before a request (RFC 9112, section 2.2).
-    return data.removeprefix(b"\r\n")
 
 
 def _check_partial_head(data: bytes) -> None:
@@ -146,7 +144,7 @@ def _check_partial_head(data: bytes) -> None:
 
     :raises ApiError: 400, 414 or 431 if it cannot become a valid head
     """
-    line, line_end, _ = _skip_empty_line(data).partition(b"\r\n")
+    line, line_end, _ = data.removeprefix(_EMPTY_LINE).partition(b"\r\n")
     matches = _REQUEST_LINE.fullmatch if line_end else _PARTIAL_REQUEST_LINE.match
     if not matches(line):
         # Another protocol, such as TLS, may never send the end of a head, so do not wait for it.
@@ -163,7 +161,7 @@ def _check_size(data: bytes) -> None:
 
     :raises ApiError: 414 or 431
     """
-    lines = _skip_empty_line(data).split(b"\r\n")
+    lines = data.removeprefix(_EMPTY_LINE).split(b"\r\n")
     if not data.endswith(b"\r\n"):
         # The last line may end with the CR of its line end.
         lines[-1] = lines[-1].removesuffix(b"\r")
