@@ -1,10 +1,11 @@
 """
 Keeps prompts below a hard threshold: trims the middle of a long history, in whole steps.
 
-**Steps.** `steps` splits a history into steps: a user message, or an assistant message together
-with the results of its tool calls. System messages and the first user message belong to no step
-and always stay. The newest step always stays too. A marker, a user message, tells the model how
-many steps are missing.
+**Steps.** A history is trimmed in steps: a user message, or an assistant message together with the
+results of its tool calls. System messages and the first user message belong to no step and always
+stay. The newest step always stays too. A marker, a user message, tells the model how many steps are
+missing. A step is complete if each of its calls has a result: backends reject a history with a call
+without a result, or a result without a call.
 
     system  user  | 1  2  3  4  5  6  7  8  9            above the hard threshold
     system  user  | marker              7  8  9          trimmed to the target
@@ -55,12 +56,12 @@ from __future__ import annotations
 
 import json
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from blockops.conversation.messages import Message, MessageInfo, digest, first_user_digest
-from blockops.conversation.steps import Step, split_steps
 from blockops.errors import ApiError
 
 #: An upper bound of a marker's tokens, with the chat template's tokens around it.
@@ -84,6 +85,66 @@ class ContextLimits:
     warn: int
     hard: int
     target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """
+    Messages that are kept or dropped together.
+
+    :param indexes: the positions of its messages in the history, ascending; others may lie between
+        them
+    :param is_complete: its messages are valid, each call has its result, and each result its call
+    """
+
+    indexes: tuple[int, ...]
+    is_complete: bool = True
+
+
+def split_steps(messages: Sequence[MessageInfo]) -> list[Step]:
+    """Return the steps of a history, in the order of their first messages."""
+    steps: list[Step] = []
+    open_step: list[int] = []  # a message, and the results of its calls that were found so far
+    open_calls: list[str] = []  # the ids of its other calls
+    has_first_user = False
+
+    def close() -> None:
+        if open_step:
+            is_complete = messages[open_step[0]].is_valid and not open_calls
+            steps.append(Step(tuple(open_step), is_complete))
+            open_step.clear()
+
+    for index, info in enumerate(messages):
+        if info.role == "system":
+            continue
+        if info.role == "tool":
+            call = _matching_call(open_calls, info.tool_call_id)
+            if call is None:
+                # A result without a call. More results of the open step may follow it.
+                steps.append(Step((index,), is_complete=False))
+            else:
+                open_calls.remove(call)
+                open_step.append(index)
+            continue
+        close()
+        open_calls = list(info.call_ids)
+        if info.role == "user" and not has_first_user:
+            has_first_user = True
+        else:
+            open_step.append(index)
+    close()
+    return sorted(steps, key=lambda step: step.indexes[0])
+
+
+def _matching_call(open_calls: Sequence[str], tool_call_id: str) -> str | None:
+    """
+    Return the id of the open call that a result answers, or None.
+
+    Clients without ids send results in the order of the calls, and calls without ids match any
+    result; the legacy `function_call` has neither.
+    """
+    candidates = (tool_call_id, "") if tool_call_id else open_calls
+    return next((call for call in candidates if call in open_calls), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,32 +392,21 @@ class _Trimming:
 
         :param is_dropped: for each step
         """
-        missing = {
-            index
-            for step, dropped in zip(self.steps, is_dropped, strict=True)
-            if dropped
-            for index in step.indexes
-        }
-        markers = _marker_positions(self.steps, is_dropped)
+        missing: set[int] = set()
+        markers: Counter[int] = Counter()  # the first message of a gap -> the steps missing there
+        gap_start = None
+        for step, dropped in zip(self.steps, is_dropped, strict=True):
+            if not dropped:
+                gap_start = None
+                continue
+            missing.update(step.indexes)
+            gap_start = step.indexes[0] if gap_start is None else gap_start
+            markers[gap_start] += 1
         for index, message in enumerate(self._messages):
             if index in markers:
                 yield from self._parse([make_marker(markers[index])])
             if index not in missing:
                 yield self.shortened.get(message.info.digest, message)
-
-
-def _marker_positions(steps: Sequence[Step], is_dropped: Sequence[bool]) -> dict[int, int]:
-    """Return the index of the first message of each gap -> the number of steps missing there."""
-    markers: dict[int, int] = {}
-    gap_start = -1
-    for step, dropped in zip(steps, is_dropped, strict=True):
-        if not dropped:
-            gap_start = -1
-            continue
-        if gap_start < 0:
-            gap_start = step.indexes[0]
-        markers[gap_start] = markers.get(gap_start, 0) + 1
-    return markers
 
 
 def make_marker(steps: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
@@ -16,13 +17,11 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from blockops.api.lenient_json import DECODE_ERRORS
-from blockops.conversation.notices import remove_notices
-from blockops.conversation.recent_cache import RecentCache
+from blockops.conversation.notices import MARKER_PREFIX, remove_notices
 
-#: Messages and lists of tools whose `MessageInfo` is cached, in each of the cache's two
-#: generations: six long sessions, about 1.5 MB. Parsing a message again takes microseconds, so a
-#: larger cache would cost memory and gain little.
-MAX_MESSAGES = 3_000
+#: Messages and lists of tools whose `MessageInfo` is cached: those of six long sessions, about 2
+#: MB. Parsing a message again takes microseconds, so a larger cache would gain little.
+MAX_MESSAGES = 6_000
 
 #: The longest id of a tool call that is stored unchanged; a longer one is replaced by its digest.
 MAX_CALL_ID_LENGTH = 64
@@ -130,7 +129,8 @@ class MessageParser:
 
     def __init__(self, reset_pattern: re.Pattern[str] = RESET_PATTERN) -> None:
         self._reset_pattern = reset_pattern
-        self._cache: RecentCache[bytes, MessageInfo] = RecentCache(MAX_MESSAGES)
+        # By digest; those that were used last are at the end.
+        self._infos: OrderedDict[bytes, MessageInfo] = OrderedDict()
 
     def parse(self, raw_messages: Iterable[bytes]) -> list[Message]:
         """
@@ -139,22 +139,30 @@ class MessageParser:
         Notices are removed from the messages, and messages that consist only of notices are
         dropped.
         """
-        cleaned = map(remove_notices, raw_messages)
-        return [Message(raw, self._info(raw)) for raw in cleaned if raw is not None]
+        messages = []
+        for received in raw_messages:
+            raw = remove_notices(received) if MARKER_PREFIX in received else received
+            if raw is None:
+                continue
+            key = digest(raw)
+            info = self._infos.get(key)
+            if info is None:
+                info = self._infos[key] = message_info(raw, key, self._reset_pattern)
+            else:
+                self._infos.move_to_end(key)
+            messages.append(Message(raw, info))
+        while len(self._infos) > MAX_MESSAGES:
+            self._infos.popitem(last=False)
+        return messages
 
     def after_reset(self, messages: list[Message]) -> list[Message]:
         """
-        Return the messages after the newest reset; `messages` itself if there was no reset.
+        Return the messages after the newest reset, of which there is at least one.
 
         System messages before the reset stay. Of the message that resets, only the command is
         removed: the user's text after it stays.
         """
-        newest = max(
-            (index for index, message in enumerate(messages) if message.info.is_reset),
-            default=None,
-        )
-        if newest is None:
-            return messages
+        newest = max(index for index, message in enumerate(messages) if message.info.is_reset)
         remaining = [message for message in messages[:newest] if message.info.role == "system"]
         raw = strip_reset_command(messages[newest].raw, self._reset_pattern)
         if raw is not None:
@@ -165,19 +173,12 @@ class MessageParser:
     def tools_info(self, text: bytes) -> MessageInfo:
         """Return a request's tools as an item to be counted, by their text in the prompt."""
         key = digest(text)
-        info = self._cache.get(key)
+        info = self._infos.get(key)
         if info is None:
             estimate = estimate_tokens(text.decode("utf-8", "replace"))
             info = MessageInfo(key, "system", (), "", estimate, len(text))
-            self._cache.put(key, info)
-        return info
-
-    def _info(self, raw: bytes) -> MessageInfo:
-        key = digest(raw)
-        info = self._cache.get(key)
-        if info is None:
-            info = message_info(raw, key, self._reset_pattern)
-            self._cache.put(key, info)
+        self._infos[key] = info
+        self._infos.move_to_end(key)
         return info
 
 
@@ -190,11 +191,15 @@ def message_info(
     :param raw: its JSON text
     :param reset_pattern: None if the message cannot be a reset
     """
-    fields = _decode_message(raw)
-    if fields is None:
+    decoded = _decode_message(raw)
+    if decoded is None:
         return MessageInfo(raw_digest, "other", (), "", len(raw) / 3, len(raw), is_valid=False)
-    text = _template_text(fields)
+    fields, text = decoded
     content = fields.content
+    parts = content if isinstance(content, list) else ()
+    first_text = (
+        content if isinstance(content, str) else next(filter(None, (p.text for p in parts)), "")
+    )
     role = ROLES.get(fields.role, "other")
     call_ids: tuple[str, ...] = ()
     if role == "assistant" and fields.tool_calls:
@@ -205,23 +210,23 @@ def message_info(
         digest=raw_digest,
         role=role,
         call_ids=call_ids,
-        tool_call_id=_short_id(fields.tool_call_id),
+        tool_call_id=_short_id(fields.tool_call_id) if fields.tool_call_id else "",
         text_estimate=estimate_tokens(text),
         text_bytes=len(text.encode("utf-8", "surrogatepass")),
-        images=sum(part.text is None for part in content) if isinstance(content, list) else 0,
+        images=sum(part.text is None for part in parts),
         is_valid=role != "other",
         is_reset=(
             reset_pattern is not None
             and role == "user"
-            and reset_pattern.match(_first_text(content).lstrip()) is not None
+            and reset_pattern.match(first_text.lstrip()) is not None
         ),
     )
 
 
 def message_text(raw: bytes) -> str:
     """Return the text that the model reads of the message whose JSON is `raw`."""
-    fields = _decode_message(raw)
-    return raw.decode("utf-8", "replace") if fields is None else _template_text(fields)
+    decoded = _decode_message(raw)
+    return raw.decode("utf-8", "replace") if decoded is None else decoded[1]
 
 
 def estimate_tokens(text: str) -> float:
@@ -238,21 +243,20 @@ def estimate_tokens(text: str) -> float:
     return (characters - digits) / 3.5 + 0.7 * digits + extra_bytes / 3
 
 
-def _decode_message(raw: bytes) -> _MessageFields | None:
-    """Return the message's fields, or None if it does not have the API's shape."""
+def _decode_message(raw: bytes) -> tuple[_MessageFields, str] | None:
+    """
+    Return the message's fields, and the text that a chat template most likely writes of it.
+
+    :returns: None if it does not have the API's shape
+    """
     try:
-        return _decode(raw)
+        fields = _decode(raw)
     except DECODE_ERRORS:
-        pass
-    try:
-        # msgspec rejects NaN and lone surrogates, which backends accept.
-        return msgspec.convert(json.loads(raw), _MessageFields)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _template_text(fields: _MessageFields) -> str:
-    """Return the text that a chat template most likely writes of a message."""
+        try:
+            # msgspec rejects NaN and lone surrogates, which backends accept.
+            fields = msgspec.convert(json.loads(raw), _MessageFields)
+        except (ValueError, RecursionError):
+            return None
     texts = [fields.reasoning_content or fields.reasoning or ""]
     if isinstance(fields.content, str):
         texts.append(fields.content)
@@ -263,19 +267,13 @@ def _template_text(fields: _MessageFields) -> str:
             arguments = function.arguments
             texts.append(function.name or "")
             texts.append(arguments if isinstance(arguments, str) else json.dumps(arguments))
-    return "\n".join(filter(None, texts))
+    return fields, "\n".join(filter(None, texts))
 
 
 def _short_id(call_id: str | None) -> str:
     if not call_id or len(call_id) <= MAX_CALL_ID_LENGTH:
         return call_id or ""
     return digest(call_id.encode("utf-8", "surrogatepass")).hex()
-
-
-def _first_text(content: str | list[_ContentPart] | None) -> str:
-    if isinstance(content, str):
-        return content
-    return next((part.text for part in content or () if part.text), "")
 
 
 def strip_reset_command(raw: bytes, pattern: re.Pattern[str]) -> bytes | None:

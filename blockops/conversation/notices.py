@@ -38,6 +38,8 @@ import msgspec
 
 from blockops.api.lenient_json import DECODE_ERRORS
 
+#: A message without this contains no notice.
+MARKER_PREFIX = b"[blockops "
 LEADING_MARKER = "[blockops notice]"
 TRAILING_MARKER = "[blockops adds]"
 
@@ -157,7 +159,6 @@ _TRAILING_BLOCK = re.compile(re.escape(TRAILING_MARKER.encode()) + _LINES + _SPA
 _THINK_START = re.compile(_SPACE + _LT + b"think" + _GT)
 _THINK_END = re.compile(_THINK_END_TAG)
 
-_MARKER_PREFIX = b"[blockops "
 _ASSISTANT = re.compile(rb'"role"\s*:\s*"assistant"')
 # A string (group 1) and the colon after it if it is a key (group 2), or a bracket.
 _TOKEN = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?(\s*+:)?|[\[{\]}]', re.DOTALL)
@@ -175,11 +176,11 @@ def remove_notices(raw: bytes) -> bytes | None:
 
     :returns: None if the message consisted only of notices
     """
-    if _MARKER_PREFIX not in raw or not _ASSISTANT.search(raw):
+    if not _ASSISTANT.search(raw):
         return raw
     pieces, position = [], 0
     for start, end in _string_spans(raw):
-        if raw.find(_MARKER_PREFIX, start, end) >= 0:
+        if raw.find(MARKER_PREFIX, start, end) >= 0:
             for notice_start, notice_end in _notice_spans(_mask_backslashes(raw[start:end])):
                 pieces.append(raw[position : start + notice_start])
                 position = start + notice_end

@@ -21,8 +21,6 @@ class ConversationOptions:
         for models whose backend has rejected tools
     :param tool_prompt: how tools are described in a prompt
     :param notices: where notices are inserted
-    :param prefill_notice_after: seconds without a first token after which a notice reports the
-        wait; 0 turns it off
     :param model_name: the name in the session banner; empty for no banner
     :param reset_pattern: matches the start of a message that resets the session
     :param reset_on_shrink: a history shorter than the one before resets the session
@@ -34,7 +32,6 @@ class ConversationOptions:
     tools: Literal["pass", "prompt", "auto"]
     tool_prompt: ToolPrompt
     notices: Literal["content", "reasoning", "header", "off"]
-    prefill_notice_after: float
     model_name: str
     reset_pattern: re.Pattern[str]
     reset_on_shrink: bool

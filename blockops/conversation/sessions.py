@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 from blockops.api.chat.request import ChatRequest
 from blockops.conversation.context_window import TrimPoint
-from blockops.conversation.messages import DIGEST_SIZE, Message, MessageInfo, first_user_digest
+from blockops.conversation.messages import DIGEST_SIZE, MessageInfo
 from blockops.conversation.notices import NoticeKind
-from blockops.conversation.recent_cache import RecentCache
 from blockops.conversation.token_counts import ModelCounts
 
-#: Histories of one session, in each of the cache's two generations: an agent has sub-agents.
-MAX_HISTORIES = 8
+#: Histories of one session: an agent has sub-agents.
+MAX_HISTORIES = 16
 #: Messages of a prompt whose estimates are stored here. Further estimates become counts at once.
 MAX_ESTIMATES = 500
 #: Characters of the longest id from a client that is used unchanged; a longer one is replaced by
@@ -44,7 +43,7 @@ class ClientIdentity(NamedTuple):
     is_reset_requested: bool
 
 
-def session_id(request: ChatRequest, client: ClientIdentity, history: Sequence[Message]) -> str:
+def session_id(request: ChatRequest, client: ClientIdentity, first_user: bytes) -> str:
     """
     Return the id of a request's session, which is unique and contains no secret.
 
@@ -52,6 +51,8 @@ def session_id(request: ChatRequest, client: ClientIdentity, history: Sequence[M
     and the fields `metadata.session_id`, `prompt_cache_key` and `user`. Otherwise it is "client:"
     and a digest of the client's address and key, the model and the first user message; system
     messages are left out, because they often contain the time of day.
+
+    :param first_user: the digest of the first user message
     """
     metadata = request.field("metadata")
     sources = {
@@ -63,27 +64,23 @@ def session_id(request: ChatRequest, client: ClientIdentity, history: Sequence[M
     for source, value in sources.items():
         name = str(value).strip() if isinstance(value, str | int) else ""
         if name:
-            is_unchanged = len(name) <= MAX_SESSION_ID_LENGTH and name.isprintable()
-            suffix = name if is_unchanged else _digest([name.encode("utf-8", "replace")])
-            return f"{source}:{suffix}"
-    texts = (client.address, client.key, request.model or "")
-    return "client:" + _digest(
-        [*(text.encode("utf-8", "surrogatepass") for text in texts), first_user_digest(history)]
-    )
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    # The length before each part keeps ("1", "k") and ("1k", "") apart.
+            if len(name) <= MAX_SESSION_ID_LENGTH and name.isprintable():
+                return f"{source}:{name}"
+            parts = [name.encode("utf-8", "replace")]
+            break
+    else:
+        source = "client"
+        texts = (client.address, client.key, request.model or "")
+        parts = [*(text.encode("utf-8", "surrogatepass") for text in texts), first_user]
     state = blake2b(digest_size=16)
     for part in parts:
+        # The length before each part keeps ("1", "k") and ("1k", "") apart.
         state.update(b"%d:" % len(part) + part)
-    return state.hexdigest()
+    return f"{source}:{state.hexdigest()}"
 
 
 # Shared: most sessions get no notice, and an empty set for each of them takes 200 bytes.
 _NO_NOTICES: frozenset[NoticeKind] = frozenset()
-
-
 # Shared: most histories are never trimmed.
 _UNTRIMMED = TrimPoint()
 
@@ -92,10 +89,9 @@ class HistoryState:
     """
     The state of one history of a session.
 
-    `_rest` is the backend's `usage.prompt_tokens` for the last prompt, minus the stored counts of
-    its messages: the tokens of the messages that are only estimated, and those that no message has,
-    such as the chat template's own.
-
+    :ivar rest: the backend's `usage.prompt_tokens` for the last prompt, minus the stored counts of
+        its messages: the tokens of the messages that are only estimated, and those that no message
+        has, such as the chat template's own. If it is positive, an upper bound of `undercount`
     :ivar trim_point: where the history was trimmed last
     :ivar last_tokens: tokens of the untrimmed history at the last request; 0 if they were not
         counted, because the history was certainly short
@@ -104,7 +100,7 @@ class HistoryState:
     def __init__(self) -> None:
         self.trim_point = _UNTRIMMED
         self.last_tokens = 0
-        self._rest = 0
+        self.rest = 0
         # The estimated messages of the last prompt: their digests, joined, and their estimates.
         self._estimated_digests = b""
         self._estimates: Sequence[int] = ()
@@ -123,12 +119,7 @@ class HistoryState:
         del estimated[MAX_ESTIMATES:]
         self._estimated_digests = b"".join([info.digest for info in estimated])
         self._estimates = array("Q", map(counts.estimate, estimated))
-        self._rest = reported - counted
-
-    @property
-    def max_undercount(self) -> int:
-        """An upper bound of `undercount` for any messages."""
-        return max(0, self._rest)
+        self.rest = reported - counted
 
     def undercount(self, messages: Iterable[MessageInfo], counts: ModelCounts) -> int:
         """
@@ -140,7 +131,7 @@ class HistoryState:
         :param messages: those of the new request, and its tools; a message that is no longer among
             them keeps the estimate that it had
         """
-        if self._rest <= 0:
+        if self.rest <= 0:
             return 0
         present = {info.digest: info for info in messages}
         counted = 0
@@ -148,7 +139,7 @@ class HistoryState:
             start = DIGEST_SIZE * index
             info = present.get(self._estimated_digests[start : start + DIGEST_SIZE])
             counted += estimate if info is None else counts.estimate(info)
-        return max(0, self._rest - counted)
+        return max(0, self.rest - counted)
 
 
 class Session:
@@ -162,12 +153,14 @@ class Session:
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
         self.message_count = 0
-        self.reset()
+        self._given_notices = _NO_NOTICES
+        # In the order of their last use.
+        self._history_states: dict[bytes, HistoryState] = {}
 
     def reset(self) -> None:
         """Forget the notices that were given, and the histories."""
         self._given_notices = _NO_NOTICES
-        self._history_states: RecentCache[bytes, HistoryState] = RecentCache(MAX_HISTORIES)
+        self._history_states.clear()
 
     def mark(self, kind: NoticeKind) -> bool:
         """Record a notice as given; return False if it was given before."""
@@ -182,10 +175,10 @@ class Session:
 
     def history_state(self, user_digest: bytes) -> HistoryState:
         """Return the state of the history whose first user message has this digest."""
-        state = self._history_states.get(user_digest)
-        if state is None:
-            state = HistoryState()
-            self._history_states.put(user_digest, state)
+        state = self._history_states.pop(user_digest, None) or HistoryState()
+        self._history_states[user_digest] = state
+        if len(self._history_states) > MAX_HISTORIES:
+            del self._history_states[next(iter(self._history_states))]
         return state
 
 

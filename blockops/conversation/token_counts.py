@@ -9,12 +9,12 @@ changed would move the trim point of its history, and the backend's prefix cache
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from blockops.conversation.messages import MessageInfo
-from blockops.conversation.recent_cache import RecentCache
 
-#: Messages whose counts are stored, for each model, in each of the cache's two generations.
+#: Messages whose counts are stored, for each model.
 MAX_COUNTS = 40_000
 #: Models with counts of their own. Clients send the names, so there may be any number of them.
 MAX_MODELS = 16
@@ -76,19 +76,20 @@ class ModelCounts:
     def __init__(self) -> None:
         self.ratio = 1.0
         self._is_calibrated = False
-        self._counts: RecentCache[bytes, int] = RecentCache(MAX_COUNTS)
+        # By the message's digest; those that were used last are at the end.
+        self._counts: OrderedDict[bytes, int] = OrderedDict()
 
     def count(self, info: MessageInfo) -> int:
         """Return the tokens of a message. An estimate becomes its count and stays so."""
-        known = self._counts.get(info.digest)
-        if known is None:
-            known = self.estimate(info)
-            self._counts.put(info.digest, known)
-        return known
+        known = self.known_count(info)
+        return self._store(info, self.estimate(info)) if known is None else known
 
     def known_count(self, info: MessageInfo) -> int | None:
         """Return the tokens of a message, or None if it was not counted."""
-        return self._counts.get(info.digest)
+        known = self._counts.get(info.digest)
+        if known is not None:
+            self._counts.move_to_end(info.digest)
+        return known
 
     def estimate(self, info: MessageInfo) -> int:
         """Return the tokens of a message: its count, or an estimate, which is not stored."""
@@ -103,7 +104,13 @@ class ModelCounts:
     def set_count(self, info: MessageInfo, tokens: int) -> None:
         """Store the tokenizer's count of a message's text, unless the message was counted."""
         if self.known_count(info) is None:
-            self._counts.put(info.digest, _overhead(info) + tokens)
+            self._store(info, _overhead(info) + tokens)
+
+    def _store(self, info: MessageInfo, tokens: int) -> int:
+        self._counts[info.digest] = tokens
+        if len(self._counts) > MAX_COUNTS:
+            self._counts.popitem(last=False)
+        return tokens
 
     def update_ratio(self, ratio: float) -> None:
         """Move the ratio towards `ratio`; the first one replaces the default."""
@@ -116,13 +123,6 @@ class ModelCounts:
 def raw_estimate(messages: Sequence[MessageInfo]) -> float:
     """Return the estimated tokens of a prompt, not multiplied by a model's ratio."""
     return sum([_overhead(info) + info.text_estimate for info in messages])
-
-
-def upper_bound(messages: Sequence[MessageInfo]) -> int:
-    """Return the most tokens that `messages` can have with any model."""
-    return sum(
-        [2 * MESSAGE_TOKENS + 4 * IMAGE_TOKENS * info.images + info.text_bytes for info in messages]
-    )
 
 
 def _overhead(info: MessageInfo) -> int:

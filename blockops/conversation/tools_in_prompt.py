@@ -52,9 +52,20 @@ class ToolsInPrompt:
     """
 
     def __init__(self, request: ChatRequest, prompt: ToolPrompt) -> None:
+        choice = request.tool_choice
+        functions = request.field("functions") or ()
+        legacy_tools = [{"type": "function", "function": function} for function in functions]
+        tools = choice.filter_tools([*(request.field("tools") or ()), *legacy_tools])
+        paragraphs = [prompt.tools_text(tools)] if tools else []
+        if tools and request.field("parallel_tool_calls") is False:
+            paragraphs.append(ONE_CALL)
+        if tools and choice.mode == "required":
+            paragraphs.append(MUST_CALL)
+        elif tools and choice.mode == "function":
+            paragraphs.append(MUST_CALL_ONE.format(name=choice.name))
+        self.system_text = "\n\n".join(paragraphs)
         self._prompt = prompt
-        self._forbids_calls = request.tool_choice.mode == "none"
-        self.system_text = _system_text(request, prompt)
+        self._forbids_calls = choice.mode == "none"
 
     def rewrite_messages(self, messages: Sequence[Message]) -> list[bytes]:
         """
@@ -83,24 +94,6 @@ class ToolsInPrompt:
         elif self.system_text:
             rewritten.insert(0, _to_json({"role": "system", "content": self.system_text}))
         return rewritten
-
-
-def _system_text(request: ChatRequest, prompt: ToolPrompt) -> str:
-    """Return the text for the system prompt; empty if the request offers no tools."""
-    choice = request.tool_choice
-    functions = request.field("functions") or ()
-    legacy_tools = [{"type": "function", "function": function} for function in functions]
-    tools = choice.filter_tools([*(request.field("tools") or ()), *legacy_tools])
-    if not tools:
-        return ""
-    paragraphs = [prompt.tools_text(tools)]
-    if request.field("parallel_tool_calls") is False:
-        paragraphs.append(ONE_CALL)
-    if choice.mode == "required":
-        paragraphs.append(MUST_CALL)
-    elif choice.mode == "function":
-        paragraphs.append(MUST_CALL_ONE.format(name=choice.name))
-    return "\n\n".join(paragraphs)
 
 
 def _role(message: Message) -> str:

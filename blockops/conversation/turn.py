@@ -16,15 +16,17 @@ The caller, which sends requests to the backend, its tokenizer and its cache, ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
 from blockops.api.chat.request import ChatRequest
-from blockops.api.notice import Notice
+from blockops.api.notice import Notice, Place
+from blockops.api.report import AnswerReport, token_count
 from blockops.conversation import notices
 from blockops.conversation.context_window import ContextTrimmer
-from blockops.conversation.feedback import AnswerFeedback, PrefillNotice
 from blockops.conversation.messages import (
     Message,
     MessageInfo,
@@ -34,8 +36,20 @@ from blockops.conversation.messages import (
 )
 from blockops.conversation.notices import NoticeKind
 from blockops.conversation.options import Compatibility, ConversationOptions
-from blockops.conversation.sessions import ClientIdentity, Session, Sessions, session_id
-from blockops.conversation.token_counts import TokenCounts, upper_bound
+from blockops.conversation.sessions import (
+    ClientIdentity,
+    HistoryState,
+    Session,
+    Sessions,
+    session_id,
+)
+from blockops.conversation.token_counts import (
+    IMAGE_TOKENS,
+    MESSAGE_TOKENS,
+    ModelCounts,
+    TokenCounts,
+    raw_estimate,
+)
 from blockops.conversation.tools_in_prompt import TOOL_FIELDS, ToolsInPrompt
 from blockops.errors import ApiError
 
@@ -61,11 +75,6 @@ class Conversations:
             "token_estimate_error_percent": None if error is None else round(100 * error, 1),
         }
 
-    def writes_tools_into_prompt(self, model: str | None) -> bool:
-        """Return True if the tools of requests for `model` are written into the prompt."""
-        mode = self.options.tools
-        return mode == "prompt" or (mode == "auto" and self.compatibility.rejects_tools(model))
-
     def begin(self, request: ChatRequest, client: ClientIdentity, now: float) -> ChatTurn:
         """
         Return the turn of `request`, and reset its session if the request requires that.
@@ -73,18 +82,33 @@ class Conversations:
         :param now: seconds of a monotonic clock
         :raises ApiError: 400, the tools are nested too deeply to be written into the prompt
         """
-        messages = request.messages()
-        history = self.parser.parse(messages)
-        session = self.sessions.get_or_create(session_id(request, client, history), now)
+        received = request.messages()
+        history = self.parser.parse(received)
+        first_user = first_user_digest(history)
+        session = self.sessions.get_or_create(session_id(request, client, first_user), now)
         is_reset = (
             bool(history and history[-1].info.is_reset)
             or client.is_reset_requested
-            or (self.options.reset_on_shrink and len(messages) < session.message_count)
+            or (self.options.reset_on_shrink and len(received) < session.message_count)
         )
-        session.message_count = len(messages)
+        session.message_count = len(received)
         if is_reset:
             session.reset()
-        return ChatTurn(self, request, session, messages, history, is_reset=is_reset)
+        is_reset_only = False
+        if any(message.info.is_reset for message in history):
+            history = self.parser.after_reset(history)
+            first_user = first_user_digest(history)
+            is_reset_only = all(message.info.role == "system" for message in history)
+        return ChatTurn(
+            self,
+            request,
+            session,
+            received=received,
+            history=history,
+            history_state=session.history_state(first_user),
+            is_reset=is_reset,
+            is_reset_only=is_reset_only,
+        )
 
 
 class UncountedItem(NamedTuple):
@@ -103,13 +127,69 @@ class UncountedItem(NamedTuple):
         return message_text(self.raw) if self.is_message else self.raw.decode("utf-8", "replace")
 
 
-def _nested_too_deeply(field: str) -> ApiError:
+def _nested_too_deeply(name: str) -> ApiError:
     return ApiError(
         400,
-        f"The request's {field} are nested too deeply to be written into the prompt. Send flatter "
+        f"The request's {name} are nested too deeply to be written into the prompt. Send flatter "
         "ones.",
-        param=field,
+        param=name,
     )
+
+
+def upper_bound(messages: Sequence[MessageInfo]) -> int:
+    """Return the most tokens that `messages` can have with any model."""
+    return sum(
+        [2 * MESSAGE_TOKENS + 4 * IMAGE_TOKENS * info.images + info.text_bytes for info in messages]
+    )
+
+
+@dataclass(eq=False)
+class AnswerFeedback:
+    """
+    What a turn keeps while its answer streams, which may take hours, and what the answer teaches.
+
+    :param model: the backend's name of the requested model
+    :param session: records `pending_notices` as given
+    :param history_state: of the history that is sent
+    :param notice: of the answer, with the texts of `pending_notices`; None for an answer that has
+        no room for one
+    :ivar sent_items: the messages and the tools that were sent
+    :ivar pending_notices: the notices that count as given only if the answer delivers them
+    :ivar tools_error: the error that made blockops write the tools into the prompt
+    """
+
+    conversations: Conversations
+    model: str | None
+    session: Session
+    history_state: HistoryState
+    notice: Notice | None
+    sent_items: list[MessageInfo] = field(default_factory=list)
+    pending_notices: list[NoticeKind] = field(default_factory=list)
+    tools_error: ApiError | None = None
+
+    def prefill_notice(self, seconds: float) -> str:
+        """Return the notice about a prefill that has taken `seconds` so far."""
+        counts = self.conversations.tokens.for_model(self.model)
+        tokens = sum(map(counts.estimate, self.sent_items))
+        return notices.leading_block([notices.prefill_notice(seconds, tokens)])
+
+    def learn(self, report: AnswerReport | None) -> None:
+        """
+        Learn from an answer that has ended or failed.
+
+        :param report: the contents of the answer; None if there was none
+        """
+        if self.notice is None or not self.notice.is_delivered:
+            for kind in self.pending_notices:
+                self.session.unmark(kind)
+        was_answered = report is not None and report.chunks > 0 and report.error is None
+        if self.tools_error is not None and was_answered:
+            self.conversations.compatibility.record_tools_rejected(self.model, self.tools_error)
+        reported = token_count(report.usage, "prompt_tokens") if report is not None else 0
+        if reported and self.sent_items:
+            tokens = self.conversations.tokens
+            tokens.learn(self.model, raw_estimate(self.sent_items), reported)
+            self.history_state.learn(self.sent_items, tokens.for_model(self.model), reported)
 
 
 class ChatTurn:
@@ -118,83 +198,64 @@ class ChatTurn:
 
     The table at the head of this module has the order of the calls.
 
-    :param messages: the JSON of the messages, as they were received
-    :param history: the same messages, parsed, without notices
+    :param received: the JSON of the messages, as they were received
+    :param history: the same messages after the newest reset, parsed, without notices
     :param is_reset: the request resets its session
+    :param is_reset_only: it does only that, so that there is nothing to send
     :ivar message_count: the number of messages in the request
-    :ivar notice: the notice of its answer; None for an answer that has no room for one
+    :ivar tool_count: the number of its `tools`
     :ivar header_notice: the notices for the response's header `X-Blockops-Notice`, set by
         `prepare_body`
     :ivar feedback: learns from its answer
     """
+
+    _counts: ModelCounts  # of the model; set by `uncounted_items`, unless the prompt is short
 
     def __init__(
         self,
         conversations: Conversations,
         request: ChatRequest,
         session: Session,
-        messages: list[bytes],
-        history: list[Message],
         *,
+        received: list[bytes],
+        history: list[Message],
+        history_state: HistoryState,
         is_reset: bool,
+        is_reset_only: bool,
     ) -> None:
+        options, model = conversations.options, request.backend_model
         self.session = session
         self.is_reset = is_reset
-        self.message_count = len(messages)
+        self.is_reset_only = is_reset_only
+        self.message_count = len(received)
+        self.tool_count = len(request.items("tools"))
         self.header_notice = ""
         self._conversations = conversations
         self._request = request
-        self._raw_messages = messages
-        self._history = conversations.parser.after_reset(history)
-        self._has_reset_message = any(message.info.is_reset for message in history)
-        self._tools_in_prompt: ToolsInPrompt | None = None
-        if conversations.writes_tools_into_prompt(request.backend_model):
-            self._move_tools_into_prompt()
-        self._tools = conversations.parser.tools_info(self._tools_text)
-        self._has_offered_tools = any(map(request.item_count, ("tools", "functions")))
-        self._counts = conversations.tokens.for_model(request.backend_model)
-        self._history_state = session.history_state(first_user_digest(self._history))
-        self._notice_texts: list[str] = []
+        self._received = received
+        self._history = self._sent_messages = history
+        self._history_state = history_state
+        self._has_offered_tools = bool(self.tool_count or request.items("functions"))
         self._is_usage_added = False
         self._is_trimmer_needed = False
-        self._sent_messages = history
-        self.notice = self._make_notice()
-        self.feedback = AnswerFeedback(
-            conversations.tokens,
-            conversations.compatibility,
-            request.backend_model,
-            self._history_state,
-            notice=self.notice,
-            session=session,
-        )
+        notice = None
+        if options.notices in {"content", "reasoning"} and not request.is_constrained:
+            in_content: Place = "after" if self._has_offered_tools else "before"
+            notice = Notice("reasoning" if options.notices == "reasoning" else in_content)
+        self._tools_in_prompt: ToolsInPrompt | None = None
+        if options.tools == "prompt" or (
+            options.tools == "auto" and conversations.compatibility.rejects_tools(model)
+        ):
+            self._move_tools_into_prompt()
+        else:
+            self._tools = conversations.parser.tools_info(request.tools_json())
+        self.feedback = AnswerFeedback(conversations, model, session, history_state, notice)
 
-    @property
-    def is_reset_only(self) -> bool:
-        """True if the request only resets the session, so that there is nothing to send."""
-        return self._has_reset_message and all(
-            message.info.role == "system" for message in self._history
-        )
-
-    @property
-    def prefill_notice(self) -> PrefillNotice | None:
-        """The notice about a long prefill; None if it is off, or the answer has no room for it."""
-        after = self._conversations.options.prefill_notice_after
-        return PrefillNotice(self.feedback, after) if after and self.notice is not None else None
-
-    @property
     def _tools_text(self) -> bytes:
-        """The tools as the prompt has them. An agent's list is long, so no copy of it is kept."""
+        """Return the tools as the prompt has them: an agent's list is long, and is not copied."""
         if self._tools_in_prompt is None:
             return self._request.tools_json()
         return self._tools_in_prompt.system_text.encode("utf-8", "replace")
-
-    def _make_notice(self) -> Notice | None:
-        mode = self._conversations.options.notices
-        if mode in {"header", "off"} or self._request.is_constrained:
-            return None
-        if mode == "reasoning":
-            return Notice("reasoning")
-        return Notice("after" if self._has_offered_tools else "before")
 
     def reset_answer(self) -> str:
         """Return the answer to a request that only resets the session."""
@@ -212,21 +273,23 @@ class ChatTurn:
         Empty if the prompt is certainly short, or if all of them were counted before. This call
         also decides whether `prepare_body` has to count and trim the history.
         """
-        limits, state = self._conversations.trimmer.limits, self._history_state
+        limits, state = self._conversations.options.limits, self._history_state
         items = [*(message.info for message in self._history), self._tools]
         room = min(limits.warn, limits.hard) - upper_bound(items)
-        # `undercount` goes over all messages, so it is called only if its bound does not decide.
-        is_short = room >= 0 and (
-            state.max_undercount <= room or state.undercount(items, self._counts) <= room
-        )
-        self._is_trimmer_needed = not is_short or bool(state.trim_point.dropped_steps)
+        is_trimmed = bool(state.trim_point.dropped_steps)
+        is_short = 0 <= room >= state.rest
+        if is_trimmed or not is_short:
+            # `undercount` goes over all messages: it is called only if its bound does not decide.
+            self._counts = self._conversations.tokens.for_model(self._request.backend_model)
+            is_short = room >= 0 and state.undercount(items, self._counts) <= room
+        self._is_trimmer_needed = is_trimmed or not is_short
         if not self._is_trimmer_needed:
             return []
         raw = {message.info.digest: message.raw for message in self._history}
         return [
             UncountedItem(info, raw[info.digest], is_message=True)
             if info.digest in raw
-            else UncountedItem(info, self._tools_text, is_message=False)
+            else UncountedItem(info, self._tools_text(), is_message=False)
             for info in self._counts.uncounted(items)
         ]
 
@@ -234,25 +297,61 @@ class ChatTurn:
         """Store the tokenizer's count of an item's text."""
         self._counts.set_count(item.info, tokens)
 
-    def prepare_body(
-        self, *, memory_notice_kind: NoticeKind | None, memory_percent: float, may_add_header: bool
-    ) -> bytes:
+    def prepare_body(self, memory_notice_kind: NoticeKind | None, memory_percent: float) -> bytes:
         """
         Trim the history, set the answer's notices, and return the body for the backend.
 
+        The notice about a long history is given once a session, and again after one of its long
+        histories has become shorter. A history that was never long, such as a request for a title,
+        changes nothing.
+
         :param memory_notice_kind: the notice for the machine's memory; None if there is enough
         :param memory_percent: the share of the machine's memory that is available, in per cent
-        :param may_add_header: the response has not begun: `header_notice` can still be sent
         :raises ApiError: 400, the history cannot be made to fit
         """
-        self._sent_messages = self._trim()
-        self._queue_notices(memory_notice_kind, memory_percent, may_add_header=may_add_header)
+        options, state = self._conversations.options, self._history_state
+        tokens = self._trim() if self._is_trimmer_needed else 0
+        sent = self._sent_messages
+        self.feedback.sent_items = [*(message.info for message in sent), self._tools]
+        due: list[tuple[NoticeKind, str]] = []
+        warn, last_tokens, state.last_tokens = options.limits.warn, state.last_tokens, tokens
+        if tokens >= warn:
+            due.append(("context", notices.context_notice(tokens, warn, options.limits.hard)))
+        elif last_tokens >= warn:
+            self.session.unmark("context")
+        if options.model_name:
+            due.append(("banner", notices.session_banner(options.model_name)))
+        if memory_notice_kind is not None:
+            text = notices.memory_notice(memory_notice_kind, memory_percent)
+            due.append((memory_notice_kind, text))
+        given = {kind: text for kind, text in due if self.session.mark(kind)}
+        self.feedback.pending_notices = list(given)
+        notice, texts = self.feedback.notice, list(given.values())
+        if texts and notice is not None:
+            make = notices.trailing_block if notice.place == "after" else notices.leading_block
+            notice.text = make(texts)
+        elif options.notices == "header":
+            self.header_notice = " ".join(texts)
         self._is_usage_added = (
             self._request.stream
             and not self._request.include_usage
             and self._conversations.compatibility.supports_usage
         )
         return self._body()
+
+    def _trim(self) -> int:
+        """Set the part of the history that is sent; return the tokens of the whole one."""
+        state, counts, history = self._history_state, self._counts, self._history
+        items = [*(message.info for message in history), self._tools]
+        overhead = counts.count(self._tools) + state.undercount(items, counts)
+        result = self._conversations.trimmer.trim(
+            history, state.trim_point, counts.count, overhead=overhead
+        )
+        state.trim_point = result.trim_point
+        if result.dropped_steps or result.shortened_results:
+            self._conversations.trimmed_prompts += 1
+        self._sent_messages = result.messages
+        return result.tokens_before
 
     def retry_body(self, error: ApiError) -> bytes | None:
         """
@@ -275,7 +374,6 @@ class ChatTurn:
         ):
             self.feedback.tools_error = error
             self._move_tools_into_prompt()
-            self._tools = self._conversations.parser.tools_info(self._tools_text)
             self.feedback.sent_items[-1:] = [self._tools]
             return self._body()
         return None
@@ -287,6 +385,7 @@ class ChatTurn:
             )
         except RecursionError:
             raise _nested_too_deeply("tools") from None
+        self._tools = self._conversations.parser.tools_info(self._tools_text())
 
     def _body(self) -> bytes:
         """Return the request's body with the messages that are sent."""
@@ -297,68 +396,9 @@ class ChatTurn:
         except RecursionError:
             raise _nested_too_deeply("messages") from None
         changes: dict[str, Any] = {}
-        if messages != self._raw_messages:
+        if messages != self._received:
             changes["messages"] = [msgspec.Raw(message) for message in messages]
         if self._is_usage_added:
             options = self._request.field("stream_options") or {}
             changes["stream_options"] = {**options, "include_usage": True}
         return self._request.body(changes, () if tools is None else TOOL_FIELDS)
-
-    def _trim(self) -> list[Message]:
-        """Return the part of the history that is sent, and queue a notice if it is long."""
-        state, counts = self._history_state, self._counts
-        history, untrimmed_tokens = self._history, 0
-        items = [*(message.info for message in history), self._tools]
-        if self._is_trimmer_needed:
-            overhead = counts.count(self._tools) + state.undercount(items, counts)
-            result = self._conversations.trimmer.trim(
-                history, state.trim_point, counts.count, overhead=overhead
-            )
-            state.trim_point = result.trim_point
-            history, untrimmed_tokens = result.messages, result.tokens_before
-            items = [*(message.info for message in history), self._tools]
-            if result.dropped_steps or result.shortened_results:
-                self._conversations.trimmed_prompts += 1
-        self.feedback.sent_items = items
-        self._update_context_notice(untrimmed_tokens)
-        return history
-
-    def _update_context_notice(self, tokens: int) -> None:
-        """
-        Queue the notice about a long history if the untrimmed history has too many `tokens`.
-
-        The notice is given once a session, and again after one of the session's long histories has
-        become shorter. A history that was never long, such as a request for a title, changes
-        nothing.
-
-        :param tokens: 0 for a history that is certainly short
-        """
-        limits = self._conversations.trimmer.limits
-        last_tokens, self._history_state.last_tokens = self._history_state.last_tokens, tokens
-        if tokens >= limits.warn:
-            text = notices.context_notice(tokens, limits.warn, limits.hard)
-            self._queue_notice("context", text)
-        elif last_tokens >= limits.warn:
-            self.session.unmark("context")
-
-    def _queue_notice(self, kind: NoticeKind, text: str) -> None:
-        """Add a notice to this answer unless the session had it."""
-        if self.session.mark(kind):
-            self.feedback.pending_notices.append(kind)
-            self._notice_texts.append(text)
-
-    def _queue_notices(
-        self, memory_notice_kind: NoticeKind | None, memory_percent: float, *, may_add_header: bool
-    ) -> None:
-        options = self._conversations.options
-        if options.model_name:
-            self._queue_notice("banner", notices.session_banner(options.model_name))
-        if memory_notice_kind is not None:
-            text = notices.memory_notice(memory_notice_kind, memory_percent)
-            self._queue_notice(memory_notice_kind, text)
-        if self.notice is not None:
-            make = notices.trailing_block if self.notice.place == "after" else notices.leading_block
-            self.notice.text = make(self._notice_texts)
-        elif options.notices == "header" and self._notice_texts and may_add_header:
-            self.header_notice = " ".join(self._notice_texts)
-            self.feedback.pending_notices.clear()  # the header delivers them, whatever the answer

@@ -203,7 +203,7 @@ class Components:
         With `--admin-listen`, they are served on that address only.
         """
         if self._settings.admin_listen:
-            is_admin_site = request.channel.site is self.status_site
+            is_admin_site = request.connection.site is self.status_site
             may_read = is_admin_site and self.access.may_read_status(request)
         else:
             may_read = self.access.is_authenticated(request)
@@ -255,7 +255,6 @@ def conversation_options(settings: Settings) -> ConversationOptions:
         tools=settings.tools,
         tool_prompt=tool_prompt_for(settings.tool_format),
         notices=settings.notices,
-        prefill_notice_after=settings.cold_start_notice,
         model_name=settings.model_name,
         reset_pattern=settings.reset_pattern,
         reset_on_shrink=settings.reset_on_shrink,

@@ -6,16 +6,28 @@ The stages of an exchange, for a handler that sends a request to the backend:
 | stage | begins with | heartbeats | deadlines |
 | --- | --- | --- | --- |
 | waiting | `run` | yes | of what it waits for: a slot, the tokenizer, a cache purge |
-| sent | `timeline.sent` is set | yes | first byte (upload: idle), duration |
-| responding | `timeline.first_byte` is set | yes | idle, duration |
+| sent | `sent_at` is set | yes | first byte (upload: idle), duration |
+| responding | `first_byte_at` is set | yes | idle, duration |
 | sending | `response.is_closed`: it is finished | no | of a client that does not read |
-| done | `response.is_done` | no | none |
+| done | `response.when_done` has fired | no | none |
 
 The notice about a long prefill is possible in `sent` and `responding`, until the answer has
 content. While the client does not read (`response.stalled_since`), its own deadline replaces
 heartbeats and the backend's deadlines in each stage, except for the duration. Three events cancel
 the handler in any stage: the client disconnects, a deadline passes, or the daemon stops. Before a
 retry, `reset_for_retry` leads back to `waiting`.
+
+The deadlines:
+
+| from | to | setting | error |
+| --- | --- | --- | --- |
+| the request was sent | the first byte of the response's body | `--first-byte-timeout` | 504 |
+| the last byte of an upload, or of the response's body | the next one | `--idle-timeout` | 504 |
+| the request was sent | the end of the response | `--max-duration` | 504 |
+| the client stopped reading | the client reads again | `--client-timeout` | 408, only in the log |
+
+The first one is checked once the whole request has arrived, the idle one of an upload before that.
+The time that a request waits in the queue is limited by `blockops.upstream.admission`.
 
 How a failure reaches the client depends on its response alone:
 
@@ -42,50 +54,39 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
 from blockops.api.report import AnswerReport
-from blockops.conversation.feedback import AnswerFeedback
+from blockops.conversation.turn import AnswerFeedback
 from blockops.errors import ApiError
 from blockops.operations.traffic_log.log import NoTrafficLog, TrafficLog
 from blockops.operations.traffic_log.records import RequestRecord, ResponseRecord
-from blockops.proxy.deadlines import (
-    BackendDeadlines,
-    Timeline,
-    duration_error,
-    stalled_client_error,
-)
 from blockops.proxy.response_modes import ResponseMode
 from blockops.server.request import ClientRequest
 from blockops.server.response import ClientResponse
 from blockops.settings.table import Settings
 
 
-class BackendCapture:
-    """
-    The size of a backend's body, and its beginning for the traffic log.
-
-    :param max_body: the maximum size of `body`
-    """
-
-    def __init__(self, max_body: int) -> None:
-        self.max_body = max_body
-        self.body = bytearray()
-        self.size = 0
-
-
 class Exchange:
     """
     One request of a client and its response.
 
+    The times are seconds of the reactor's clock, and None before the event.
+
     :ivar id: the id of both records in the traffic log, and the header `X-Request-Id`
+    :ivar address: the client's address; None for a Unix socket
+    :ivar body: the request's body, until the request is logged; empty for an upload
     :ivar response: the response to the client
-    :ivar timeline: when what happened
     :ivar mode: how the response sends heartbeats and failures
-    :ivar report: the contents of the answer, or None
     :ivar feedback: learns from the answer; None if nothing is to be learnt
-    :ivar capture: records the backend's body
     :ivar backend_response: the backend's response, until its body is read
+    :ivar captured: the beginning of the backend's body, for the traffic log
+    :ivar bytes_in: the size of the backend's body
     :ivar error: the error that the request failed with; None if it did not fail
     :ivar heartbeats: the number of heartbeats that were sent
     :ivar is_logged: the traffic log contains the request
+    :ivar done: fires when the response is done; never fails
+    :ivar received_at: the request arrived; for an upload, its headers
+    :ivar sent_at: the request was sent to the backend
+    :ivar first_byte_at: the first byte of the backend's body arrived
+    :ivar last_byte_at: the last byte of the backend's body arrived
     """
 
     _log = Logger()
@@ -98,47 +99,48 @@ class Exchange:
         traffic_log: TrafficLog | NoTrafficLog,
     ) -> None:
         self.id = secrets.token_hex(8)
+        self.address: str | None = getattr(request.connection.client_address, "host", None)
         self.request = request
+        self.body = request.pop_body()
         self.response = ClientResponse(request, clock)
-        self.timeline = Timeline(clock.seconds())
         self.mode = ResponseMode()
-        self.report: AnswerReport | None = None
         self.feedback: AnswerFeedback | None = None
-        self.capture = BackendCapture(settings.log_body)
         self.backend_response: IResponse | None = None
+        self.captured = bytearray()
+        self.bytes_in = 0
         self.error: ApiError | None = None
         self.heartbeats = 0
         self.is_logged = False
+        self.done: Deferred[None] = Deferred()
         self.clock = clock
         self.settings = settings
+        self.received_at = clock.seconds()
+        self.sent_at: float | None = None
+        self.first_byte_at: float | None = None
+        self.last_byte_at: float | None = None
         self._traffic_log = traffic_log
-        self._unlogged_body = b""
-        self._deadlines = BackendDeadlines(settings, self.timeline, request.upload)
         self._cancel_reason: ApiError | None = None
-        self._handler: Deferred[None] = Deferred()
+        # Of an upload: its size, and when it last grew or the client was paused.
+        self._upload_size = 0
+        self._last_progress = self.received_at
+        request.responseHeaders.setRawHeaders("X-Request-Id", [self.id])
 
-    def run(self, handler: Handler) -> Deferred[None]:
+    async def run(self, handler: Handler) -> None:
         """
-        Run `handler`, and make sure that the client gets a response.
+        Run `handler`, and make sure that the client gets a response; return when it is done.
 
-        Fires when the response is done; never fails. A client that disconnects cancels the handler.
-        Call it once.
+        A client that disconnects cancels the handler.
         """
         self.request.on_disconnect = self._on_disconnect
         if self.request.upload is not None:
             self.request.upload.on_failure = self.cancel_with
             self.request.upload.capture(self.settings.log_body)
-        self._handler = Deferred.fromCoroutine(self._run(handler))
-        return self._handler
-
-    async def _run(self, handler: Handler) -> None:
         try:
             await handler(self)
             if not self.response.is_closed:
                 raise RuntimeError(  # noqa: TRY301 - reported below, like any failure
                     f"the handler of {self.request!r} did not respond"
                 )
-            await self.response.when_done()
         except Exception:  # noqa: BLE001 - each failure is reported to the client
             self._fail(Failure())
         try:
@@ -146,34 +148,17 @@ class Exchange:
         except CancelledError:
             self.response.abort()
 
-    def respond_in(self, mode: ResponseMode, feedback: AnswerFeedback | None = None) -> None:
-        """
-        Set how the response sends heartbeats and failures, and where its contents are reported.
-
-        :param feedback: learns from the answer
-        """
-        self.mode, self.report, self.feedback = mode, mode.report, feedback
-
     def reset_for_retry(self) -> None:
         """Forget the backend's response, because the request is sent again with another body."""
-        self.timeline.reset_for_retry()
-        self.capture = BackendCapture(self.settings.log_body)
+        self.sent_at = self.first_byte_at = self.last_byte_at = None
+        self.captured.clear()
+        self.bytes_in = 0
 
     def cancel_with(self, error: ApiError) -> None:
         """Cancel the handler, and send `error` to the client; further calls have no effect."""
         if self._cancel_reason is None:
             self._cancel_reason = error
-            self._handler.cancel()
-
-    @property
-    def address(self) -> str | None:
-        """The client's address; None for a Unix socket."""
-        return getattr(self.request.getClientAddress(), "host", None)
-
-    def pop_body(self) -> bytes:
-        """Return the request's body and release it; only `log_request` still needs it."""
-        self._unlogged_body = self.request.pop_body()
-        return self._unlogged_body
+            self.done.cancel()
 
     def log_request(self, **fields: Any) -> None:
         """
@@ -183,7 +168,7 @@ class Exchange:
         """
         self.is_logged = True
         request, upload = self.request, self.request.upload
-        body, self._unlogged_body = self._unlogged_body, b""
+        body, self.body = self.body, b""
         if upload is not None:
             body = upload.captured_bytes()
         self._traffic_log.write(
@@ -205,17 +190,20 @@ class Exchange:
 
     def response_record(self) -> ResponseRecord:
         """Return the record of the response for the traffic log; call it once it has ended."""
-        response, timeline = self.response, self.timeline
-        report = self.report or AnswerReport()
+
+        def milliseconds_until(moment: float | None) -> float | None:
+            return None if moment is None else round(1000 * (moment - self.received_at), 3)
+
+        response, report = self.response, self.mode.report or AnswerReport()
         error = report.error if self.error is None else self.error.message
         return ResponseRecord(
             id=self.id,
             status=response.status or None,
             outcome="failed" if error else "client left" if response.has_client_left else "done",
-            queued_ms=timeline.milliseconds_until(timeline.sent),
-            first_byte_ms=timeline.milliseconds_until(timeline.first_byte),
-            last_byte_ms=timeline.milliseconds_until(timeline.ended),
-            bytes_in=self.capture.size,
+            queued_ms=milliseconds_until(self.sent_at),
+            first_byte_ms=milliseconds_until(self.first_byte_at),
+            last_byte_ms=milliseconds_until(self.clock.seconds()),
+            bytes_in=self.bytes_in,
             bytes_out=response.bytes_sent,
             usage=report.usage,
             calls=report.tool_names,
@@ -223,33 +211,63 @@ class Exchange:
             finish_reasons=list(report.finish_reasons.values()),
             tally=report.counters,
             error=error,
-            body=bytes(self.capture.body),
+            body=bytes(self.captured),
         )
 
     def tick(self, now: float) -> None:
         """Send a heartbeat if one is due, and enforce the deadlines."""
-        settings, response, sent = self.settings, self.response, self.timeline.sent
+        settings, response, sent = self.settings, self.response, self.sent_at
         if sent is not None and now - sent >= settings.max_duration and not response.is_closed:
-            self.cancel_with(duration_error(settings.max_duration))
+            self.cancel_with(
+                _backend_timeout(
+                    f"The backend did not complete its response within {settings.max_duration:g} "
+                    "seconds. Raise --max-duration if responses may take longer."
+                )
+            )
         if response.stalled_since is not None:
-            self._deadlines.restart_idle_timeout(now)
+            self._last_progress = now  # the backend is paused, because the client is
             stalled = response.seconds_stalled(now)
             if stalled >= settings.client_timeout and not response.has_client_left:
-                self.error = stalled_client_error(settings.client_timeout)
+                self.error = ApiError(
+                    408,
+                    f"The client read nothing for {settings.client_timeout:g} seconds. Raise "
+                    "--client-timeout if clients may pause that long.",
+                )
                 response.abort()
             return
         if response.is_closed:
             return
-        missed = self._deadlines.check(now)
-        if missed is not None:
-            self.cancel_with(missed)
-            return
         if sent is not None:
+            missed = self._missed_backend_deadline(now, sent)
+            if missed is not None:
+                self.cancel_with(missed)
+                return
             self._send(self.mode.prefill_notice(now - sent))
         if now - response.last_write >= settings.heartbeat:
             heartbeat = self.mode.heartbeat()
             self._send(heartbeat)
             self.heartbeats += bool(heartbeat)
+
+    def _missed_backend_deadline(self, now: float, sent: float) -> ApiError | None:
+        """Return the error of the first-byte or the idle timeout, if one has passed."""
+        upload = self.request.upload
+        name, timeout = "idle", self.settings.idle_timeout
+        if self.last_byte_at is not None:
+            since = max(self.last_byte_at, self._last_progress)
+        elif upload is None or upload.is_complete:
+            name, timeout, since = "first-byte", self.settings.first_byte_timeout, sent
+        else:
+            # The client has its own deadline for the upload. This one is for a backend that does
+            # not read it.
+            if upload.size != self._upload_size:
+                self._upload_size, self._last_progress = upload.size, now
+            since = max(sent, self._last_progress)
+        if now - since < timeout:
+            return None
+        return _backend_timeout(
+            f"The backend sent nothing for {timeout:g} seconds. Check whether it is overloaded, or "
+            f"raise --{name}-timeout."
+        )
 
     def begin(self) -> None:
         """Send status and headers, unless a heartbeat has sent them."""
@@ -270,7 +288,7 @@ class Exchange:
 
     def _on_disconnect(self) -> None:
         self.response.mark_disconnected()
-        self._handler.cancel()
+        self.done.cancel()
 
     def _fail(self, failure: Failure) -> None:
         """
@@ -311,6 +329,10 @@ class Exchange:
             type="server_error",
             code="internal_error",
         )
+
+
+def _backend_timeout(message: str) -> ApiError:
+    return ApiError(504, message, type="server_error", code="backend_timeout")
 
 
 #: The handler of an endpoint: a coroutine function that serves one exchange.

@@ -83,8 +83,7 @@ class InFlightRequests:
         self._traffic_log = traffic_log
         self._metrics = metrics
         self._rejection_log = rejection_log
-        # Each exchange, with the Deferred that fires when its response is done.
-        self._exchanges: dict[Exchange, Deferred[None]] = {}
+        self._exchanges: set[Exchange] = set()
         self._is_translate_hint_logged = False
         self.is_draining = False
 
@@ -94,17 +93,17 @@ class InFlightRequests:
     def start(self, request: ClientRequest, route: Route) -> None:
         """Start the handler of `route` for `request`."""
         exchange = Exchange(request, self._clock, self._settings, self._traffic_log)
-        request.setHeader("X-Request-Id", exchange.id)
         if self.is_draining:
             route = Route(_reject, route.label)
         self._ticker.add(exchange)
-        done = self._exchanges[exchange] = exchange.run(route.handler)
-        done.addCallback(lambda _: self._end(exchange, route))
+        self._exchanges.add(exchange)
+        exchange.done = Deferred.fromCoroutine(exchange.run(route.handler))
+        exchange.done.addCallback(lambda _: self._end(exchange, route))
 
     def log_rejected(self, connection: ClientConnection, error: ApiError) -> None:
         """Log and count an incomplete or invalid request that `connection` rejected."""
         self._metrics.request_rejected(error.status)
-        address = getattr(connection.getPeer(), "host", None)
+        address = getattr(connection.client_address, "host", None)
         if not self._should_log(connection.api_key_owner, address):
             return
         record_id = secrets.token_hex(8)
@@ -124,7 +123,9 @@ class InFlightRequests:
     def drain(self) -> Deferred[None]:
         """Reject new requests from now on. Fires when the requests in flight are done."""
         self.is_draining = True
-        return DeferredList(list(self._exchanges.values())).addCallback(lambda _: None)
+        return DeferredList([exchange.done for exchange in self._exchanges]).addCallback(
+            lambda _: None
+        )
 
     def cancel_all(self) -> None:
         """Cancel all requests in flight, and send the clients a 503."""
@@ -139,13 +140,13 @@ class InFlightRequests:
     def _end(self, exchange: Exchange, route: Route) -> None:
         """Learn from the answer, record and count it, after the response was sent."""
         self._ticker.discard(exchange)
-        del self._exchanges[exchange]
-        exchange.timeline.ended = self._clock.seconds()
+        self._exchanges.discard(exchange)
         if exchange.backend_response is not None:
             discard(exchange.backend_response)
+        report = exchange.mode.report
         if exchange.feedback is not None:
             try:
-                exchange.feedback.learn(exchange.report)
+                exchange.feedback.learn(report)
             except Exception:  # noqa: BLE001 - the request is logged and counted anyway
                 self._log.failure("The answer to {path} was not learnt", path=exchange.request.path)
 
@@ -159,15 +160,15 @@ class InFlightRequests:
         record = exchange.response_record()
         if exchange.is_logged:
             self._traffic_log.write(record)
-        if exchange.report is not None:
-            self._log_findings(exchange.report)
+        if report is not None:
+            self._log_findings(report)
 
         self._metrics.request_finished(
             route.label,
             record,
             heartbeats=exchange.heartbeats,
             api_key_owner=api_key_owner,
-            report=exchange.report,
+            report=report,
         )
 
     def _should_log(self, api_key_owner: str, address: str | None) -> bool:
@@ -178,7 +179,7 @@ class InFlightRequests:
         """
         if api_key_owner or self._rejection_log is None:
             return True
-        return self._rejection_log.should_log(address)
+        return self._rejection_log.should_log(client=address or "a Unix socket")
 
     def _log_findings(self, report: AnswerReport) -> None:
         """Log tool calls that were not translated or are invalid, in the daemon's own log."""

@@ -1,10 +1,17 @@
-"""A request's way to the backend, and the way of the backend's response to the client."""
+"""
+A request's way to the backend, and the way of the backend's response to the client.
+
+`send` and `relay_answer` are for chats and completions. If the backend rejects a feature that can
+be left out, the request is sent again without it. The answer is sent in the form that the client
+requested, as a stream or as one JSON document, even if the backend uses the other form.
+"""
 
 # twisted.web.http has no annotations yet:
 # mypy: disallow-untyped-calls=False
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import cast
 
@@ -20,9 +27,11 @@ from blockops.api.backend_errors import (
     truncated_response,
 )
 from blockops.api.passthrough import PassThrough
+from blockops.api.request import GenerationRequest, change_to_stream
 from blockops.errors import ApiError
 from blockops.net.http_headers import forwarded_error_headers, media_type
 from blockops.proxy.exchange import Exchange
+from blockops.proxy.response_modes import AnswerMode
 from blockops.translation.stream import StreamTranslator
 from blockops.upstream.backend import Backend, BackendError
 from blockops.upstream.body import BodyTooLarge, ResponseBody, check_encoding
@@ -72,7 +81,7 @@ async def forward(
     :raises ApiError: 502, 503 or 504, there is no valid response
     """
     request = exchange.request
-    exchange.timeline.sent = exchange.clock.seconds()
+    exchange.sent_at = exchange.clock.seconds()
     response = exchange.backend_response = await backend.request(
         request.method.decode("ascii"),
         target or request.uri.decode("ascii"),
@@ -92,15 +101,48 @@ async def forward(
     return response
 
 
+async def send(
+    exchange: Exchange,
+    backend: Backend,
+    request: GenerationRequest,
+    body: bytes,
+    retry_body: Callable[[BackendError], bytes | None] | None = None,
+) -> IResponse:
+    """
+    Send the request with `body`, and return the response if its status is below 400.
+
+    :param retry_body: returns the body without a feature that the backend has rejected, or None
+    :raises BackendError: the backend rejected the request
+    :raises ApiError: 502, 503 or 504, there is no valid response
+    """
+    compatibility = backend.compatibility
+    while True:
+        # The backend gets a request for a stream, although the client gets a document: while a
+        # backend streams, it notices a disconnect and stops; otherwise it may not.
+        may_stream = (
+            not request.stream
+            and exchange.settings.whole_as_stream
+            and compatibility.supports_usage
+        )
+        streaming_body = change_to_stream(body) if may_stream else None
+        try:
+            return await forward(exchange, backend, streaming_body or body)
+        except BackendError as error:
+            if streaming_body is None or not compatibility.detect_usage_error(error):
+                next_body = None if retry_body is None else retry_body(error)
+                if next_body is None:
+                    raise
+                body = next_body
+        exchange.reset_for_retry()
+
+
 class _StreamRelay(ResponseBody):
     """Sends the body on as it arrives; the client's backpressure pauses the backend."""
 
     def __init__(self, exchange: Exchange, translator: Translator) -> None:
         super().__init__()
+        self._exchange = exchange
         self._client = exchange.response
-        self._clock = exchange.clock
-        self._timeline = exchange.timeline
-        self._capture = exchange.capture
         self._translator = translator
         # The result for `ended`, if the relay has closed the connection.
         self._result: bool | Failure | None = None
@@ -111,13 +153,14 @@ class _StreamRelay(ResponseBody):
     def dataReceived(self, data: bytes) -> None:
         if self._result is not None:
             return
-        timeline, capture = self._timeline, self._capture
-        timeline.last_byte = self._clock.seconds()
-        if timeline.first_byte is None:
-            timeline.first_byte = timeline.last_byte
-        capture.size += len(data)
-        if len(capture.body) < capture.max_body:
-            capture.body += data[: capture.max_body - len(capture.body)]
+        exchange = self._exchange
+        exchange.last_byte_at = exchange.clock.seconds()
+        if exchange.first_byte_at is None:
+            exchange.first_byte_at = exchange.last_byte_at
+        exchange.bytes_in += len(data)
+        uncaptured = exchange.settings.log_body - len(exchange.captured)
+        if uncaptured > 0:
+            exchange.captured += data[:uncaptured]
         try:
             self._client.write(self._translator.receive_data(data))
         except Exception:  # noqa: BLE001 - Twisted would report it as a lost connection
@@ -185,3 +228,33 @@ async def read_error(exchange: Exchange, response: IResponse, status: int) -> Ba
     body = b"".join(collector.pieces)
     status, body = to_error_response(status, body, media_type(response.headers))
     return BackendError(status, body, forwarded_error_headers(response.headers))
+
+
+async def relay_answer(exchange: Exchange, response: IResponse, mode: AnswerMode) -> None:
+    """
+    Translate the answer, and send it to the client.
+
+    :raises ApiError: 502, it is not an answer; or the error that the backend sent in its place
+    """
+    check_encoding(response)
+    translator = mode.translator
+    content_type = media_type(response.headers)
+    if mode.is_stream and content_type == "text/html":
+        raise await read_error(exchange, response, 502)
+    if content_type == "text/event-stream" or (
+        mode.is_stream and content_type != "application/json"
+    ):
+        if mode.is_stream:
+            exchange.begin()
+            exchange.request.release()
+        relayed = relay(exchange, response, translator)
+        del response
+        is_complete = await relayed
+        exchange.finish(translator.end(is_truncated=not is_complete))
+        return
+    body = await read_body(exchange, response)
+    if body.startswith(b"data:"):  # a stream with a wrong Content-Type
+        out = translator.receive_data(body) + translator.end(is_truncated=False)
+    else:
+        out = translator.receive_body(body)
+    exchange.finish(out)

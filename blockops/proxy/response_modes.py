@@ -4,8 +4,9 @@ What a response sends for a heartbeat, and for a failure after it has begun.
 | mode | heartbeat | failure after the response has begun |
 | --- | --- | --- |
 | `ResponseMode` | nothing: the body's format is unknown | the connection is aborted |
-| `StreamMode`, `AnswerStreamMode` | a comment, or an empty chunk | an error event |
-| `JsonMode` | a newline before the document, if enabled | the error as the document |
+| `PassThroughMode` | a comment | an error event |
+| `AnswerMode`, as a stream | a comment, or an empty chunk | an error event |
+| `AnswerMode`, as a document | a newline before it, if enabled | the error as the document |
 
 Before the response has begun, each mode sends a failure as an error response with its own status.
 After that the status can no longer change: it is 200, or the backend's for a response that is
@@ -16,11 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from blockops.api.chat.request import ChatRequest
 from blockops.api.passthrough import PassThrough
 from blockops.api.report import AnswerReport
-from blockops.conversation.feedback import PrefillNotice
+from blockops.api.request import GenerationRequest
+from blockops.conversation.turn import AnswerFeedback
 from blockops.errors import ApiError
 from blockops.server.response import JSON_HEADERS, STREAM_HEADERS, Header
+from blockops.settings.table import Settings
+from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.non_streaming import ResponseTranslator
 from blockops.translation.stream import StreamTranslator
 
@@ -53,66 +58,75 @@ class ResponseMode:
         return None
 
 
-class StreamMode(ResponseMode):
-    """A response of the type `text/event-stream`."""
+class PassThroughMode(ResponseMode):
+    """A response of the type `text/event-stream` that is not translated."""
 
-    headers = STREAM_HEADERS
-
-    def __init__(self, translator: StreamTranslator | PassThrough) -> None:
-        self.translator = translator
-        self.report = translator.report
+    def __init__(self, events: PassThrough) -> None:
+        self._events = events
+        self.report = events.report
 
     def heartbeat(self) -> bytes:
-        return self.translator.heartbeat()
+        return self._events.heartbeat()
 
     def failure(self, error: ApiError) -> bytes:
-        return self.translator.fail(error)
+        return self._events.fail(error)
 
 
-class AnswerStreamMode(StreamMode):
+class AnswerMode(ResponseMode):
     """
-    The stream of a model's answer.
+    A model's answer, as the client requested it: a stream, or one JSON document.
 
-    :param notice: the notice about a long prefill, returned once; None for none
+    With heartbeats before the document, its status is 200 even if the request fails later.
+
+    :param options: how tool calls are translated
+    :param feedback: of the turn; None for an answer without notices
+    :ivar translator: of the backend's answer
     """
 
-    translator: StreamTranslator
-    is_stream = True
+    def __init__(
+        self,
+        request: GenerationRequest,
+        settings: Settings,
+        options: TranslationOptions,
+        feedback: AnswerFeedback | None = None,
+    ) -> None:
+        notice = None if feedback is None else feedback.notice
+        self.is_stream = request.stream
+        self._json_heartbeat = b"\n" if settings.heartbeat_json else b""
+        self._feedback = None if notice is None else feedback
+        # Seconds without a first token; 0 once the notice is sent, and if it is off.
+        self._prefill_notice_after = settings.cold_start_notice
+        self.translator: StreamTranslator
+        if request.stream:
+            self.headers = STREAM_HEADERS
+            self.translator = StreamTranslator(
+                request,
+                options,
+                max_event=settings.max_event,
+                heartbeat_style=settings.heartbeat_style,
+                notice=notice,
+                is_usage_hidden=isinstance(request, ChatRequest) and not request.include_usage,
+            )
+        else:
+            self.headers = JSON_HEADERS
+            self.translator = ResponseTranslator(
+                request,
+                options,
+                max_event=settings.max_event,
+                max_answer=settings.max_answer,
+                notice=notice,
+            )
+        self.report = self.translator.report
 
-    def __init__(self, translator: StreamTranslator, notice: PrefillNotice | None = None) -> None:
-        super().__init__(translator)
-        self._notice = notice
+    def heartbeat(self) -> bytes:
+        return self.translator.heartbeat() if self.is_stream else self._json_heartbeat
 
     def prefill_notice(self, seconds: float) -> bytes:
-        notice = self._notice
-        if notice is None or seconds < notice.after:
+        is_due = 0 < self._prefill_notice_after <= seconds
+        if not is_due or not self.is_stream or self._feedback is None:
             return b""
-        self._notice = None
-        return self.translator.prefill_notice(notice.text(seconds))
-
-
-class JsonMode(ResponseMode):
-    """
-    A model's answer as one JSON document.
-
-    :param has_heartbeats: send newlines before the document; the status is then 200 even if the
-        request fails later
-    """
-
-    headers = JSON_HEADERS
-    is_stream = False
-
-    def __init__(self, translator: ResponseTranslator, *, has_heartbeats: bool) -> None:
-        self.translator = translator
-        self.report = translator.report
-        self._has_heartbeats = has_heartbeats
-
-    def heartbeat(self) -> bytes:
-        return b"\n" if self._has_heartbeats else b""
+        self._prefill_notice_after = 0
+        return self.translator.prefill_notice(self._feedback.prefill_notice(seconds))
 
     def failure(self, error: ApiError) -> bytes:
-        return error.body()
-
-
-#: The modes of a model's answer.
-AnswerMode = AnswerStreamMode | JsonMode
+        return self.translator.fail(error) if self.is_stream else error.body()

@@ -189,7 +189,7 @@ class ChoiceTranslator:
 
     def _close(self, reason: str) -> None:
         self._report.finish_reasons[self._index] = reason
-        self._report.counters.update(self._parser.counters)
+        self._report.counters += self._parser.counters
         self.is_finished = True
 
     def _to_events(self, deltas: Iterable[parsed.Delta]) -> list[AnswerEvent]:

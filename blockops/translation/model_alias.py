@@ -15,7 +15,6 @@ from blockops.api.json_fields import raw_field, with_field
 from blockops.api.models import rename_model
 from blockops.api.passthrough import PassThrough
 from blockops.api.sse import encode_event
-from blockops.errors import ApiError
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 # A CR at the end of the data may be the first half of a CRLF.
@@ -49,32 +48,24 @@ class AliasedPassThrough(PassThrough):
         out: list[bytes] = []
         position = 0
         for blank in _BLANK_LINE.finditer(self._pending, search_from):
-            out.append(self._rename(self._pending[position : blank.end()]))
+            out.append(self._rename(bytes(self._pending[position : blank.end()])))
             position = blank.end()
         del self._pending[:position]
         if len(self._pending) > self._max_event:
-            out.append(self._flush())
+            out.append(bytes(self._pending))
+            self._pending.clear()
             self._is_passing = True
         return super().receive_data(b"".join(out))
-
-    def end(self, *, is_truncated: bool) -> bytes:
-        """Return the bytes held back, and an error event if the response was truncated."""
-        if self._pending.endswith((b"\r\r", b"\n\r")):
-            self._pending[:] = self._rename(self._pending)
-        return super().receive_data(self._flush()) + super().end(is_truncated=is_truncated)
-
-    def fail(self, error: ApiError) -> bytes:
-        """Return the bytes held back, and `error` as the last event."""
-        return super().receive_data(self._flush()) + super().fail(error)
 
     def _flush(self) -> bytes:
         pending = bytes(self._pending)
         self._pending.clear()
-        return pending
+        if pending.endswith((b"\r\r", b"\n\r")):
+            pending = self._rename(pending)
+        return super().receive_data(pending)
 
-    def _rename(self, received: bytearray) -> bytes:
+    def _rename(self, event: bytes) -> bytes:
         """Return an event in any format with the alias in it; unchanged if it names no model."""
-        event = bytes(received)
         is_passing, self._is_passing = self._is_passing, False
         if is_passing or b'"model"' not in event:
             return event

@@ -231,8 +231,9 @@ class StreamTranslator:
         return b"".join([surrogates, *flushed, self._encoder.error(json)])
 
     def _flush_surrogates(self) -> bytes:
-        chunk = self._decoder.flush(self._encoder.envelope())
-        return b"" if chunk is None else self._on_chunk(chunk)
+        if not self._decoder.has_surrogates:
+            return b""
+        return self._on_chunk(self._decoder.flush(self._encoder.envelope()))
 
     def _on_event(self, event: BackendEvent) -> bytes:
         if isinstance(event, ReceivedChunk):

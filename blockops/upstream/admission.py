@@ -35,7 +35,6 @@ class AdmissionQueue:
     :param slots: requests that may be active at once
     :param max_queue: requests that may wait for a slot
     :param queue_timeout: seconds that a request may wait
-    :ivar rejections: number of requests that got a 429
     """
 
     #: Weight of the newest request in the moving average that `Retry-After` is based on.
@@ -53,7 +52,6 @@ class AdmissionQueue:
         self._queue_timeout = queue_timeout
         self._average_hold = 1.0
         self._make_error: Callable[[], ApiError] | None = None
-        self.rejections = 0
 
     @property
     def active(self) -> int:
@@ -73,16 +71,22 @@ class AdmissionQueue:
         :raises ApiError: 429, the queue is full or the wait took too long; the error of
             `reject_waiting`
         """
-        acquired = self._join_queue()
+        slots = self._slots
+        if len(slots.waiting) >= self._max_queue and not slots.tokens:
+            raise self._rejection(
+                f"{self.active} requests are active and {self.waiting} are waiting"
+            )
+        acquired = slots.acquire()
         if not acquired.called:
-            await acquired
+            acquired.addTimeout(self._queue_timeout, self._clock)
+            await acquired.addErrback(self._wait_failed)
             # DeferredSemaphore.release() runs the next waiter inside itself: a hundred requests
             # that finish at once would overflow the stack and lose a slot (twisted#9304). This
             # turn of the reactor ends the recursion.
             try:
                 await deferLater(self._clock, 0)
             except BaseException:
-                self._slots.release()
+                slots.release()
                 raise
         return self._clock.seconds()
 
@@ -105,17 +109,6 @@ class AdmissionQueue:
             waiting.cancel()
         self._make_error = None
 
-    def _join_queue(self) -> defer.Deferred[defer.DeferredSemaphore]:
-        if self.waiting >= self._max_queue and not self._slots.tokens:
-            raise self._rejection(
-                f"{self.active} requests are active and {self.waiting} are waiting"
-            )
-        acquired = self._slots.acquire()
-        if acquired.called:
-            return acquired
-        acquired.addTimeout(self._queue_timeout, self._clock)
-        return acquired.addErrback(self._wait_failed)
-
     def _wait_failed(self, failure: Failure) -> NoReturn:
         if self._make_error is not None:
             raise self._make_error()
@@ -123,7 +116,6 @@ class AdmissionQueue:
         raise self._rejection(f"no slot became free within {self._queue_timeout:g} seconds")
 
     def _rejection(self, reason: str) -> ApiError:
-        self.rejections += 1
         # The time until the new request would get a slot, given how long the last ones held theirs.
         rounds = (self.waiting + 1) / self._slots.limit
         shortest, longest = self.RETRY_AFTER_BOUNDS

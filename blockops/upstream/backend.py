@@ -66,6 +66,7 @@ class Backend:
     :param retries: how often a connection attempt that failed at once is repeated
     :param cache_purge: does not run while a lease is active
     :param forwarded_headers: client headers that are forwarded besides the default ones
+    :param circuit_breaker: its `check` rejects a request before any work is done for it
     :ivar compatibility: features that the backend has rejected
     """
 
@@ -84,18 +85,10 @@ class Backend:
         self._clock = clock
         self._client = client
         self._admission = admission
-        self._circuit_breaker = circuit_breaker
+        self.circuit_breaker = circuit_breaker
         self._backoff = backoff_delays(retries)
         self._cache_purge = cache_purge
         self._forwarded_headers = forwarded_headers
-
-    def check_circuit(self) -> None:
-        """
-        Reject a request early if the backend is known to be unreachable.
-
-        :raises ApiError: 503; the message reports since when
-        """
-        self._circuit_breaker.check()
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[None]:
@@ -105,7 +98,7 @@ class Backend:
         :raises ApiError: 429, the queue is full or the wait took too long; 503, the backend is
             known to be unreachable
         """
-        self._circuit_breaker.check()
+        self.circuit_breaker.check()
         acquired_at = await self._admission.acquire()
         has_completed = False
         try:
@@ -133,21 +126,17 @@ class Backend:
         delays = iter(self._backoff)
         while True:
             try:
-                with self._circuit_breaker.guard():
-                    return await self._client.request(
-                        method, target, self._forwarded(headers), body
-                    )
+                with self.circuit_breaker.guard():
+                    sent = forwarded_request_headers(headers, allow=self._forwarded_headers)
+                    return await self._client.request(method, target, sent, body)
             except ConnectError as error:
                 seconds = next(delays, None)
                 # A timeout is not retried: the attempt has already taken `connect_timeout` seconds,
                 # and a backend that restarts refuses connections at once.
                 if seconds is None or error.status == HTTPStatus.GATEWAY_TIMEOUT:
                     raise
-            self._circuit_breaker.check()
+            self.circuit_breaker.check()
             await deferLater(self._clock, seconds)
-
-    def _forwarded(self, headers: Headers) -> Headers:
-        return forwarded_request_headers(headers, allow=self._forwarded_headers)
 
     async def fetch(self, target: str, headers: Headers | None = None) -> IResponse:
         """
@@ -156,7 +145,7 @@ class Backend:
         :param headers: the headers of the client on whose behalf it is sent, if there is one
         """
         if headers is not None:
-            headers = self._forwarded(headers)
+            headers = forwarded_request_headers(headers, allow=self._forwarded_headers)
         return await self._client.request("GET", target, headers)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -17,9 +16,6 @@ from twisted.web.iweb import IResponse
 
 from blockops.errors import ApiError
 from blockops.net.http_headers import content_encoding
-
-#: Called with each piece of a body as it arrives.
-OnData = Callable[[bytes], None]
 
 
 class BodyTooLarge(Exception):
@@ -49,16 +45,14 @@ class ResponseBody(TwistedProtocol):
 
 
 class _BodyCollector(ResponseBody):
-    def __init__(self, limit: int, on_data: OnData) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__()
         self._remaining = limit
-        self._on_data = on_data
         self.pieces: list[bytes] = []
 
     def dataReceived(self, data: bytes) -> None:
         if self.ended.called:
             return
-        self._on_data(data)
         self._remaining -= len(data)
         if self._remaining < 0:
             self.ended.errback(BodyTooLarge())
@@ -67,21 +61,15 @@ class _BodyCollector(ResponseBody):
             self.pieces.append(data)
 
 
-class _BodyDiscarder(ResponseBody):
-    def connectionMade(self) -> None:
-        self.close()
-
-
-async def collect(response: IResponse, limit: int, on_data: OnData) -> tuple[bytes, bool]:
+async def collect(response: IResponse, limit: int) -> tuple[bytes, bool]:
     """
     Return the body of `response`, and whether it may be complete.
 
-    :param on_data: called with each piece of it
     :raises BodyTooLarge: it has more than `limit` bytes
     :raises ApiError: 502, it is compressed
     """
     check_encoding(response)
-    body = _BodyCollector(limit, on_data)
+    body = _BodyCollector(limit)
     response.deliverBody(body)
     may_be_complete = await body.ended
     return b"".join(body.pieces), may_be_complete
@@ -107,5 +95,7 @@ def check_encoding(response: IResponse) -> None:
 
 def discard(response: IResponse) -> None:
     """Close the connection of a response, unless its body is read: the reader closes it then."""
+    body = ResponseBody()
     with suppress(RuntimeError):  # `deliverBody` was called before
-        response.deliverBody(_BodyDiscarder())
+        response.deliverBody(body)
+        body.close()

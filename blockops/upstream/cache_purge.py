@@ -22,7 +22,6 @@ comes within `PURGE_TIMEOUT` seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import Any
 
 from twisted.internet import defer
@@ -32,7 +31,6 @@ from twisted.logger import Logger
 
 #: Seconds that a purge may take, and thus that it may delay a request.
 PURGE_TIMEOUT = 5.0
-
 
 ResetCache = Callable[[], Coroutine[Deferred[Any], Any, None]]
 
@@ -68,7 +66,8 @@ class CachePurge:
 
     async def request_started(self) -> None:
         """Wait for the end of a purge in progress, then hold off purges until the request ends."""
-        await self._purge_ended()
+        if self._purge_waiters is not None:
+            await self._purge_ended()
         self._active_requests += 1
 
     def request_finished(self) -> None:
@@ -133,18 +132,11 @@ class CachePurge:
 
 def _add_waiter(waiters: list[Deferred[None]]) -> Deferred[None]:
     """Add a Deferred to `waiters`, for `_fire_all` to fire, and return it."""
-
-    def remove(waiter: Deferred[None]) -> None:
-        with suppress(ValueError):
-            waiters.remove(waiter)
-
-    waiter: Deferred[None] = Deferred(remove)
+    waiter: Deferred[None] = Deferred(waiters.remove)
     waiters.append(waiter)
     return waiter
 
 
 def _fire_all(waiters: list[Deferred[None]]) -> None:
-    fired = waiters[:]
-    waiters.clear()
-    for waiter in fired:
-        waiter.callback(None)
+    while waiters:
+        waiters.pop(0).callback(None)

@@ -108,9 +108,9 @@ class CircuitBreaker:
 
         :raises ApiError: 503, the backend is known to be unreachable
         """
-        self.check()
         request = object()
-        if self.state is State.OPEN:
+        if self.state is not State.CLOSED:
+            self.check()
             self.state, self._trial = State.HALF_OPEN, request
         try:
             yield

@@ -114,7 +114,7 @@ class BackendProbe:
         headers = Headers({"Content-Type": ["application/json"]}) if body is not None else None
         data = None if body is None else msgspec.json.encode(body)
         response: IResponse = await self._client.request(method, target, headers, data)
-        content, is_complete = await collect(response, MAX_BODY, lambda _: None)
+        content, is_complete = await collect(response, MAX_BODY)
         server = response.headers.getRawHeaders(b"Server", [b""])[0]
         return ProbeResponse(response.code, content, server.decode("latin-1"), is_complete)
 

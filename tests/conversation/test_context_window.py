@@ -20,9 +20,9 @@ from blockops.conversation.context_window import (
     TrimResult,
     make_marker,
     shorten_result,
+    split_steps,
 )
 from blockops.conversation.messages import MessageParser
-from blockops.conversation.steps import split_steps
 from blockops.conversation.token_counts import ModelCounts
 from blockops.errors import ApiError
 from tests import thorough

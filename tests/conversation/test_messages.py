@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.conversation import messages as messages_module
 from blockops.conversation.messages import (
     MessageInfo,
     MessageParser,
@@ -17,7 +18,6 @@ from blockops.conversation.messages import (
     strip_reset_command,
 )
 from blockops.conversation.notices import leading_block, session_banner
-from blockops.conversation.recent_cache import RecentCache
 from tests.conversation.histories import assistant, decoded, system, to_json, tool_result, user
 
 
@@ -127,7 +127,9 @@ class EstimateTokensTests(SynchronousTestCase):
 class ResetTests(SynchronousTestCase):
     def sent(self, *messages: Any, pattern: str | None = None) -> list[Any]:
         parser = MessageParser() if pattern is None else MessageParser(re.compile(pattern))
-        return decoded(parser.after_reset(parser.parse(to_json(*messages))))
+        parsed = parser.parse(to_json(*messages))
+        is_reset = any(message.info.is_reset for message in parsed)
+        return decoded(parser.after_reset(parsed) if is_reset else parsed)
 
     def test_markers(self) -> None:
         for text, is_marker in (
@@ -146,11 +148,6 @@ class ResetTests(SynchronousTestCase):
             info_of({"role": "user", "content": [{"type": "text", "text": "/new"}]}).is_reset
         )
         self.assertFalse(info_of(assistant("/new")).is_reset)
-
-    def test_no_reset(self) -> None:
-        parser = MessageParser()
-        messages = parser.parse(to_json(system(), user()))
-        self.assertIs(parser.after_reset(messages), messages)
 
     def test_marker_alone(self) -> None:
         self.assertEqual(self.sent(system(), user("old"), assistant(), user("/new")), [system()])
@@ -214,18 +211,17 @@ class ResetTests(SynchronousTestCase):
         )
 
 
-class RecentCacheTests(SynchronousTestCase):
-    def test_size_is_bounded(self) -> None:
-        cache: RecentCache[int, int] = RecentCache(10)
-        for number in range(1_000):
-            cache.put(number, number)
-            self.assertLessEqual(len(cache), 20)
-        self.assertEqual(cache.get(999), 999)
-        self.assertIsNone(cache.get(0))
+class CacheTests(SynchronousTestCase):
+    def test_messages_that_are_used_stay_and_their_number_is_bounded(self) -> None:
+        self.patch(messages_module, "MAX_MESSAGES", 10)
+        parser = MessageParser()
 
-    def test_entry_that_is_read_stays(self) -> None:
-        cache: RecentCache[str, int] = RecentCache(10)
-        cache.put("kept", 1)
-        for number in range(1_000):
-            cache.put(str(number), number)
-            self.assertEqual(cache.get("kept"), 1)
+        def info(number: int) -> MessageInfo:
+            return parser.parse(to_json(user(f"{number}")))[0].info
+
+        kept, forgotten, tools = info(0), info(1), parser.tools_info(b"[]")
+        for number in range(2, 100):
+            info(number)
+            self.assertIs(info(0), kept)
+            self.assertIs(parser.tools_info(b"[]"), tools)
+        self.assertIsNot(info(1), forgotten)

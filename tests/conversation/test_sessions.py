@@ -28,9 +28,10 @@ def identify(
     **fields: Any,
 ) -> str:
     messages = [system(), user(first_user)]
-    request = ChatRequest.parse(json.dumps({"messages": messages, **fields}).encode())
+    request = ChatRequest(json.dumps({"messages": messages, **fields}).encode())
     client = ClientIdentity(header, address, key, is_reset_requested=False)
-    return session_id(request, client, MessageParser().parse(request.messages()))
+    first_user_message = MessageParser().parse(request.messages())[1]
+    return session_id(request, client, first_user_message.info.digest)
 
 
 class SessionIdTests(SynchronousTestCase):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockops.conversation import token_counts as token_counts_module
 from blockops.conversation.messages import MessageInfo, MessageParser
 from blockops.conversation.sessions import MAX_ESTIMATES, HistoryState
 from blockops.conversation.token_counts import (
@@ -18,8 +19,8 @@ from blockops.conversation.token_counts import (
     ModelCounts,
     TokenCounts,
     raw_estimate,
-    upper_bound,
 )
+from blockops.conversation.turn import upper_bound
 from tests.conversation.histories import assistant, to_json, user, valid_histories
 
 PROSE = user("The quick brown fox jumps over the lazy dog. " * 100)
@@ -66,6 +67,15 @@ class CountTests(SynchronousTestCase):
         tools_info = MessageParser().tools_info
         self.assertGreater(counts.count(tools_info(b'[{"type": "function", "function": {}}]')), 8)
         self.assertLess(counts.count(tools_info(b"")), 8)
+
+    def test_number_of_counts_is_bounded(self) -> None:
+        self.patch(token_counts_module, "MAX_COUNTS", 10)
+        counts = ModelCounts()
+        messages = infos(*(user(f"{number}") for number in range(100)))
+        for message in messages:
+            counts.set_count(message, 7)
+            self.assertIsNotNone(counts.known_count(messages[0]))
+        self.assertEqual(counts.uncounted(messages), messages[1:-9])
 
     @given(valid_histories())
     def test_upper_bound(self, history: list[list[Any]]) -> None:

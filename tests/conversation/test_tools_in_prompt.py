@@ -52,7 +52,7 @@ def text_part(text: str) -> dict[str, Any]:
 
 
 def rewritten_json(body: bytes, prompt: ToolPrompt = HERMES) -> list[bytes]:
-    request = ChatRequest.parse(body)
+    request = ChatRequest(body)
     messages = MessageParser().parse(request.messages())
     return ToolsInPrompt(request, prompt).rewrite_messages(messages)
 

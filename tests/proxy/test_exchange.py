@@ -8,8 +8,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import provider
 
-from blockops.conversation.feedback import AnswerFeedback
-from blockops.conversation.turn import Conversations
+from blockops.conversation.turn import AnswerFeedback, Conversations
 from blockops.proxy.endpoints import passthrough
 from blockops.proxy.endpoints.health import HealthEndpoints
 from blockops.server.response import ClientResponse

@@ -78,7 +78,7 @@ class ClientTestCase(TestCase):
 
     async def body(self, backend: BackendClient, target: str = "/v1/x") -> bytes:
         response = await backend.request("POST", target, None, b"hello")
-        body, complete = await collect(response, 10_000, lambda _: None)
+        body, complete = await collect(response, 10_000)
         self.assertTrue(complete)
         return body
 
@@ -121,14 +121,14 @@ class PlainTests(ClientTestCase):
         backend = await self.echo()
         response = await backend.request("GET", "/v1/moved")
         self.assertEqual(response.code, 302)
-        await collect(response, 100, lambda _: None)
+        await collect(response, 100)
         self.assertEqual(len(self.resource.headers), 1)
 
     async def test_gzip_is_not_decoded(self) -> None:
         backend = await self.echo()
         response = await backend.request("GET", "/v1/gzip")
         self.assertEqual(response.headers.getRawHeaders("Content-Encoding"), ["gzip"])
-        body = Deferred.fromCoroutine(collect(response, 100, lambda _: None))
+        body = Deferred.fromCoroutine(collect(response, 100))
         error = await self.assertFailure(cast("Deferred[ApiError]", body), ApiError)
         self.assertEqual((error.status, error.code), (502, "backend_response_compressed"))
         self.assertIn("(gzip)", error.message)
@@ -225,7 +225,7 @@ class TLSTests(ClientTestCase):
         )
         backend = BackendClient(reactor, f"https://127.0.0.1:{port}", ca=authority.path)
         response = await backend.request("GET", "/v1/x")
-        collecting = Deferred.fromCoroutine(collect(response, 100, lambda _: None))
+        collecting = Deferred.fromCoroutine(collect(response, 100))
         collecting.addErrback(lambda _: None)
         collecting.cancel()
         await ended

@@ -46,6 +46,8 @@ ENVELOPE = frozenset(
     {"id", "object", "created", "model", "system_fingerprint", "service_tier", "provider"}
 )
 _EMPTY_VALUES = tuple(map(msgspec.Raw, (b"null", b"[]", b"{}", b'""')))
+#: The last event of a stream.
+DONE_EVENT = b"data: [DONE]\n\n"
 _DATA, _BLANK_LINE = b"data: ", b"\n\n"
 _DATA_LENGTH, _BLANK_LINE_LENGTH = len(_DATA), len(_BLANK_LINE)
 _FRAMING_LENGTH = _DATA_LENGTH + _BLANK_LINE_LENGTH
@@ -108,7 +110,7 @@ class ChunkDecoder:
         self._alias = alias
         self._repairer = JsonRepairer()
         # True if the next read can be an event that needs neither a repair nor another name.
-        self._is_between_events = False
+        self._is_between_events = alias is None
 
     def receive_data(self, data: bytes) -> Iterable[BackendEvent]:
         """
@@ -133,7 +135,7 @@ class ChunkDecoder:
             try:
                 chunk = _decode_chunk(data[_DATA_LENGTH:-_BLANK_LINE_LENGTH])
             except DECODE_ERRORS:
-                return self._receive_events(data)
+                return (StreamDone(),) if data == DONE_EVENT else self._receive_events(data)
             part = None
             has_usage = chunk.usage is not UNSET and chunk.usage != NULL
             if chunk.choices and not has_usage and chunk.error is UNSET:
@@ -168,11 +170,14 @@ class ChunkDecoder:
         """The received part of an event that has not ended."""
         return self._events.pending
 
-    def flush(self, envelope_fields: dict[str, Any]) -> ReceivedChunk | None:
+    @property
+    def has_surrogates(self) -> bool:
+        """True if there are halves of surrogate pairs without a second half."""
+        return bool(self._repairer.pending)
+
+    def flush(self, envelope_fields: dict[str, Any]) -> ReceivedChunk:
         """Return a chunk with U+FFFD for each half of a surrogate pair without a second half."""
         choices = self._repairer.flush()
-        if not choices:
-            return None
         return receive_chunk(msgspec.json.encode({**envelope_fields, "choices": choices}))
 
     def decode(self, event: Event) -> BackendEvent | None:

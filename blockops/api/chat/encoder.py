@@ -27,12 +27,10 @@ from blockops.api.answer import (
     RoleStarted,
 )
 from blockops.api.chat.chunks import Chunk, ChunkChoice, Delta, OpenChunk, ToolCall
-from blockops.api.chat.decoder import ENVELOPE, ReceivedChunk, envelope, is_empty
+from blockops.api.chat.decoder import DONE_EVENT, ENVELOPE, ReceivedChunk, envelope, is_empty
 from blockops.api.json_fields import decode_fields, decode_objects, string_or_none
 from blockops.api.sse import encode_event
 
-#: The last event of a stream.
-DONE_EVENT = b"data: [DONE]\n\n"
 #: The fields of a choice that its events replace.
 REPLACED_FIELDS = frozenset({"index", "delta", "finish_reason"})
 #: The fields of a chunk that are sent with each of the chunks that replace it.
@@ -145,7 +143,7 @@ def _rewrite_known_chunk(chunk: Chunk, events: Sequence[AnswerEvent] | None) -> 
         return None
     if not (part.text is part.message is chunk.error is UNSET):
         return None
-    if delta.has_calls or delta.refusal or delta.reasoning or delta.reasoning_content:
+    if delta.reasoning_content or delta.reasoning or delta.refusal or delta.has_calls:
         return None
     deltas = to_deltas(events)
     if len(deltas) != 1 and chunk.has_unrepeated_fields:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -17,8 +18,8 @@ from blockops.conversation.sessions import ClientIdentity
 from blockops.conversation.turn import ChatTurn, Conversations, UncountedItem
 from blockops.operations.memory import MemoryGate, MemoryMonitor, Tier
 from blockops.proxy.exchange import Exchange
-from blockops.proxy.generation import make_mode, relay_answer, send
-from blockops.server.request import ClientRequest
+from blockops.proxy.relay import relay_answer, send
+from blockops.proxy.response_modes import AnswerMode
 from blockops.toolcalls.options import TranslationOptions
 from blockops.upstream.backend import Backend
 from blockops.upstream.cache_purge import CachePurge
@@ -54,9 +55,8 @@ class ChatEndpoint:
     memory_gate: MemoryGate
 
     async def chat(self, exchange: Exchange) -> None:
-        settings = exchange.settings
-        request = ChatRequest.parse(exchange.pop_body(), settings.model_alias)
-        client = client_identity(exchange)
+        settings, client = exchange.settings, client_identity(exchange)
+        request = ChatRequest(exchange.body, settings.model_alias)
         turn = self.conversations.begin(request, client, exchange.clock.seconds())
         session_id = turn.session.session_id
         exchange.log_request(
@@ -64,10 +64,10 @@ class ChatEndpoint:
             stream=request.stream,
             session=session_id,
             messages=turn.message_count,
-            tools=request.item_count("tools"),
+            tools=turn.tool_count,
         )
-        mode = make_mode(request, settings, self.options, turn.notice, turn.prefill_notice)
-        exchange.respond_in(mode, turn.feedback)
+        exchange.feedback = turn.feedback
+        mode = exchange.mode = AnswerMode(request, settings, self.options, turn.feedback)
         if turn.is_reset_only:
             self.cache_purge.schedule(session_id)
             model = request.model or settings.model_name
@@ -77,20 +77,19 @@ class ChatEndpoint:
 
         # Checked before the prompt is prepared, which may take several requests to the backend.
         self.memory_gate.check()
-        self.backend.check_circuit()
+        self.backend.circuit_breaker.check()
 
         self.cache_purge.cancel(session_id)
         if turn.is_reset:
             await self.cache_purge.purge_within(PURGE_WAIT)
-        await self._count_tokens(turn, request.backend_model)
-        body = turn.prepare_body(
-            memory_notice_kind=_TIER_NOTICES.get(self.memory.tier),
-            memory_percent=self.memory.percent,
-            may_add_header=not exchange.response.has_begun,
-        )
-        if turn.header_notice:
+        items = turn.uncounted_items()
+        if items:
+            await self._count_tokens(turn, items, request.backend_model)
+        body = turn.prepare_body(_TIER_NOTICES.get(self.memory.tier), self.memory.percent)
+        if turn.header_notice and not exchange.response.has_begun:
             header = turn.header_notice.encode("ascii", "replace")
-            exchange.request.setHeader("X-Blockops-Notice", header)
+            exchange.request.responseHeaders.setRawHeaders("X-Blockops-Notice", [header])
+            turn.feedback.pending_notices.clear()  # delivered, whatever the answer
 
         async with self.backend.lease():
             response = await send(exchange, self.backend, request, body, turn.retry_body)
@@ -99,7 +98,9 @@ class ChatEndpoint:
             del request, turn, body, response
             await relayed
 
-    async def _count_tokens(self, turn: ChatTurn, model: str | None) -> None:
+    async def _count_tokens(
+        self, turn: ChatTurn, items: Sequence[UncountedItem], model: str | None
+    ) -> None:
         """Let the backend's tokenizer count new messages; stop when it fails to count one."""
 
         async def count(item: UncountedItem) -> bool:
@@ -108,9 +109,8 @@ class ChatEndpoint:
                 turn.learn_count(item, tokens)
             return tokens is not None
 
-        items = turn.uncounted_items()
         # The first one is counted alone: it shows whether the backend offers its tokenizer at all.
-        if not items or not await count(items[0]):
+        if not await count(items[0]):
             return
         for start in range(0, len(items), COUNT_CONCURRENCY):
             batch = items[max(start, 1) : start + COUNT_CONCURRENCY]
@@ -123,16 +123,14 @@ class ChatEndpoint:
 
 def client_identity(exchange: Exchange) -> ClientIdentity:
     """Return the parts of a session's identity that the head and the connection have."""
-    request = exchange.request
-    return ClientIdentity(
-        session_id=_header(request, b"X-Session-Id"),
-        address=exchange.address or "",
-        key=request.api_key_owner or _header(request, b"Authorization"),
-        is_reset_requested=_header(request, b"X-Session-Reset") == "1",
+    headers = exchange.request.requestHeaders
+    session_id, reset, authorization = (
+        headers.getRawHeaders(name, [b""])[0].decode("utf-8", "replace").strip()
+        for name in (b"X-Session-Id", b"X-Session-Reset", b"Authorization")
     )
-
-
-def _header(request: ClientRequest, name: bytes) -> str:
-    """Return the first value of a header, stripped; empty if the header is missing."""
-    values = request.requestHeaders.getRawHeaders(name, [b""])
-    return values[0].decode("utf-8", "replace").strip()
+    return ClientIdentity(
+        session_id=session_id,
+        address=exchange.address or "",
+        key=exchange.request.api_key_owner or authorization,
+        is_reset_requested=reset == "1",
+    )

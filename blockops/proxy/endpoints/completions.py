@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blockops.api.completions import CompletionRequest
+from blockops.api.request import GenerationRequest
 from blockops.operations.memory import MemoryGate
 from blockops.proxy.exchange import Exchange
-from blockops.proxy.generation import make_mode, relay_answer, send
+from blockops.proxy.relay import relay_answer, send
+from blockops.proxy.response_modes import AnswerMode
 from blockops.toolcalls.options import TranslationOptions
 from blockops.upstream.backend import Backend
 
@@ -26,10 +27,9 @@ class CompletionsEndpoint:
 
     async def complete(self, exchange: Exchange) -> None:
         settings = exchange.settings
-        request = CompletionRequest.parse(exchange.pop_body(), settings.model_alias)
+        request = GenerationRequest(exchange.body, settings.model_alias)
         exchange.log_request(model=request.model, stream=request.stream)
-        mode = make_mode(request, settings, self.options)
-        exchange.respond_in(mode)
+        mode = exchange.mode = AnswerMode(request, settings, self.options)
         self.memory_gate.check()
 
         async with self.backend.lease():

@@ -48,7 +48,7 @@ class HealthEndpoints:
 
         :raises ApiError: 503, it does not
         """
-        self.backend.check_circuit()
+        self.backend.circuit_breaker.check()
         too_late = ApiError(
             503,
             f"The backend did not respond to GET /v1/models within {READY_TIMEOUT:g} seconds. "

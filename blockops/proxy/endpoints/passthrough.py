@@ -13,7 +13,7 @@ from blockops.net.http_headers import forwarded_response_headers, media_type
 from blockops.operations.memory import MemoryGate
 from blockops.proxy.exchange import Exchange
 from blockops.proxy.relay import forward, read_body, relay
-from blockops.proxy.response_modes import StreamMode
+from blockops.proxy.response_modes import PassThroughMode
 from blockops.translation.model_alias import AliasedPassThrough
 from blockops.upstream.backend import Backend
 from blockops.upstream.body import check_encoding
@@ -32,8 +32,7 @@ class PassthroughEndpoint:
     async def pass_through(self, exchange: Exchange) -> None:
         """Forward the request. One with the method POST takes a slot, as it may use the model."""
         upload = exchange.request.upload
-        raw = exchange.pop_body()
-        renamed, alias = replace_alias(raw, exchange.settings.model_alias)
+        renamed, alias = replace_alias(exchange.body, exchange.settings.model_alias)
         body = upload if upload is not None else renamed or None
         # An upload that is still arriving is logged later, with the part of it that was captured.
         if upload is None or upload.is_complete:
@@ -72,7 +71,7 @@ async def relay_unchanged(
         check_encoding(response)
         if alias is not None:
             events = AliasedPassThrough(alias, exchange.settings.max_event)
-        exchange.respond_in(StreamMode(events))
+        exchange.mode = PassThroughMode(events)
     elif (
         isinstance(response.length, int)
         and exchange.request.method != b"HEAD"

@@ -8,7 +8,10 @@ of the time (llhttp parses it), and a connection can be aborted at once, which t
 peer never sends one.
 
 The agent requests no compression, whatever its caller's headers are: compression delays tokens, and
-between processes of one machine decompressing takes longer than the shorter transfer saves.
+between processes of one machine decompressing takes longer than the shorter transfer saves. treq
+would decode a body that is compressed nevertheless. To hide the coding from treq, the agent writes
+its name in upper case: treq compares names exactly, although they are case-insensitive (RFC 9110,
+section 8.4.1).
 """
 
 from __future__ import annotations
@@ -16,21 +19,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IAddress, IConnector, IStreamClientEndpoint
-from twisted.internet.protocol import ClientFactory
-from twisted.python.failure import Failure
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.web.client import URI, HostnameCachingHTTPSPolicy
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
 from blockops.net.addresses import parse_ip
-from blockops.upstream.http.connection import BackendConnection, BackendRequest
+from blockops.upstream.http.connection import (
+    BackendConnection,
+    BackendRequest,
+    ConnectionFactory,
+)
 
 #: Seconds after which the next address of a host name is tried while the one before it is pending.
 #: With `::1` first and a server on 127.0.0.1 only, Twisted's default costs 0.3 s for each
@@ -47,8 +52,17 @@ _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: Methods for which a request without a body states its length (RFC 9110, section 8.6).
 _METHODS_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
-#: Cached, since all requests go to one server: parsing its URL takes 8 us.
-_parse_server = lru_cache(maxsize=1)(URI.fromBytes)
+
+@lru_cache(maxsize=1)
+def _parse_server(base: bytes) -> tuple[URI, str, bool]:
+    """
+    Return a server's URL, its host, and whether that is an IP address.
+
+    Cached, since all requests go to one server: parsing its URL takes 8 us.
+    """
+    server = URI.fromBytes(base)
+    host = server.host.strip(b"[]").decode("ascii")
+    return server, host, parse_ip(host) is not None
 
 
 @implementer(IAgent)
@@ -91,37 +105,40 @@ class SingleUseAgent:
 
         :raises ValueError: the method or the target contains characters that HTTP does not allow
         """
-        base, target = _split_url(uri)
+        # Neither part may change.
+        start = uri.find(b"/", uri.find(b"://") + 3)
+        base, target = (uri, b"/") if start < 0 else (uri[:start], uri[start:])
         if _METHOD.fullmatch(method) is None or _TARGET.fullmatch(target) is None:
             raise ValueError(f"invalid request line: {method!r} {target!r}")
-        server = _parse_server(base)
+        server, host, is_ip_address = _parse_server(base)
         sent = headers if headers is not None else Headers()
         head = _request_head(method, target, server.netloc, sent, bodyProducer)
         request = BackendRequest(method, uri, sent)
         connection = BackendConnection(request, head, bodyProducer, self._on_connected)
-        response = connection.response()
-        connection.cancel_connect = self._connect(connection, server)
-        return response
-
-    def _connect(self, connection: BackendConnection, server: URI) -> Callable[[], object]:
-        """Start to connect `connection`; return a function that cancels the attempt."""
-        host, port = server.host.strip(b"[]").decode("ascii"), server.port
-        timeout = self._connect_timeout
-        factory = _Factory(connection)
-        is_tls = server.scheme == b"https"
-        if not is_tls and parse_ip(host) is not None:
+        response = cast("Deferred[IResponse]", connection.response)
+        if is_ip_address and server.scheme == b"http":
             # An IP address needs no resolver (a thread), nor the protocol wrapper that endpoints
             # leave between the socket and its protocol.
-            return self._reactor.connectTCP(  # type: ignore[no-any-return]
-                host, port, factory, timeout=timeout
+            connection.cancel_connect = self._reactor.connectTCP(
+                host, server.port, ConnectionFactory(connection), timeout=self._connect_timeout
             ).stopConnecting
+        else:
+            connection.cancel_connect = self._connect_by_name(connection, server, host)
+        return response.addCallback(change_codings, bytes.upper)
+
+    def _connect_by_name(
+        self, connection: BackendConnection, server: URI, host: str
+    ) -> Callable[[], object]:
+        """Start to connect, over TLS or by a host name; return a function that cancels that."""
+        timeout = self._connect_timeout
         endpoint: IStreamClientEndpoint = HostnameEndpoint(
-            self._reactor, host, port, timeout=timeout, attemptDelay=ATTEMPT_DELAY
+            self._reactor, host, server.port, timeout=timeout, attemptDelay=ATTEMPT_DELAY
         )
+        is_tls = server.scheme == b"https"
         if is_tls:
-            context = self._policy.creatorForNetloc(host.encode(), port)
+            context = self._policy.creatorForNetloc(host.encode(), server.port)
             endpoint = wrapClientTLS(context, endpoint)
-        connecting: Deferred[Any] = endpoint.connect(factory)
+        connecting: Deferred[Any] = endpoint.connect(ConnectionFactory(connection))
         if is_tls:
             handshake: Deferred[None] = Deferred(lambda _: connection.abortConnection())
             connection.handshake = handshake
@@ -137,25 +154,12 @@ def _raise_timeout(_: object, seconds: float) -> NoReturn:
     raise error.TimeoutError(f"{seconds:g} seconds")
 
 
-class _Factory(ClientFactory):
-    """Connects one `BackendConnection`, without log lines."""
-
-    noisy = False
-
-    def __init__(self, connection: BackendConnection) -> None:
-        self._connection = connection
-
-    def buildProtocol(self, addr: IAddress | None) -> BackendConnection:
-        return self._connection
-
-    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
-        self._connection.fail(reason)
-
-
-def _split_url(uri: bytes) -> tuple[bytes, bytes]:
-    """Return the parts of `uri` before and from its path on, both unchanged."""
-    start = uri.find(b"/", uri.find(b"://") + 3)
-    return (uri, b"/") if start < 0 else (uri[:start], uri[start:])
+def change_codings(response: IResponse, change: Callable[[bytes], bytes]) -> IResponse:
+    """Return `response` with the names of its content codings changed."""
+    codings = response.headers.getRawHeaders(b"Content-Encoding")
+    if codings is not None:
+        response.headers.setRawHeaders(b"Content-Encoding", list(map(change, codings)))
+    return response
 
 
 def _request_head(

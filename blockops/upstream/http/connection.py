@@ -35,11 +35,14 @@ by `deliverBody`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 from twisted.internet import error
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import (
+    IAddress,
+    IConnector,
     IConsumer,
     IHandshakeListener,
     IProtocol,
@@ -47,7 +50,7 @@ from twisted.internet.interfaces import (
     ISSLTransport,
     ITCPTransport,
 )
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import (
     RequestGenerationFailed,
@@ -69,39 +72,14 @@ BODY_COMPLETE = Failure(ResponseDone())
 BODY_CLOSED = Failure(PotentialDataLoss())
 
 
-@implementer(IBodyProducer)
-class BytesBody:
-    """
-    A request's body in memory, sent in one write with the head.
-
-    treq's own producer feeds bytes through the global cooperator, which needs the real reactor and
-    sends the headers and the body separately.
-    """
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self.length = len(body)
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        # Release the body: the response may take minutes.
-        body, self._body = self._body, b""
-        consumer.write(body)
-        return succeed(None)
-
-    def stopProducing(self) -> None:
-        """Do nothing: all of the body is written at once."""
-
-    pauseProducing = resumeProducing = stopProducing
-
-
 @implementer(IClientRequest)
+@dataclass(frozen=True)
 class BackendRequest:
     """The request, for `IResponse.request`."""
 
-    def __init__(self, method: bytes, uri: bytes, headers: Headers) -> None:
-        self.method = method
-        self.absoluteURI = uri
-        self.headers = headers
+    method: bytes
+    absoluteURI: bytes
+    headers: Headers
 
 
 class _BodySender:
@@ -221,11 +199,13 @@ class BackendConnection(Protocol):
     :param head: the request line and the headers, as sent
     :param body: the request's body, or None
     :param on_connected: called when the connection is made, for TLS after the handshake
+    :ivar response: fires with the response when its headers are complete; None afterwards
     :ivar cancel_connect: cancels the attempt to connect
     :ivar handshake: for TLS: fires when the handshake is complete or the connection is lost
     """
 
     transport: Any
+    _parser: ResponseParser
     cancel_connect: Callable[[], object]
 
     def __init__(
@@ -235,14 +215,12 @@ class BackendConnection(Protocol):
         body: IBodyProducer | None,
         on_connected: Callable[[], object],
     ) -> None:
-        # Fires with the response; None before `response()` is called and after it has fired.
-        self._response: Deferred[IResponse] | None = None
+        self.response: Deferred[IResponse] | None = Deferred(self._cancelled)
         self._request: BackendRequest | None = request
         self._on_connected = on_connected
         self._head = head
         self._body = body
         self._sender: _BodySender | None = None
-        self._parser = ResponseParser(request.method)
         # The response while it holds the body, then the protocol of `deliverBody`. None before the
         # response's headers are complete, and after the connection is lost.
         self._receiver: IProtocol | None = None
@@ -250,15 +228,11 @@ class BackendConnection(Protocol):
         self._end_reason: Failure | None = None
         self.handshake: Deferred[None] | None = None
 
-    def response(self) -> Deferred[IResponse]:
-        """Return a Deferred of the response, fired when its headers are complete. Call it once."""
-        self._response = Deferred(self._cancelled)
-        return self._response
-
     # The request.
 
     def connectionMade(self) -> None:
-        if self._response is None:
+        self._parser = ResponseParser(cast("BackendRequest", self._request).method)
+        if self.response is None:
             self.abortConnection()
             return
         if not ISSLTransport.providedBy(self.transport):
@@ -284,7 +258,7 @@ class BackendConnection(Protocol):
 
     def fail(self, reason: Failure) -> None:
         """Fail the response, unless it has fired or failed before."""
-        response, self._response = self._response, None
+        response, self.response = self.response, None
         if response is not None:
             response.errback(reason)
 
@@ -296,7 +270,7 @@ class BackendConnection(Protocol):
         self._sender = None
 
     def _cancelled(self, _: object) -> None:
-        self._response = None
+        self.response = None
         if self.transport is None:
             self.cancel_connect()
         else:
@@ -307,7 +281,7 @@ class BackendConnection(Protocol):
     def dataReceived(self, data: bytes) -> None:
         parser = self._parser
         content = parser.receive_data(data)
-        if self._response is not None and parser.headers_complete:
+        if self.response is not None and parser.headers_complete:
             self._respond()
         if content and self._receiver is not None:
             self._receiver.dataReceived(content)
@@ -317,7 +291,7 @@ class BackendConnection(Protocol):
             self._close(Failure(ResponseFailed([Failure(parser.error)])))
 
     def _respond(self) -> None:
-        deferred, self._response = cast("Deferred[IResponse]", self._response), None
+        deferred, self.response = cast("Deferred[IResponse]", self.response), None
         # From now on only the response holds the request, which is released with it.
         request, self._request = cast("BackendRequest", self._request), None
         response = _Response(self._parser, request, self)
@@ -366,3 +340,18 @@ class BackendConnection(Protocol):
         self.transport.abortConnection()
 
     stopProducing = loseConnection = abortConnection
+
+
+class ConnectionFactory(ClientFactory):
+    """Connects one `BackendConnection`, without log lines."""
+
+    noisy = False
+
+    def __init__(self, connection: BackendConnection) -> None:
+        self._connection = connection
+
+    def buildProtocol(self, addr: IAddress | None) -> BackendConnection:
+        return self._connection
+
+    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
+        self._connection.fail(reason)
