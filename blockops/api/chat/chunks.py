@@ -119,9 +119,8 @@ class Chunk(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
         except DECODE_ERRORS:
             return None
 
-    @property
-    def has_unrepeated_fields(self) -> bool:
-        """True if it has values that not every chunk of an answer repeats."""
+    def unrepeated_fields(self) -> int:
+        """Return the number of values that not every chunk of an answer repeats."""
         fields = (
             self.usage,
             self.timings,
@@ -129,7 +128,7 @@ class Chunk(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
             self.prompt_token_ids,
             self.prompt_text,
         )
-        return fields != _NO_FIELDS and any(f is not UNSET and f != NULL for f in fields)
+        return 0 if fields == _NO_FIELDS else sum(f is not UNSET and f != NULL for f in fields)
 
 
 class OpenDelta(Delta, forbid_unknown_fields=False, gc=False):

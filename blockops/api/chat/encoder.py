@@ -146,7 +146,8 @@ def _rewrite_known_chunk(chunk: Chunk, events: Sequence[AnswerEvent] | None) -> 
     if delta.reasoning_content or delta.reasoning or delta.refusal or delta.has_calls:
         return None
     deltas = to_deltas(events)
-    if len(deltas) != 1 and chunk.has_unrepeated_fields:
+    # They are sent once, and in the order in which they were received.
+    if chunk.unrepeated_fields() > (len(deltas) == 1):
         return None
     if not deltas:
         return b"" if isinstance(delta.content, str) else None
