@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.recorded import Stream
-from blockops.api.chat.request import ChatRequest
 from blockops.api.notice import Notice
+from blockops.api.request import ChatRequest
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.stream import StreamTranslator
 from tests.api.strict import InvalidStream, read_strictly

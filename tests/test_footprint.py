@@ -8,7 +8,7 @@ import tracemalloc
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
-from blockops.api.chat.request import ChatRequest
+from blockops.api.request import ChatRequest
 from blockops.conversation.turn import ChatTurn
 from tests.world import Backend, Client, World, chat, chunk
 

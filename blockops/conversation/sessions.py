@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-from blockops.api.chat.request import ChatRequest
+from blockops.api.request import ChatRequest
 from blockops.conversation.context_window import TrimPoint
 from blockops.conversation.messages import DIGEST_SIZE, MessageInfo
 from blockops.conversation.notices import NoticeKind

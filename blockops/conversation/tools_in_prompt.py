@@ -24,9 +24,9 @@ from typing import Any
 
 import msgspec
 
-from blockops.api.chat.request import ChatRequest
 from blockops.api.json_fields import decode_fields
 from blockops.api.lenient_json import DECODE_ERRORS
+from blockops.api.request import ChatRequest
 from blockops.conversation.messages import ROLES, Message
 from blockops.toolcalls.dialects.prompts import ToolPrompt
 

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from blockops.api.chat.request import ChatRequest
 from blockops.api.notice import Notice, Place
 from blockops.api.report import AnswerReport, token_count
+from blockops.api.request import ChatRequest
 from blockops.conversation import notices
 from blockops.conversation.context_window import ContextTrimmer
 from blockops.conversation.messages import (

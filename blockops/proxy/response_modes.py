@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blockops.api.chat.request import ChatRequest
 from blockops.api.passthrough import PassThrough
 from blockops.api.report import AnswerReport
-from blockops.api.request import GenerationRequest
+from blockops.api.request import ChatRequest, GenerationRequest
 from blockops.conversation.turn import AnswerFeedback
 from blockops.errors import ApiError
 from blockops.server.response import JSON_HEADERS, STREAM_HEADERS, Header

@@ -5,9 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-from blockops.api.chat.request import ChatRequest
 from blockops.api.report import AnswerReport
-from blockops.api.request import GenerationRequest
+from blockops.api.request import ChatRequest, GenerationRequest
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.choice import ChoiceTranslator

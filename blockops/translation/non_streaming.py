@@ -15,9 +15,8 @@ from blockops.api.chat.aggregate import ChunkAggregator
 from blockops.api.chat.chunks import ChunkChoice
 from blockops.api.chat.decoder import MAX_EVENT
 from blockops.api.chat.encoder import rewrite_response
-from blockops.api.chat.request import ChatRequest
 from blockops.api.notice import Notice
-from blockops.api.request import GenerationRequest
+from blockops.api.request import ChatRequest, GenerationRequest
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.choices import random_call_id
 from blockops.translation.stream import StreamTranslator

@@ -58,11 +58,10 @@ from blockops.api.chat.encoder import (
     rewrite_chunk,
     without_usage,
 )
-from blockops.api.chat.request import ChatRequest
 from blockops.api.lenient_json import is_strict
 from blockops.api.notice import Notice
 from blockops.api.report import AnswerReport
-from blockops.api.request import GenerationRequest
+from blockops.api.request import ChatRequest, GenerationRequest
 from blockops.api.sse import HEARTBEAT, Event, encode_event
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions

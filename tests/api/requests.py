@@ -7,9 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from blockops.api.chat.request import ChatRequest
 from blockops.api.report import AnswerReport
-from blockops.api.request import GenerationRequest
+from blockops.api.request import ChatRequest, GenerationRequest
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.non_streaming import ResponseTranslator
 from blockops.translation.stream import StreamTranslator

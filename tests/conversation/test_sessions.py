@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.chat.request import ChatRequest
+from blockops.api.request import ChatRequest
 from blockops.conversation.context_window import TrimPoint
 from blockops.conversation.messages import MessageParser
 from blockops.conversation.sessions import (

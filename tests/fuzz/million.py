@@ -33,8 +33,8 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from zope.interface import implementer
 
 from blockops.api.backend_errors import to_error_event, to_error_response
-from blockops.api.chat.request import ChatRequest
 from blockops.api.passthrough import PassThrough
+from blockops.api.request import ChatRequest
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.non_streaming import ResponseTranslator

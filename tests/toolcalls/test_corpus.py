@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.chat.request import ChatRequest
+from blockops.api.request import ChatRequest
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.stream import StreamTranslator
 from tests.api.requests import translate_response

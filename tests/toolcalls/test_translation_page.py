@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.chat.request import ChatRequest
+from blockops.api.request import ChatRequest
 from blockops.toolcalls.options import TranslationOptions
 from tests.api.requests import translate_response
 from tests.toolcalls.reading import parse_pieces, splits

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.chat.request import ChatRequest
-from blockops.api.request import GenerationRequest, change_to_stream
+from blockops.api.request import ChatRequest, GenerationRequest, change_to_stream
 from blockops.errors import ApiError
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.non_streaming import ResponseTranslator

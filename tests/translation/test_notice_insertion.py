@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockops.api.chat.request import ChatRequest
 from blockops.api.notice import Notice, Place
+from blockops.api.request import ChatRequest
 from blockops.toolcalls.options import TranslationOptions
 from blockops.translation.notice_insertion import ThinkBlockTracker
 from blockops.translation.stream import StreamTranslator

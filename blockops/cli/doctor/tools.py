@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from blockops.api.backend_errors import extract_message
-from blockops.api.chat.request import ChatRequest
+from blockops.api.request import ChatRequest
 from blockops.cli.doctor.chat import ChatProbe, Completion, Usage
 from blockops.cli.doctor.findings import Finding
 from blockops.errors import ApiError

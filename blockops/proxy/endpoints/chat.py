@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from twisted.internet.defer import Deferred, gatherResults
 
 from blockops.api.chat.local_response import encode_completion
-from blockops.api.chat.request import ChatRequest
+from blockops.api.request import ChatRequest
 from blockops.conversation.notices import NoticeKind
 from blockops.conversation.sessions import ClientIdentity
 from blockops.conversation.turn import ChatTurn, Conversations, UncountedItem

@@ -51,11 +51,13 @@ class OriginPolicy:
     Decides which web pages may send requests and read the responses.
 
     :param allowed: the origins of the pages, such as `https://chat.example`; `*` for all
+    :ivar allows_any: False if no page is allowed
     """
 
     def __init__(self, allowed: Collection[str] = ()) -> None:
         self._allows_all = "*" in allowed
         self._allowed = frozenset(origin.encode() for origin in allowed)
+        self.allows_any = bool(self._allowed)
 
     def add_cors_headers(self, headers: Headers, response_headers: Headers) -> None:
         """
@@ -64,8 +66,6 @@ class OriginPolicy:
         :param headers: of the request
         :param response_headers: are added to
         """
-        if not self._allowed:
-            return
         if self._allows_all:
             response_headers.setRawHeaders(b"Access-Control-Allow-Origin", [b"*"])
         else:
@@ -93,20 +93,21 @@ class OriginPolicy:
             response.append((b"Access-Control-Allow-Private-Network", b"true"))
         return PreflightResponse(tuple(response))
 
-    def check(self, headers: Headers, host: bytes) -> ApiError | None:
+    def check(self, headers: Headers, host: bytes, origin: bytes) -> ApiError | None:
         """
         Return the 403 for a request from a page that is not allowed, or None.
 
         :param host: the value of the `Host` header. A page with this host was served through the
             same reverse proxy, and is allowed.
+        :param origin: the value of the `Origin` header
         """
-        origin = header_value(headers, b"Origin")
         if not origin:
             # Images and the like have no `Origin`, but browsers mark them as requests of another
             # site (https://w3c.github.io/webappsec-fetch-metadata). A link that the user follows is
             # allowed.
             is_cross_site = (
-                header_value(headers, b"Sec-Fetch-Site") in {b"cross-site", b"same-site"}
+                headers.hasHeader(b"Sec-Fetch-Site")
+                and header_value(headers, b"Sec-Fetch-Site") in {b"cross-site", b"same-site"}
                 and header_value(headers, b"Sec-Fetch-Mode") != b"navigate"
             )
         elif origin.startswith(_WEB_SCHEMES):

@@ -54,7 +54,8 @@ class AccessPolicy:
         Adds the CORS headers of the response, and sets `request.api_key_owner`.
         """
         headers = request.requestHeaders
-        self._origins.add_cors_headers(headers, request.responseHeaders)
+        if self._origins.allows_any:
+            self._origins.add_cors_headers(headers, request.responseHeaders)
         if request.method == b"OPTIONS":
             preflight = self._origins.preflight_response(headers)
             if preflight is not None:
@@ -99,9 +100,10 @@ class AccessPolicy:
         )
 
     def _check_page(self, request: ClientRequest) -> ApiError | None:
-        host = header_value(request.requestHeaders, b"Host")
+        headers = request.requestHeaders
+        host, origin = header_value(headers, b"Host"), header_value(headers, b"Origin")
         unknown_host = self._hosts.check(host, request.connection.server_address)
-        return unknown_host or self._origins.check(request.requestHeaders, host)
+        return unknown_host or self._origins.check(headers, host, origin)
 
 
 def _presented_keys(headers: Headers) -> list[bytes]:
