@@ -47,9 +47,7 @@ class ApiError(Exception):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the response headers of the error: `Retry-After`, or none."""
-        if self.retry_after is None:
-            return []
-        return [(b"Retry-After", b"%d" % self.retry_after)]
+        return [] if self.retry_after is None else [(b"Retry-After", b"%d" % self.retry_after)]
 
     def body(self) -> bytes:
         """Return the error as the JSON body of a response, or as the data of an event."""

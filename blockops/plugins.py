@@ -23,11 +23,7 @@ class IToolCallFormat(Interface):
 
 
 def known_dialects() -> tuple[Dialect, ...]:
-    """
-    Return the built-in dialects, then those of installed plugins, sorted by name.
-
-    :raises ValueError: if a plugin's dialect has a name that is taken or an unusable opener
-    """
+    """Return the built-in dialects, then the plugins' by name; ValueError for an unusable one."""
     plugins = cast("Iterable[Dialect]", getPlugins(IToolCallFormat))
     dialects = (*BUILT_IN, *sorted(plugins, key=lambda dialect: dialect.name))
     names: set[str] = set()
@@ -48,11 +44,7 @@ def known_dialects() -> tuple[Dialect, ...]:
 
 
 def tool_prompt_for(name: str) -> ToolPrompt:
-    """
-    Return the tool prompt of the dialect `name`.
-
-    :raises ValueError: if there is no such dialect, or it has no tool prompt
-    """
+    """Return the tool prompt of the dialect `name`; ValueError if it has none."""
     prompts = {dialect.name: getattr(dialect, "tool_prompt", None) for dialect in known_dialects()}
     prompt: ToolPrompt | None = prompts.get(name)
     if prompt is None:

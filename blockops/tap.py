@@ -16,13 +16,7 @@ from blockops.settings.types import ENDPOINTS
 
 
 def makeService(options: Options) -> IService:
-    """
-    Return the daemon that `options` describe.
-
-    Only this function imports the reactor; everything else receives it as an argument.
-
-    :raises SystemExit: the daemon cannot be built; with one line that states the reason
-    """
+    """Return the daemon that `options` describe; exit with one line if it cannot be built."""
     from twisted.internet import reactor  # noqa: PLC0415
     from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
 

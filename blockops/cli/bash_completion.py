@@ -1,8 +1,4 @@
-"""
-The script that completes `twistd blockops` in bash.
-
-zsh needs none: it ships completions for all Twisted commands.
-"""
+"""The script that completes `twistd blockops` in bash; zsh ships one for all Twisted commands."""
 
 from __future__ import annotations
 
@@ -51,10 +47,9 @@ def bash_script(table: Iterable[Setting]) -> str:
         if setting.is_flag:
             options += [f"--{setting.option}", f"--no-{setting.option}"]
             continue
+        value_type = setting.value_type
         options.append(f"--{setting.option}=")
-        cases.append(
-            _case(setting.option, setting.value_type.completion, setting.value_type.choices)
-        )
+        cases.append(_case(setting.option, value_type.completion, value_type.choices))
     cases.append(_case("config", "files", ()))
     options += ["--config=", "--bash-completion", "--version", "--help"]
     return _SCRIPT % {"cases": "\n".join(cases), "options": " ".join(options)}

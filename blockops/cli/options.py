@@ -89,8 +89,6 @@ class Options(usage.Options):
     """
     The parsed command line of `twistd blockops`.
 
-    :param environ: the environment variables
-    :param system_file: the machine's configuration file
     :ivar command_line: the values given on the command line, by the names of fields of `Settings`
     :ivar settings: the settings from all sources; set by `parseOptions`
     """
@@ -145,20 +143,14 @@ class Options(usage.Options):
             raise usage.UsageError(str(error)) from None
 
     def read_settings(self) -> Settings:
-        """
-        Return the settings, with the current contents of the files.
-
-        :raises SettingError: a setting is invalid
-        """
+        """Return the settings, with the files as they are now; may raise `SettingError`."""
         return resolve(self.command_line, self._environ, self._config_file())
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
         Parse `options`, the environment and the configuration file.
 
-        :raises usage.UsageError: with one line about the error
-        :raises SystemExit: with the same line, under `twistd`, which would print all of the help
-            before a `UsageError`
+        Under `twistd`, errors are a `SystemExit`: it prints all of the help before a `UsageError`.
         """
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]

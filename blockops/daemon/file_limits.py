@@ -1,9 +1,8 @@
 """
-The limit of open file descriptors: how many the daemon may need, and raising the soft limit.
+The limit of open file descriptors.
 
-Without a free descriptor, Twisted accepts waiting connections and closes them at once. The daemon
-survives that, but clients see closed connections instead of an error response, and nothing reaches
-the backend or the log.
+Without a free descriptor, Twisted accepts connections and closes them at once: clients see no error
+response, and nothing reaches the log.
 """
 
 from __future__ import annotations
@@ -23,11 +22,7 @@ def required_descriptors(connections: int) -> int:
 
 
 def raise_limit(needed: int) -> int:
-    """
-    Raise the soft limit to `needed`, or to the hard limit if that is lower.
-
-    :returns: the number of descriptors that may be used, at most `needed`
-    """
+    """Raise the soft limit to `needed`, at most to the hard limit; return how many may be used."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _suffices(soft, needed):
         return needed

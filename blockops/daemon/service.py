@@ -34,9 +34,7 @@ class Daemon(MultiService):
     """
     The service that runs blockops.
 
-    :param notifier: by default one that sends nothing
-    :param traffic_log: by default the one that `settings` describe
-    :param signals: the process's signal handlers; None to leave the signals alone
+    :param signals: None to leave the process's signals alone
     :param read_settings: called on reload, returns the current settings; raises `SettingError`
     """
 
@@ -115,11 +113,7 @@ class Daemon(MultiService):
         self._notifier.ready(f"serving {self.components.backend_client.url}")
 
     def reload(self) -> None:
-        """
-        Reload the clients' API keys and the backend's key, and reopen a moved traffic log.
-
-        A key that cannot be read keeps its value. All other settings need a restart.
-        """
+        """Reload the keys and reopen a moved traffic log. An unreadable key keeps its value."""
         if self.running:  # A stopping daemon must not report that it is ready.
             self._notifier.reloading()
         if self.components.api_keys is not None:
@@ -140,8 +134,7 @@ class Daemon(MultiService):
         """
         Stop listening, let running requests finish within `--drain` seconds, and close.
 
-        After that, the remaining clients get an error; `FLUSH_TIMEOUT` seconds later their
-        connections are aborted. The Deferred fires when everything is closed.
+        Then the remaining clients get an error, and `FLUSH_TIMEOUT` seconds later are disconnected.
         """
         return Deferred.fromCoroutine(self._stop())
 
@@ -175,7 +168,6 @@ class Daemon(MultiService):
 
 
 def _explain_listen_error(error: Exception) -> str:
-    """Return the reason why listening failed, and what to do about it."""
     if getattr(getattr(error, "socketError", None), "errno", None) == EADDRINUSE:
         return f"{error} Stop the program that uses it, or give another --port or --listen."
     path = getattr(error, "filename2", None) or getattr(error, "filename", None)
@@ -192,11 +184,7 @@ def _explain_listen_error(error: Exception) -> str:
 def make_service(
     settings: Settings, reactor: Any, read_settings: Callable[[], Settings]
 ) -> IService:
-    """
-    Return the daemon for this process, with its signals and systemd's watchdog.
-
-    :param read_settings: called on reload, returns the current settings; raises `SettingError`
-    """
+    """Return the daemon for this process, with its signals and systemd's watchdog."""
     needed = required_descriptors(settings.max_connections)
     limit = raise_limit(needed)
     if limit < needed:

@@ -26,16 +26,11 @@ from typing import Any
 #: A signal's handler, as `signal.signal` returns it; None if it was not installed from Python.
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
-#: The signals that stop the daemon.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SignalHandlers:
-    """
-    Calls functions in the reactor's thread when signals arrive.
-
-    Install handlers in the main thread: Python does so only there.
-    """
+    """Calls functions in the reactor's thread for signals. Install in the main thread."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -70,7 +65,6 @@ class SignalHandlers:
 
 
 def _has_terminal() -> bool:
-    """Return True if standard input is a terminal that is still open."""
     try:
         os.tcgetpgrp(0)
     except OSError:

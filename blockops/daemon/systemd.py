@@ -18,7 +18,7 @@ class SystemdNotifier:
     Sends notifications to systemd. No method raises.
 
     :param address: the socket's path, or `@` and an abstract name; None to send nothing
-    :param watchdog: seconds within which systemd expects a ping; None without a watchdog
+    :param watchdog: seconds within which systemd expects a ping
     """
 
     def __init__(self, address: str | None = None, watchdog: float | None = None) -> None:
@@ -29,13 +29,7 @@ class SystemdNotifier:
     def from_environment(
         cls, environ: MutableMapping[str, str] = os.environ, pid: int | None = None
     ) -> SystemdNotifier:
-        """
-        Return the notifier that `environ` describes, and remove its variables from `environ`.
-
-        They are removed so that no child process sends notifications for the daemon.
-
-        :param pid: the id that `WATCHDOG_PID` must have; by default this process's
-        """
+        """Return the notifier; remove its variables, so that no child process notifies systemd."""
         address = environ.pop("NOTIFY_SOCKET", None)
         microseconds = environ.pop("WATCHDOG_USEC", "")
         target = environ.pop("WATCHDOG_PID", "")
@@ -45,11 +39,7 @@ class SystemdNotifier:
         return cls(address, int(microseconds) / 1e6)
 
     def ready(self, status: str = "") -> None:
-        """
-        Report that the daemon is serving, after a start or a reload.
-
-        :param status: a line for `systemctl status`
-        """
+        """Report that a start or reload has ended; `status` is a line for `systemctl status`."""
         self._send({"READY": "1", "STATUS": status})
 
     def stopping(self, status: str = "") -> None:

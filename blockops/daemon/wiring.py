@@ -1,9 +1,4 @@
-"""
-Builds the daemon's objects from `Settings` and connects them.
-
-Of the packages of lower levels, only `proxy` may read `Settings`; the others get plain values from
-this module.
-"""
+"""Builds the daemon's objects from `Settings` and connects them."""
 
 from __future__ import annotations
 
@@ -55,30 +50,21 @@ MAX_TICK = 1.0
 STATUS_CONNECTIONS = 64
 STATUS_BODY = 1024
 #: The length of the listen queue. Twisted's 50 overflow when many clients connect at once. Linux
-#: then drops the last packet of a handshake: the client believes that it is connected until it
-#: sends.
+#: drops the last packet of a handshake then: the client believes it is connected until it sends.
 BACKLOG = 1024
 
 
 class Components:
     """
-    The objects of one daemon.
+    The objects of one daemon. Construction reads the key and certificate files, opens no socket.
 
-    Construction reads the files of `--api-keys-file` and `--backend-ca`, and opens no socket: the
-    service starts the objects.
-
-    :param traffic_log: by default the one that `settings` describe
-    :ivar demo: the demo backend; None if `settings` name a real one
+    :ivar demo: None if `settings` name a real backend
     :ivar api_keys: None if clients need no key
-    :ivar site: the HTTP server for clients
     :ivar status_site: the HTTP server of `--admin-listen`
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        reactor: Any,
-        traffic_log: TrafficLog | NoTrafficLog | None = None,
+        self, settings: Settings, reactor: Any, traffic_log: TrafficLog | NoTrafficLog | None = None
     ) -> None:
         self._settings = settings
         self.demo = DemoBackend(reactor) if settings.backend == DEMO else None
@@ -104,9 +90,8 @@ class Components:
             connect_timeout=settings.connect_timeout,
             on_connected=self.circuit_breaker.record_connection,
         )
-        self.api_keys = (
-            None if settings.api_keys_file is None else ApiKeyStore(settings.api_keys_file)
-        )
+        keys_file = settings.api_keys_file
+        self.api_keys = None if keys_file is None else ApiKeyStore(keys_file)
         self.access = AccessPolicy(
             self.api_keys, OriginPolicy(settings.cors_origin), HostCheck(settings.allowed_host)
         )
@@ -122,9 +107,7 @@ class Components:
             circuit_breaker=self.circuit_breaker,
             retries=settings.connect_retries,
             cache_purge=self.cache_purge,
-            forwarded_headers=(
-                frozenset({b"authorization"}) if settings.forward_auth else frozenset()
-            ),
+            forwarded_headers=frozenset({b"authorization"} if settings.forward_auth else ()),
         )
         self.conversations = Conversations(conversation_options(settings), backend.compatibility)
         self.traffic_log = traffic_log or make_traffic_log(settings, reactor)
@@ -172,37 +155,35 @@ class Components:
         self, backend: Backend, tokenizer: Tokenizer, health: HealthEndpoints
     ) -> ApiResource:
         settings = self._settings
-        options = translation_options(settings)
-        memory_gate = MemoryGate(
+        options = TranslationOptions(
+            translate=settings.translate,
+            fenced_calls=settings.fenced_calls,
+            reasoning=settings.reasoning,
+            think_prefilled=settings.think_prefilled,
+            think_calls=settings.think_calls,
+            max_hold=settings.max_hold,
+            dialects=known_dialects(),
+        )
+        gate = MemoryGate(
             self.memory, is_enabled=settings.memory_gate, retry_after=settings.memory_poll
         )
         chat = ChatEndpoint(
-            backend,
-            options,
-            self.conversations,
-            tokenizer,
-            self.cache_purge,
-            self.memory,
-            memory_gate,
+            backend, options, self.conversations, tokenizer, self.cache_purge, self.memory, gate
         )
         return ApiResource(
             self.in_flight,
             health,
             chat=chat,
-            completions=CompletionsEndpoint(backend, options, memory_gate),
+            completions=CompletionsEndpoint(backend, options, gate),
             models=ModelsEndpoint(backend),
-            passthrough=PassthroughEndpoint(backend, memory_gate),
+            passthrough=PassthroughEndpoint(backend, gate),
             has_metrics=not settings.admin_listen,
             has_aliases=bool(settings.model_alias),
         )
 
     def status_for(self, request: ClientRequest) -> dict[str, object]:
-        """
-        Return the fields of `/health` that the sender of `request` may read; empty without access.
-
-        With `--admin-listen`, they are served on that address only.
-        """
-        if self._settings.admin_listen:
+        """Return the fields of `/health` that the sender of `request` may read."""
+        if self._settings.admin_listen:  # then they are served on that address only
             is_admin_site = request.connection.site is self.status_site
             may_read = is_admin_site and self.access.may_read_status(request)
         else:
@@ -233,18 +214,6 @@ def listen_endpoints(settings: Settings) -> tuple[str, ...]:
     family = "tcp6" if ":" in settings.interface else "tcp"
     interface = quoteStringArgument(settings.interface)
     return (f"{family}:{settings.port}:interface={interface}:backlog={BACKLOG}",)
-
-
-def translation_options(settings: Settings) -> TranslationOptions:
-    return TranslationOptions(
-        translate=settings.translate,
-        fenced_calls=settings.fenced_calls,
-        reasoning=settings.reasoning,
-        think_prefilled=settings.think_prefilled,
-        think_calls=settings.think_calls,
-        max_hold=settings.max_hold,
-        dialects=known_dialects(),
-    )
 
 
 def conversation_options(settings: Settings) -> ConversationOptions:

@@ -1,6 +1,5 @@
 """
 The demo backend (`--backend demo`): a scripted LLM server, to try blockops without a model.
 
-`server` is the HTTP server, `script` the text of its answers. Only `daemon` imports
-it, and starts it.
+`server` is the HTTP server, `script` the text of its answers. Only `daemon` imports and starts it.
 """

@@ -1,9 +1,4 @@
-"""
-Writes the answers of the demo backend.
-
-Values in, text out. As local models do, it writes tool calls as text: each call in another of three
-dialects.
-"""
+"""Writes the answers of the demo backend, with calls as text, as local models write them."""
 
 from __future__ import annotations
 
@@ -81,13 +76,7 @@ def split_tokens(text: str) -> list[str]:
 
 
 def reply(request: ChatRequest, answer_number: int) -> str:
-    """
-    Return the answer to a chat request.
-
-    If the request offers tools and has no tool result yet, the answer is a call.
-
-    :param answer_number: selects the dialect of the call
-    """
+    """Return the answer: a call if tools are on offer and the request has no tool result yet."""
     question, result = "", None
     for message in request.messages:
         if message.role == "user":
@@ -124,11 +113,7 @@ def _shorten(text: str) -> str:
 
 
 def make_arguments(parameters: Parameters, question: str) -> dict[str, Any]:
-    """
-    Return the required arguments of a tool, or all if none is required.
-
-    Strings and numbers are taken from the user's question; others are the simplest of their type.
-    """
+    """Return the required arguments, or all if none is; their values come from `question`."""
     properties = parameters.properties or {}
     required = parameters.required or properties
     numbers = map(int, _NUMBER.findall(question))

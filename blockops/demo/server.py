@@ -2,8 +2,7 @@
 The demo backend's HTTP server.
 
 It listens on a loopback port, so that its responses take the same path as a real backend's. It is
-as fast as a local model: a pause for the prompt, then one token at a time. `demo.script` writes the
-text.
+as fast as a local model: a pause for the prompt, then one token at a time.
 """
 
 from __future__ import annotations
@@ -64,7 +63,6 @@ class DemoBackend(Service):
     """
     The demo backend; it listens from `startService` to `stopService`.
 
-    :param reactor: the clock, and the source of the listening port
     :param prefill: seconds from a request to the first token
     :param pace: seconds between two tokens
     """
@@ -72,9 +70,8 @@ class DemoBackend(Service):
     def __init__(self, reactor: Any, *, prefill: float = 1.5, pace: float = 0.03) -> None:
         self._reactor = reactor
         self._port: Any = None
-        self._site = _QuietSite(  # type: ignore[no-untyped-call]
-            _Api(reactor, prefill, pace), reactor=reactor
-        )
+        api = _Api(reactor, prefill, pace)
+        self._site = _QuietSite(api, reactor=reactor)  # type: ignore[no-untyped-call]
 
     @property
     def url(self) -> str:
@@ -86,7 +83,6 @@ class DemoBackend(Service):
         self._port = self._reactor.listenTCP(0, self._site, interface="127.0.0.1")
 
     def stopService(self) -> Deferred[None]:
-        """Close the port. The Deferred fires when it is closed."""
         super().stopService()  # type: ignore[no-untyped-call]
         return maybeDeferred(self._port.stopListening)
 
@@ -171,14 +167,10 @@ class _Completion:
     def as_object(self) -> dict[str, Any]:
         message = {"role": "assistant", "content": "".join(self.tokens)}
         choice = {"index": 0, "message": message, "finish_reason": self._finish_reason}
-        return self._envelope | {
-            "object": "chat.completion",
-            "choices": [choice],
-            "usage": self._usage,
-        }
+        fields = {"object": "chat.completion", "choices": [choice], "usage": self._usage}
+        return self._envelope | fields
 
     def events(self) -> Iterator[bytes]:
-        """Yield the events of the stream, as bytes."""
         yield self._event(_choice({"role": "assistant", "content": ""}))
         for token in self.tokens:
             yield self._event(_choice({"content": token}))

@@ -43,11 +43,7 @@ MAX_EXCERPT = 100
 def forwarded_request_headers(
     headers: Headers, *, allow: frozenset[bytes] = frozenset()
 ) -> Headers:
-    """
-    Return the headers of a client's request that are forwarded to the backend.
-
-    :param allow: lower-case names that are forwarded although they are in `DROPPED_FROM_REQUESTS`
-    """
+    """Return the headers without `DROPPED_FROM_REQUESTS`, except the lower-case names `allow`."""
     dropped = DROPPED_FROM_REQUESTS - allow if allow else DROPPED_FROM_REQUESTS
     forwarded = headers.copy()
     for name in _dropped(headers, dropped):

@@ -39,8 +39,7 @@ class EagerWriter:
     def __init__(self, transport: Any, source: IPushProducer) -> None:
         self._transport = transport
         self._source = source
-        # Bytes passed to the transport since its queue was last empty.
-        self._queued = 0
+        self._queued = 0  # bytes passed to the transport since its queue was last empty
         self._is_paused = False
         self._is_eager = is_plain_socket(transport)
         if self._is_eager:
@@ -105,11 +104,7 @@ class EagerWriter:
 
 
 def send_now(transport: Any, data: bytes) -> None:
-    """
-    Send `data` at once on `transport`, to which nothing was written yet.
-
-    Later data is written to the transport as usual.
-    """
+    """Send `data` at once on `transport`, to which nothing was written yet."""
     sent = 0
     if is_plain_socket(transport):
         with suppress(OSError):  # the transport's write handles a full socket and a lost connection

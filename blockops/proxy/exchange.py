@@ -73,20 +73,14 @@ class Exchange:
     :ivar id: the id of both records in the traffic log, and the header `X-Request-Id`
     :ivar address: the client's address; None for a Unix socket
     :ivar body: the request's body, until the request is logged; empty for an upload
-    :ivar response: the response to the client
     :ivar mode: how the response sends heartbeats and failures
     :ivar feedback: learns from the answer; None if nothing is to be learnt
     :ivar backend_response: the backend's response, until its body is read
     :ivar captured: the beginning of the backend's body, for the traffic log
     :ivar bytes_in: the size of the backend's body
-    :ivar error: the error that the request failed with; None if it did not fail
-    :ivar heartbeats: the number of heartbeats that were sent
-    :ivar is_logged: the traffic log contains the request
     :ivar done: fires when the response is done; never fails
     :ivar received_at: the request arrived; for an upload, its headers
-    :ivar sent_at: the request was sent to the backend
-    :ivar first_byte_at: the first byte of the backend's body arrived
-    :ivar last_byte_at: the last byte of the backend's body arrived
+    :ivar sent_at: the request was sent to the backend; the bytes are those of its response's body
     """
 
     _log = Logger()

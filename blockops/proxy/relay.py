@@ -21,11 +21,7 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer, IResponse
 
-from blockops.api.backend_errors import (
-    response_too_large,
-    to_error_response,
-    truncated_response,
-)
+from blockops.api.backend_errors import response_too_large, to_error_response, truncated_response
 from blockops.api.passthrough import PassThrough
 from blockops.api.request import GenerationRequest, change_to_stream
 from blockops.errors import ApiError
@@ -43,11 +39,7 @@ MAX_STATUS = 599
 
 
 class _BodyCollector:
-    """
-    A translator that keeps the body, and sends nothing.
-
-    :param limit: the maximum size of the body in bytes
-    """
+    """A translator that keeps the body, and sends nothing; `limit` is in bytes."""
 
     has_ended = False
 

@@ -13,13 +13,7 @@ from blockops.server.limits import RETRY_AFTER
 
 
 class BodyBudget:
-    """
-    Counts the bytes of buffered request bodies.
-
-    :param limit: the most bytes at the same time
-    :ivar reserved_size: the bytes at present
-    :ivar rejections: requests that were rejected because the budget was used up
-    """
+    """Counts the bytes of buffered request bodies: at most `limit` at the same time."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -88,8 +88,6 @@ from blockops.server.response_head import error_response
 
 
 class _State(Enum):
-    """See the table at the head of this module."""
-
     IDLE = auto()
     HEAD = auto()
     BODY = auto()
@@ -107,7 +105,6 @@ class ClientConnection(Protocol):
     :ivar request: the current request; None between two requests
     :ivar deadline: when `on_deadline` is to be called, in seconds of the reactor's clock, or None
     :ivar is_persistent: the connection stays open after the current response
-    :ivar writer: sends data to the client
     """
 
     __slots__ = (
@@ -284,7 +281,6 @@ class ClientConnection(Protocol):
             self.deadline = min(next_piece, self._body_deadline)
 
     def pause_body(self) -> None:
-        """Pause the input and the body's deadlines."""
         if self._state is _State.BODY and self._body_paused_at is None:
             self._body_paused_at = self.site.reactor.seconds()
             self.deadline = None
@@ -403,7 +399,6 @@ class ClientConnection(Protocol):
             self._update_reading()
 
     def abort(self) -> None:
-        """Close the connection immediately."""
         self.writer.abort()
 
     def _close_after_response(self) -> None:
@@ -413,7 +408,6 @@ class ClientConnection(Protocol):
             self.close()
 
     def _start_closing(self) -> None:
-        """End the current request, and discard pending input."""
         self._state = _State.CLOSING
         self._pending = b""
         self._body = self._body_deadline = self._body_paused_at = None

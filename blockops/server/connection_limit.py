@@ -25,8 +25,6 @@ class ConnectionLimiter:
     :param limit_per_client: connections from one address; 0 for no such limit. It does not apply to
         loopback addresses and Unix sockets: all clients of a reverse proxy on this machine have
         one of these
-    :ivar count: open connections
-    :ivar rejections: connections that were rejected
     """
 
     def __init__(self, clock: IReactorTime, *, limit: int, limit_per_client: int) -> None:
@@ -77,5 +75,4 @@ class ConnectionLimiter:
 
 
 def _host(address: IAddress) -> str:
-    """Return the host of `address`, or "" for a Unix socket."""
-    return str(getattr(address, "host", ""))
+    return str(getattr(address, "host", ""))  # a Unix socket has no host

@@ -1,8 +1,4 @@
-"""
-Upper bounds for clients' requests and connections that are not settings.
-
-docs/limits.md lists them together with the settings.
-"""
+"""Upper bounds that are not settings; docs/limits.md lists them together with the settings."""
 
 from __future__ import annotations
 

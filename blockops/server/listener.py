@@ -28,11 +28,7 @@ class PublicAddressError(ValueError):
 
 
 def require_local(address: IAddress) -> None:
-    """
-    Accept `address` if only this machine can reach it.
-
-    :raises PublicAddressError: other machines can reach it too
-    """
+    """Raise `PublicAddressError` if other machines can reach `address`."""
     if not is_local(address):
         raise PublicAddressError(
             f"{format_address(address)} can be reached from other machines, and no API keys are"
@@ -71,11 +67,7 @@ class Listener(Service):
         self._closed: Deferred[object] = succeed(None)
 
     def privilegedStartService(self) -> None:
-        """
-        Listen.
-
-        :raises Exception: the endpoint failed at once; a later failure is logged
-        """
+        """Listen, and raise the endpoint's error if it fails at once; a later one is logged."""
         super().privilegedStartService()
         self._port = Deferred.fromCoroutine(self._listen())
         if self._error is not None:

@@ -82,8 +82,7 @@ class ClientRequest:
         self.early_response: ApiError | PreflightResponse | None = None
         self.on_disconnect: Callable[[], object] = _noop
         self._body_pieces: list[bytes] = []
-        # Bytes of the site's body budget.
-        self._reserved_size = 0
+        self._reserved_size = 0  # bytes of the site's body budget
 
     def start(self, length: int | None) -> None:
         """
@@ -105,7 +104,6 @@ class ClientRequest:
             site.resource.render(self)
 
     def receive_data(self, data: bytes) -> None:
-        """Process the next piece of the body."""
         site, upload = self.connection.site, self.upload
         if upload is not None:
             if upload.size + len(data) > site.max_body:
@@ -141,7 +139,6 @@ class ClientRequest:
         self.requestHeaders = self.responseHeaders = _NO_HEADERS
 
     def setHeader(self, name: str, value: str | bytes) -> None:
-        """Set a header of the response."""
         self.responseHeaders.setRawHeaders(name, [value])
 
     def finish(self) -> None:
@@ -174,11 +171,7 @@ def _noop() -> None: ...
 
 
 def origin_form(target: bytes) -> bytes:
-    """
-    Return a request's target without scheme and host.
-
-    A server has to accept the absolute form (RFC 9112, section 3.2.2).
-    """
+    """Return a target without scheme and host: servers accept both (RFC 9112, section 3.2.2)."""
     scheme, separator, rest = target.partition(b"://")
     if not separator or scheme.lower() not in {b"http", b"https"}:
         return target

@@ -113,7 +113,6 @@ class ClientResponse:
         return self.status != 0
 
     def begin(self, status: int, headers: Iterable[Header]) -> None:
-        """Send status and headers."""
         self._begin(status, headers, b"")
 
     def send(self, status: int, body: bytes, headers: Iterable[Header] = JSON_HEADERS) -> None:
@@ -123,20 +122,16 @@ class ClientResponse:
         self.finish(body[WRITE_SIZE:])
 
     def send_error(self, error: ApiError) -> None:
-        """Send `error` as the complete response."""
         self.send(error.status, error.body(), [*JSON_HEADERS, *error.headers()])
 
     def _begin(self, status: int, headers: Iterable[Header], body_start: bytes) -> None:
-        """
-        Send the head, and the start of a body that has a `Content-Length`.
-
-        The headers are released, because a stream may stay open for hours.
-        """
+        """Send the head, and the start of a body that has a `Content-Length`."""
         # The traffic log has the status also if the client has left.
         self.status = status
         if self.is_closed:
             return
         request = self._request
+        # The headers are released, because a stream may stay open for hours.
         all_headers, request.responseHeaders = request.responseHeaders, Headers()
         for name, value in headers:
             all_headers.addRawHeader(name, value)
@@ -154,7 +149,6 @@ class ClientResponse:
             self._write = _ignore
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the body."""
         size = len(data)
         if not size or self.is_closed:
             return
@@ -205,7 +199,6 @@ class ClientResponse:
             self.mark_disconnected()
 
     def mark_disconnected(self) -> None:
-        """Mark the client as disconnected."""
         if not self._is_done:
             self.has_client_left = True
             self._end()

@@ -44,11 +44,7 @@ def response_head(version: bytes, status: int, headers: Headers, framing: bytes)
 
 
 def error_response(error: ApiError, headers: Headers) -> bytes:
-    """
-    Return the complete response for `error`, the last one of its connection.
-
-    :param headers: further headers of the response
-    """
+    """Return the complete response for `error`, the last one of its connection."""
     body = error.body()
     lines = b"".join([b"%s: %s\r\n" % header for header in error.headers()])
     framing = b"Content-Type: application/json\r\n%sContent-Length: %d\r\nConnection: close\r\n" % (
@@ -61,7 +57,4 @@ def error_response(error: ApiError, headers: Headers) -> bytes:
 @lru_cache(maxsize=1)
 def _common_lines(second: int) -> bytes:
     """Return the headers that every response has, with the date `second`."""
-    return b"Server: blockops/%s\r\nDate: %s\r\n" % (
-        __version__.encode(),
-        datetimeToString(second),
-    )
+    return b"Server: blockops/%s\r\nDate: %s\r\n" % (__version__.encode(), datetimeToString(second))

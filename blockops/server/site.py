@@ -17,6 +17,7 @@ time out a client that sends a byte now and then; and it takes twice the time. T
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -34,21 +35,19 @@ from blockops.server.limits import MAX_LINGERING
 from blockops.server.request import ClientRequest, Route
 
 
+@dataclass(eq=False, repr=False)
 class Site(ServerFactory):
     """
     Accepts connections, and ends those that miss a deadline.
 
     :param resource: renders each request that is to be responded to
-    :param max_body: the most bytes of a request's body
     :param body_budget: for the bodies of all requests together
     :param header_timeout: seconds for a request's headers, and for each next piece of its body
     :param match_route: returns the route for a method and a target
     :param check_access: is called when a request's headers are complete, and returns the response
         to send in place of the route's, or None
-    :param connection_limiter: decides which connections are rejected
     :param on_rejected: is called with each connection that sends an error for an incomplete or
         invalid request, and with the error
-    :ivar connections: those that are open
     :ivar rejected_connections: those over the limit that stay open until the client has read why
     :ivar paused_connections: those whose disconnect Twisted's transports do not notice, because
         input is paused and no response is unread
@@ -57,33 +56,21 @@ class Site(ServerFactory):
 
     noisy = False
 
-    def __init__(
-        self,
-        resource: Resource,
-        *,
-        reactor: Any,
-        max_body: int,
-        body_budget: BodyBudget,
-        header_timeout: float,
-        match_route: Callable[[bytes, bytes], Route],
-        connection_limiter: ConnectionLimiter,
-        on_rejected: Callable[[ClientConnection, ApiError], object],
-        check_access: Callable[[ClientRequest], ApiError | PreflightResponse | None],
-    ) -> None:
-        self.resource = resource
-        self.reactor = reactor
-        self.max_body = max_body
-        self.body_budget = body_budget
-        self.header_timeout = header_timeout
-        self.match_route = match_route
-        self.connection_limiter = connection_limiter
-        self.on_rejected = on_rejected
-        self.check_access = check_access
-        self.connections: set[ClientConnection] = set()
-        self.rejected_connections: set[ClientConnection] = set()
-        self.paused_connections: set[ClientConnection] = set()
-        self.is_closing = False
-        self._all_closed: Deferred[None] | None = None
+    resource: Resource
+    _: KW_ONLY
+    reactor: Any
+    max_body: int
+    body_budget: BodyBudget
+    header_timeout: float
+    match_route: Callable[[bytes, bytes], Route]
+    connection_limiter: ConnectionLimiter
+    on_rejected: Callable[[ClientConnection, ApiError], object]
+    check_access: Callable[[ClientRequest], ApiError | PreflightResponse | None]
+    connections: set[ClientConnection] = field(init=False, default_factory=set)
+    rejected_connections: set[ClientConnection] = field(init=False, default_factory=set)
+    paused_connections: set[ClientConnection] = field(init=False, default_factory=set)
+    is_closing: bool = field(init=False, default=False)
+    _all_closed: Deferred[None] | None = field(init=False, default=None)
 
     def buildProtocol(self, addr: IAddress | None) -> ClientConnection:
         return ClientConnection(self)
@@ -95,11 +82,7 @@ class Site(ServerFactory):
             connection.close_when_idle()
 
     async def close(self, flush_timeout: float) -> None:
-        """
-        Close all connections.
-
-        :param flush_timeout: seconds that clients have to read the data that was written
-        """
+        """Close all connections. Clients have `flush_timeout` seconds to read what was written."""
         self.close_idle()
         if self.connections:
             self._all_closed = Deferred()

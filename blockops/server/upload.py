@@ -26,7 +26,6 @@ class StreamingUpload:
 
     :param length: of the body in bytes; None if it is unknown
     :param pause: is called to pause the client, because the consumer is slower
-    :param resume: is called to continue
     :ivar is_complete: the whole body has arrived
     :ivar size: bytes that have arrived
     :ivar on_failure: is called with the error for the client if the body will not be complete
@@ -54,11 +53,9 @@ class StreamingUpload:
         self._capture_limit = size
 
     def captured_bytes(self) -> bytes:
-        """Return the captured bytes."""
         return bytes(self._captured)
 
     def data_received(self, data: bytes) -> None:
-        """Process the next data from the client."""
         self.size += len(data)
         if len(self._captured) < self._capture_limit:
             self._captured += data[: self._capture_limit - len(self._captured)]
@@ -72,7 +69,6 @@ class StreamingUpload:
             self.pauseProducing()
 
     def finish(self) -> None:
-        """Mark the body as complete."""
         self.is_complete = True
         # Without a consumer yet, `startProducing` does this; a discarded body is never consumed.
         if self._consumer is not None and not self._is_discarded:

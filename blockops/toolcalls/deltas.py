@@ -23,11 +23,7 @@ class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
 
 
 class CallStarted(msgspec.Struct, frozen=True, gc=False):
-    """
-    A call is certain: its name is complete, and the text that follows belongs to its arguments.
-
-    :ivar dialect: the name of the call's dialect; the parser sets it, readers leave it empty
-    """
+    """A call is certain: its name is complete. The parser sets `dialect`, readers do not."""
 
     name: str
     dialect: str = ""

@@ -1,11 +1,8 @@
 """
-A dialect: one way in which models write tool calls.
+A dialect: one way in which models write tool calls. `docs/formats.md` tells how to add one.
 
-A dialect declares the openers of its calls and makes the reader of each call. The parser searches
-the model's text for the openers of all dialects. Dialects that share an opener are tried in the
-order in which they are registered: the next one if a reader returns `NotACall`.
-
-Packages can add dialects; `docs/formats.md` describes how.
+Dialects that share an opener are tried in the order in which they are registered: the next one if a
+reader returns `NotACall`.
 """
 
 from __future__ import annotations
@@ -16,15 +13,13 @@ from typing import Protocol
 from blockops.toolcalls.reader import CallReader, OpeningContext
 
 MAX_OPENER_LENGTH = 64
-"""Upper bound of the characters of an opener."""
 
 
 @dataclass(frozen=True)
 class Opener:
     """
-    A literal that may open a call.
+    A literal that may open a call: up to `MAX_OPENER_LENGTH` characters, no line end or backtick.
 
-    :param text: the literal: 1 to `MAX_OPENER_LENGTH` characters, without line ends and backticks
     :param line_start: True if it opens a call only at the start of a line, after blanks, or
         directly after another call
     """
@@ -44,13 +39,10 @@ class Dialect(Protocol):
     @property
     def name(self) -> str:
         """A short name, unique among the dialects, for settings, logs and metrics."""
-        ...
 
     @property
     def openers(self) -> tuple[Opener, ...]:
         """The literals that open a call of this dialect."""
-        ...
 
     def reader(self, context: OpeningContext) -> CallReader:
         """Return a new reader for the text after the opener that `context` describes."""
-        ...

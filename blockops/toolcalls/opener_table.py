@@ -22,17 +22,8 @@ class OpenerTable:
     """
     The openers of `dialects`, and patterns for what the scanner looks for, by `literal_pattern`.
 
-    :param dialects: the dialects, in the order in which they are tried
-    :param fenced_calls: True if the patterns for code match openers
-    :ivar anywhere: the openers that may stand anywhere
-    :ivar at_line_start: the openers that need the start of a line
-    :ivar line_start: the pattern for openers at the start of a line of text
     :ivar line: what may end a line's ordinary text: its end, code, an opener, a think block
     :ivar plain: text inside a line that holds nothing of that, and ends without white space
-    :ivar code: the same as `line` in inline code
-    :ivar fence_start: the pattern for openers at the start of a line of a fence
-    :ivar fence: what may end the text of a line of a fence
-    :ivar counted: the openers that `OpenerCounter` counts
     """
 
     def __init__(self, dialects: tuple[Dialect, ...], *, fenced_calls: bool) -> None:

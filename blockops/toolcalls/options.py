@@ -18,8 +18,7 @@ class TranslationOptions:
     :param translate: "always" also translates the answers to requests that offer no tools
     :param fenced_calls: True if a call inside Markdown code counts when its name is offered
     :param reasoning: "split" moves think blocks out of the text, "keep" leaves them in place
-    :param think_prefilled: True if the prompt's template opens the think block, so that answers
-        begin inside it
+    :param think_prefilled: True if answers begin in a think block, which the template opens
     :param think_calls: True if a call in a think block counts when the answer has no other call
     :param max_hold: upper bound of the characters held back while a call is not yet certain
     :param dialects: the dialects to look for, in the order in which they are tried

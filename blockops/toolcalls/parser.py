@@ -1,7 +1,7 @@
 """
 The parser of one choice: its text, split in any way, goes in; text, reasoning and calls come out.
 
-The parser is always in one of four states; each is a method that reads text:
+The states of the parser:
 
     state   reads text with     until                            next state
     search  the scanner         an opener                        try
@@ -15,13 +15,9 @@ The parser is always in one of four states; each is a method that reads text:
 - try holds back all that it reads. If a reader returns `NotACall`, the next dialect with this
   opener reads the same text. If none is left, the opener is text, and the text after it is searched
   again.
-- stream sends the reader's deltas as they come.
-- skip drops them: the call is a later one, and the request has `parallel_tool_calls: false`.
-- A reader for the text after a call is tried like any other, but without an opener that could
-  become text. It returns CallEnded without a call if it has read only markup.
-
-At the end of the text, `CallReader.finish` decides; text that is not a call is read again until the
-parser is back in search.
+- skip drops the call: it is a later one, and the request has `parallel_tool_calls: false`.
+- A reader for the text after a call is tried without an opener that could become text. It returns
+  CallEnded without a call if it has read only markup.
 """
 
 from __future__ import annotations
@@ -44,13 +40,7 @@ from blockops.toolcalls.deltas import (
 from blockops.toolcalls.dialect import Dialect
 from blockops.toolcalls.opener_table import OpenerCounter
 from blockops.toolcalls.options import TranslationOptions
-from blockops.toolcalls.reader import (
-    CallEnded,
-    CallReader,
-    CallTruncated,
-    NotACall,
-    OpeningContext,
-)
+from blockops.toolcalls.reader import CallEnded, CallReader, CallTruncated, NotACall, OpeningContext
 from blockops.toolcalls.scanner import OpenerMatch, TextScanner
 from blockops.toolcalls.tools import OfferedTools
 
@@ -69,8 +59,6 @@ class ToolCallParser:
 
     The joined output is a function of the joined input: it does not matter how the text is split.
 
-    :param tools: the tools that the request offers
-    :param options: the operator's options
     :ivar counters: numbers of "calls", "unknown_name", "malformed", "unclosed" (calls that were cut
         off), "dropped_parallel", "gave_up" (more than `max_hold` characters were held back),
         "untranslated" (openers in an answer that is not translated) and "think_calls"
@@ -107,11 +95,7 @@ class ToolCallParser:
         self._remaining_hold = 0
 
     def feed(self, text: str) -> list[Delta]:
-        """
-        Read `text`; return the deltas that are certain; adjacent texts are joined.
-
-        Text that needs no decision is returned as exactly `[TextDelta(text)]`.
-        """
+        """Return the deltas that are certain. Plain text becomes exactly `[TextDelta(text)]`."""
         if self._opener_counter and (count := self._opener_counter.feed(text)):
             self.counters["untranslated"] += count
         if not text:
@@ -129,11 +113,7 @@ class ToolCallParser:
         return join_adjacent(out) if len(out) > 1 else out
 
     def finish(self, reason: str | None) -> list[Delta]:
-        """
-        Return the deltas of the text that is still held back.
-
-        :param reason: the backend's finish reason, or None if the answer ended without one
-        """
+        """Return the deltas that were held back; `reason` is the backend's finish reason."""
         is_complete = reason in COMPLETE_REASONS
         out: list[Delta] = []
         while self._state != self._search:
@@ -148,7 +128,6 @@ class ToolCallParser:
         return join_adjacent(out)
 
     def _read_all(self, text: str, out: list[Delta]) -> None:
-        """Read `text`, and the text that the states return to be read again, in pieces."""
         pending = _reversed_pieces(text)
         while pending:
             pending += _reversed_pieces(self._state(pending.pop(), out))
@@ -161,11 +140,7 @@ class ToolCallParser:
 
     def _try_opener(self, opener: OpenerMatch) -> str:
         self._context = OpeningContext(
-            literal=opener.literal,
-            tools=self._tools,
-            is_in_code=opener.is_in_code,
-            max_hold=self._options.max_hold,
-            counters=self.counters,
+            opener.literal, self._tools, opener.is_in_code, self._options.max_hold, self.counters
         )
         self._untried_dialects = opener.dialects
         self._try_next_dialect()
@@ -195,15 +170,12 @@ class ToolCallParser:
         result = self._reader.feed(text, [])
         return "" if result is None else self._end_call(result, out)
 
-    # Transitions.
-
     def _try_next_dialect(self) -> None:
         dialect, *self._untried_dialects = self._untried_dialects
         self._dialect_name = dialect.name
         self._start_trying(dialect.reader(self._context), self._context.literal)
 
     def _start_trying(self, reader: CallReader, literal: str) -> None:
-        """Try `reader`; `literal` is its opener, or "" if it reads the text after a call."""
         self._reader = reader
         self._tried_opener = literal
         self._held_pieces = []
@@ -241,7 +213,6 @@ class ToolCallParser:
             out += [CallStarted(started.name, self._dialect_name), *deltas[1:]]
 
     def _end_call(self, result: NotACall | CallEnded, out: list[Delta]) -> str:
-        """Continue after a call, or after the markup after one; return the rest of the text."""
         assert isinstance(result, CallEnded)
         self._start_searching()
         self._scanner.resume_after_call()
@@ -268,13 +239,7 @@ class ToolCallParser:
 
 
 class ThinkBlockCalls:
-    """
-    Finds calls in think blocks; keeps the last one that is complete and offered.
-
-    :param tools: the tools that the request offers
-    :param options: the operator's options
-    :ivar last_call: the deltas of that call; empty while no such call was found
-    """
+    """Finds calls in think blocks; keeps the last one that is complete and offered."""
 
     def __init__(self, tools: OfferedTools, options: TranslationOptions) -> None:
         self._tools = tools
@@ -325,7 +290,6 @@ def join_adjacent(deltas: Sequence[Delta]) -> list[Delta]:
 
 
 def _reversed_pieces(text: str) -> list[str]:
-    """Split `text` into pieces of at most `READ_SIZE` characters; the last one comes first."""
     starts = range(0, len(text), READ_SIZE)
     return [text[start : start + READ_SIZE] for start in reversed(starts)]
 

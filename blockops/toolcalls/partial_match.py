@@ -7,11 +7,7 @@ from collections.abc import Iterable
 
 
 def partial_suffix_start(text: str, literal: str) -> int:
-    """
-    Return the index of the longest proper prefix of `literal` that ends `text`.
-
-    Returns `len(text)` if no prefix of `literal` ends it.
-    """
+    """Return where the longest proper prefix of `literal` at the end of `text` starts."""
     start = text.find(literal[0], max(0, len(text) - len(literal) + 1))
     while start >= 0:
         if literal.startswith(text[start:]):

@@ -34,12 +34,8 @@ class OpeningContext:
     """
     An opener that was found, and the conditions that hold at its position.
 
-    :param literal: the opener's text
-    :param tools: the tools that the request offers
     :param is_in_code: True if the opener stands in Markdown code: a call of a name that is not
         offered is text there
-    :param max_hold: upper bound of the characters that may be held back
-    :param counters: the parser's counters; a reader adds to "malformed"
     """
 
     literal: str
@@ -92,12 +88,7 @@ class CallReader(Protocol):
     """Reads one call, from the end of its opener to the end of the call."""
 
     def feed(self, text: str, out: list[Delta]) -> FeedResult:
-        """
-        Read the next piece of the text; append the deltas that are certain to `out`.
-
-        A call appends one `CallStarted`, any number of `CallArguments` and one `CallFinished`.
-        """
-        ...
+        """Read the next piece of the text; append the deltas that are certain to `out`."""
 
     def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
         """
@@ -107,4 +98,3 @@ class CallReader(Protocol):
             tags or brackets is complete. If False, the answer was cut off, and the call must not
             look complete.
         """
-        ...

@@ -30,13 +30,13 @@ The states; "space" means that white space at the end of the text read so far is
 Openers count outside code and think blocks. With `fenced_calls` they also count in code, and white
 space is then held back in every state of code.
 
-Two things are held back. A literal that has started is held until it is complete or turns out to be
-text. White space at the end of the text is held because it is not part of the content if a call
-follows. Nothing is held back where no call can follow.
+A literal that has started is held back until it is complete or turns out to be text. White space at
+the end of the text is held back because it is not part of the content if a call follows. Nothing is
+held back where no call can follow.
 
 Each state has a method that reads from a position to the end of its state, sets the next state and
-returns the position reached. Where it stops, at an opener or where a literal begins that is not
-complete yet, it sets `_end` and returns the length of the text.
+returns the position reached. Where it stops, at an opener or at a literal that is not complete yet,
+it sets `_end` and returns the length of the text.
 """
 
 from __future__ import annotations
@@ -66,14 +66,7 @@ _State = Callable[["TextScanner", str, int], int]
 
 @dataclass(frozen=True)
 class OpenerMatch:
-    """
-    An opener that was found.
-
-    :param literal: the opener's text
-    :param dialects: the dialects that declare it, in order
-    :param rest: the text after it
-    :param is_in_code: True if it stands in Markdown code
-    """
+    """An opener that was found, in Markdown code or not, and the `rest` of the text after it."""
 
     literal: str
     dialects: tuple[Dialect, ...]
@@ -85,7 +78,6 @@ class TextScanner:
     """
     Reads the text around calls: emits it and stops at each opener.
 
-    :param may_translate: True if calls may open; otherwise no text is held back
     :param on_think_text: called with the text of think blocks, and with None at the end of one
     """
 
@@ -102,9 +94,8 @@ class TextScanner:
         # Upper bound of the characters of white space that may be held back.
         self._max_hold = options.max_hold if may_translate else 0
         self._on_think_text = on_think_text
-        self._state: _State = (
-            TextScanner._read_think if options.think_prefilled else TextScanner._read_line_start
-        )
+        in_think = options.think_prefilled
+        self._state: _State = TextScanner._read_think if in_think else TextScanner._read_line_start
         self._space_states = self._SPACE | self._CODE if options.fenced_calls else self._SPACE
         # The current run of backticks or tildes, and the length of the run that opened the code.
         self._run_char = "`"
@@ -179,10 +170,7 @@ class TextScanner:
         if self._space and not self._is_after_call:
             out.append(TextDelta("".join(self._space)))
 
-    # Emitting text.
-
     def _emit(self, text: str) -> None:
-        """Emit `text`; hold back the white space at its end in a state that holds space."""
         emitted = text
         if self._state in self._space_states:
             emitted = text.rstrip(WHITESPACE)
@@ -220,10 +208,7 @@ class TextScanner:
             self._has_emitted = True
             self._is_after_call = False
 
-    # Literals and runs at a position.
-
     def _stop_at(self, text: str, found: re.Match[str], openers: Openers) -> int:
-        """Stop at an opener, or hold back the beginning of a literal at the end of the text."""
         self._end = found.start()
         if not found.lastindex:
             literal = found[0]
@@ -233,7 +218,6 @@ class TextScanner:
         return len(text)
 
     def _start_run(self, char: str, end_run: Callable[[TextScanner], _State], pos: int) -> int:
-        """Start a run of `char`; `end_run` returns the state after it."""
         self._run_char = char
         self._run_length = 0
         self._end_run = end_run
@@ -246,8 +230,6 @@ class TextScanner:
         if end < len(text):
             self._state = self._end_run(self)
         return end
-
-    # Text.
 
     def _read_line_start(self, text: str, pos: int) -> int:
         pos = _BLANKS.match(text, pos).end()  # type: ignore[union-attr]
@@ -291,8 +273,6 @@ class TextScanner:
             return TextScanner._read_code
         return TextScanner._read_fence if self._may_be_fence else TextScanner._read_line
 
-    # Code.
-
     def _read_code(self, text: str, pos: int) -> int:
         found = self._openers.code.search(text, pos)
         if not found:
@@ -305,9 +285,8 @@ class TextScanner:
             return self._start_run(char, TextScanner._end_code_run, pos)
         if char == "\n":
             is_fence = self._may_be_fence
-            self._state = (
-                TextScanner._read_fence_start if is_fence else TextScanner._read_line_start
-            )
+            start = TextScanner._read_fence_start if is_fence else TextScanner._read_line_start
+            self._state = start
             return pos + 1
         return self._stop_at(text, found, self._openers.anywhere)
 
@@ -345,8 +324,6 @@ class TextScanner:
             is_end = text[end] == "\n"
             self._state = TextScanner._read_line if is_end else TextScanner._read_fence
         return end
-
-    # Think blocks.
 
     def _start_thinking(self, text: str, tag: re.Match[str]) -> int:
         if self._split_reasoning:

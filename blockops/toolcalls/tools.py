@@ -16,13 +16,10 @@ class OfferedTools:
     The functions that a request offers, and how the model may call them.
 
     :param schemas: function name -> JSON schema of its parameters; `{}` if none is declared
-    :param forbidden_tools: functions of the request that must not be called now; a call of one of
-        them is text
-    :param parallel: the request's `parallel_tool_calls`; if False, only the first call of a choice
-        is kept
+    :param forbidden_tools: functions that must not be called now: a call of one of them is text
+    :param parallel: if False, only the first call of a choice is kept
     :param forced_tool: the only function that `tool_choice` allows, or None
-    :param may_translate: True if text may become calls. Without tools, or with `tool_choice`
-        "none", it may not: openers are only counted then
+    :param may_translate: False without tools or with `tool_choice` "none": openers are only counted
     """
 
     schemas: Mapping[str, Any] = field(default_factory=dict)

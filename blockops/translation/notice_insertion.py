@@ -16,13 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from blockops.api.answer import (
-    AnswerEvent,
-    BackendCalls,
-    CallStarted,
-    ContentDelta,
-    Finished,
-)
+from blockops.api.answer import AnswerEvent, BackendCalls, CallStarted, ContentDelta, Finished
 from blockops.api.chat.chunks import ChunkChoice
 from blockops.api.notice import Notice
 from blockops.translation.choice import ChoiceTranslator

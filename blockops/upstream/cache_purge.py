@@ -32,14 +32,11 @@ from twisted.logger import Logger
 #: Seconds that a purge may take, and thus that it may delay a request.
 PURGE_TIMEOUT = 5.0
 
-ResetCache = Callable[[], Coroutine[Deferred[Any], Any, None]]
-
 
 class CachePurge:
     """
     Purges the backend's prompt cache when no request is active.
 
-    :param reset: makes the backend empty its prompt cache
     :param is_supported: returns False if no reset is possible
     :ivar purges_skipped: number of purges skipped because requests stayed active
     """
@@ -49,7 +46,7 @@ class CachePurge:
     def __init__(
         self,
         clock: IReactorTime,
-        reset: ResetCache,
+        reset: Callable[[], Coroutine[Deferred[Any], Any, None]],
         is_supported: Callable[[], bool] = lambda: True,
     ) -> None:
         self._clock = clock

@@ -53,7 +53,6 @@ class CircuitBreaker:
     :param reset_timeout: seconds from the last counted failure to the next trial
     :param reject_waiting: called when the breaker opens, with a function that makes the error for
         each queued request
-    :ivar times_opened: number of times the breaker went from closed to open
     """
 
     _log = Logger()
@@ -91,11 +90,7 @@ class CircuitBreaker:
         }
 
     def check(self) -> None:
-        """
-        Reject a request early, before any work is done for it, if `guard` would reject it.
-
-        :raises ApiError: 503, the backend is known to be unreachable
-        """
+        """Raise the 503 of `guard` early, before any work is done for a request."""
         if self.state is State.HALF_OPEN or (
             self.state is State.OPEN and self._clock.seconds() < self._retry_at
         ):

@@ -45,8 +45,7 @@ class _VerbatimURL(EncodedURL):
     """
     A URL that is sent as the client wrote it.
 
-    hyperlink would encode some characters differently (`"`, `<`, a trailing `?`), and would take
-    as long as the rest of treq's work together.
+    hyperlink would encode some characters differently, and take as long as the rest of treq's work.
     """
 
     def __init__(self, text: str) -> None:
@@ -64,8 +63,7 @@ class _BytesBody:
     """
     A request's body in memory, sent in one write with the head.
 
-    treq's own producer feeds bytes through the global cooperator, which needs the real reactor and
-    sends the headers and the body separately.
+    treq's own producer needs the real reactor, and sends the headers and the body separately.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -86,9 +84,8 @@ class _BytesBody:
 
 def https_policy(ca: Path | None) -> BrowserLikePolicyForHTTPS:
     """
-    Return the policy that verifies the backend's certificate.
+    Return the policy that verifies the backend's certificate; without `ca`, the platform's.
 
-    :param ca: PEM file with the certificates to trust, or None to trust those of the platform
     :raises ValueError: `ca` contains no certificate, or an invalid one; with one line for the user
     """
     if ca is None:
@@ -111,8 +108,7 @@ class BackendClient:
     The HTTP client of one backend.
 
     :param url: `http://host:port` and the path before its `/v1`, if any, without a trailing `/`
-    :param key: sent as a bearer token with each request
-    :param ca: PEM file with the certificates to trust; see `https_policy`
+    :param ca: PEM file with the certificates to trust
     :param connect_timeout: seconds that connecting may take, TLS handshake included
     :param on_connected: called when a connection is made, before anything is sent on it
     """
@@ -147,8 +143,7 @@ class BackendClient:
         Send a request; return a coroutine that returns the response when its headers are complete.
 
         The coroutine holds neither the headers nor the body of the request, since a prefill may
-        take minutes. The body of the response is read after `deliverBody` is called. Cancelling
-        aborts the connection.
+        take minutes. Cancelling aborts the connection.
 
         :param target: path and query as the client wrote them, from `/v1` on
         :param headers: belongs to the request from now on; the caller must not use it again
@@ -162,7 +157,6 @@ class BackendClient:
             method,
             _VerbatimURL(self.url + target),
             headers=sent,
-            # treq would send the headers and the body in separate writes.
             data=_BytesBody(body) if isinstance(body, bytes) else body,
             # Otherwise treq makes a jar for each request.
             cookies=self._cookies,
@@ -211,7 +205,6 @@ class BackendClient:
 
 
 def _root_cause(failure: Exception) -> Exception:
-    """Return the error that the wrappers of `twisted.web.client` contain."""
     wrappers = RequestGenerationFailed | ResponseNeverReceived | ResponseFailed
     while isinstance(failure, wrappers):
         reasons: list[Failure] = failure.reasons

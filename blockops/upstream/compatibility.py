@@ -39,11 +39,7 @@ _ROLE_REJECTED = re.compile(
 
 
 class BackendCompatibility:
-    """
-    The optional features that the backend is known to reject.
-
-    :ivar supports_usage: the backend has not rejected `include_usage`
-    """
+    """The optional features that the backend is known to reject."""
 
     _log = Logger()
 

@@ -65,16 +65,11 @@ class ProbeResponse(NamedTuple):
 
     @property
     def is_success(self) -> bool:
-        """True for a status below 300."""
         return self.status < HTTPStatus.MULTIPLE_CHOICES
 
     @property
     def is_server_error(self) -> bool:
-        """
-        True for a temporary failure (5xx other than 501).
-
-        It implies nothing about the features of the backend.
-        """
+        """True for a temporary failure, which implies nothing about the backend's features."""
         is_error = self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         return is_error and self.status not in NO_ROUTE_STATUSES
 
@@ -103,7 +98,6 @@ class BackendProbe:
 
         :param call: a method and a path, such as `GET /v1/models`
         :param body: sent as JSON; without it the request has no body
-        :param timeout: seconds after which the request counts as failed
         """
         response = Deferred.fromCoroutine(self._request(call, body))
         response.addTimeout(timeout, self._clock)

@@ -42,8 +42,6 @@ class PromptCacheReset:
     Makes the backend empty its prompt cache.
 
     :param reset_call: a method and a path, "auto" for the call of the backend's kind, or "off"
-    :ivar resets: resets that succeeded
-    :ivar failures: resets that failed
     """
 
     _log = Logger()
@@ -96,7 +94,6 @@ class PromptCacheReset:
         return known[:1] or [DEFAULT_RESET_CALL]
 
     async def _send(self, call: str) -> bool:
-        """Send one call of a reset; return True if it succeeded."""
         response = await self._probe.request(call)
         if response is None:
             self._log.warn(

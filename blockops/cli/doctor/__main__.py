@@ -27,13 +27,12 @@ _PATIENCE = types.value_type(types.Seconds)
 
 def _parse_patience(text: str) -> float:
     try:
-        seconds: float = _PATIENCE.parse(text)
+        return float(_PATIENCE.parse(text))
     except InvalidValue:
         # argparse would print its usage before an error of its own.
         raise SystemExit(
             f"blockops: --patience: {text!r} is not accepted; give {_PATIENCE.accepts}"
         ) from None
-    return seconds
 
 
 def _arguments(command_line: Sequence[str]) -> argparse.Namespace:

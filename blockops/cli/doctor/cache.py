@@ -33,11 +33,7 @@ async def token_finding(tokenizer: Tokenizer, model: str | None) -> Finding:
 
 
 async def cache_finding(chat: ChatProbe, kind: str) -> Finding:
-    """
-    Empty the prompt cache; return the result, from the cached tokens before and after.
-
-    :param kind: the server's name
-    """
+    """Empty the prompt cache; return the result, from the cached tokens before and after."""
     hint = _HINTS.get(kind, "")
     await _send_prompt(chat)
     tokens, cached = await _send_prompt(chat)
@@ -74,7 +70,6 @@ async def cache_finding(chat: ChatProbe, kind: str) -> Finding:
 
 
 async def _send_prompt(chat: ChatProbe) -> tuple[int, int]:
-    """Send the prompt; return its tokens, and how many of them came from the cache."""
     request = {"messages": [{"role": "user", "content": LONG_PROMPT}], "max_tokens": 1}
     response = await chat.request(request)
     completion = response.decode(Completion) if response is not None else None
@@ -86,7 +81,6 @@ async def _send_prompt(chat: ChatProbe) -> tuple[int, int]:
 
 
 def _failure(response: ProbeResponse | None) -> str:
-    """Return the reason why the cache was not emptied; empty if it was."""
     if response is None:
         return "no response"
     if response.status in NO_ROUTE_STATUSES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -37,27 +38,18 @@ class Completion(msgspec.Struct):
     usage: Usage | None = None
 
 
+@dataclass(frozen=True)
 class ChatProbe:
-    """
-    Sends chat requests to one model of the backend.
+    """Sends chat requests to one model of the backend."""
 
-    :param model: None to name no model
-    :param response_timeout: seconds that a response may take
-    """
-
-    def __init__(self, probe: BackendProbe, model: str | None, response_timeout: float) -> None:
-        self.probe = probe
-        self.model = model
-        self.response_timeout = response_timeout
+    probe: BackendProbe
+    model: str | None
+    response_timeout: float  # seconds
 
     def request(
         self, body: dict[str, Any], timeout: float | None = None
     ) -> Deferred[ProbeResponse | None]:
-        """
-        Send a chat request, as `BackendProbe.request` does.
-
-        :param timeout: seconds; by default `response_timeout`
-        """
+        """Send a chat request, as `BackendProbe.request` does."""
         model = {} if self.model is None else {"model": self.model}
         return self.probe.request(
             "POST /v1/chat/completions", {**body, **model}, timeout or self.response_timeout

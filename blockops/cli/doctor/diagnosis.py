@@ -33,9 +33,8 @@ async def diagnose(
     """
     Examine a backend; yield the findings, each as soon as it is known.
 
-    :param model: the model to use; None for the first that the backend lists
-    :param question: the question to the model, without and with a tool on offer
-    :param response_timeout: seconds that one response may take
+    :param model: None for the first that the backend lists
+    :param response_timeout: seconds
     :raises ApiError: the backend is unreachable, too slow, compresses, or rejects a plain question
     """
     reach = Deferred.fromCoroutine(client.request("GET", "/v1/models"))

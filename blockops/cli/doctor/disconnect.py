@@ -102,11 +102,7 @@ class _NoResult(Exception):
 
 
 class DisconnectTest:
-    """
-    Disconnects during a long answer, and checks whether the backend stops.
-
-    :param kind: the server's name
-    """
+    """Disconnects during a long answer, and checks whether the backend stops."""
 
     def __init__(self, clock: IReactorTime, chat: ChatProbe, kind: str) -> None:
         self._clock = clock
@@ -158,7 +154,6 @@ class DisconnectTest:
         )
 
     async def _load(self) -> float | None:
-        """Return the backend's load, or None if it cannot be read now."""
         if self._kind not in RUNNING_REQUESTS:
             return float(await self._chat.request(SHORT_REQUEST, MAX_WAIT) is None)
         call, read = RUNNING_REQUESTS[self._kind]
@@ -166,11 +161,7 @@ class DisconnectTest:
         return read(response) if response is not None and response.is_success else None
 
     async def _time_to_stop(self) -> float | None:
-        """
-        Return the seconds from a disconnect until the backend stops, or None if it does not stop.
-
-        :raises _NoResult: the load does not show whether it stops
-        """
+        """Return the seconds from a disconnect until the backend stops; None if it does not."""
         idle_load = await self._load()
         if idle_load is None:
             raise _NoResult("its load cannot be read")
@@ -197,7 +188,6 @@ class DisconnectTest:
         return busy_load, duration
 
     async def _time_to_stop_beside_stream(self) -> float | None:
-        """Return the same as `_time_to_stop`, measured while another client reads a stream."""
         other = self._chat.request({**self._request, "stream": True}, 4 * ANSWER_TIMEOUT)
         try:
             await deferLater(self._clock, START_DELAY)
@@ -207,12 +197,7 @@ class DisconnectTest:
             other.cancel()
 
     async def _wait_until_idle(self, idle_load: float, duration: float) -> float | None:
-        """
-        Return the seconds until the load is at most `idle_load`; None if it stays above.
-
-        :param duration: seconds that the answer would still take; only two thirds of them are
-            waited for, because the load falls at the end of the answer in any case
-        """
+        # Two thirds of the answer's `duration`: at its end the load falls in any case.
         started = self._clock.seconds()
         while (elapsed := self._clock.seconds() - started) < duration * 2 / 3:
             await deferLater(self._clock, POLL_INTERVAL)

@@ -10,7 +10,6 @@ import msgspec
 
 from blockops.operations.traffic_log.redaction import MASK
 
-#: Columns of a line.
 WIDTH = 100
 #: Columns of the topic, before its text; the longest topic is `disconnect`.
 _TOPIC_WIDTH = 12
@@ -20,37 +19,23 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    The result for one topic.
-
-    :param topic: one word, such as `tools`
-    :param verdict: the result in a word or two; programs may rely on it
-    :param text: the result in a sentence or two, for people
-    :param options: options of blockops that fit the result, each with its value
-    :param hint: a possible change to the backend, or empty
-    """
+    """The result for one topic."""
 
     topic: str
-    verdict: str
-    text: str
-    options: tuple[str, ...] = ()
-    hint: str = ""
+    verdict: str  # a word or two; programs may rely on it
+    text: str  # for people
+    options: tuple[str, ...] = ()  # the options of blockops that fit, each with its value
+    hint: str = ""  # a possible change to the backend
 
     def sanitized(self, key: str | None) -> Finding:
         """Return the finding with its verdict and text sanitized (see `sanitize`)."""
         return msgspec.structs.replace(
-            self,
-            verdict=sanitize(self.verdict, key),
-            text=sanitize(self.text, key),
+            self, verdict=sanitize(self.verdict, key), text=sanitize(self.text, key)
         )
 
 
 def sanitize(text: str, key: str | None) -> str:
-    """
-    Return a backend's text with the key masked and control characters replaced.
-
-    :param key: the backend's key, which error responses often quote
-    """
+    """Replace control characters, and mask the backend's key: error responses often quote it."""
     masked = text.replace(key, MASK) if key else text
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", masked)
 

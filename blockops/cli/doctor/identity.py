@@ -32,31 +32,22 @@ _PYTHON_SERVER = "BaseHTTP/"
 
 
 class ServerIdentity(NamedTuple):
-    """
-    The facts that a backend reports about itself.
+    """The facts that a backend reports about itself; empty or None if it does not report them."""
 
-    :ivar kind: the server's name; empty if unknown
-    :ivar version: as the backend writes it; empty if it is not reported
-    :ivar models: the ids of its models
-    :ivar context: maximum tokens of a prompt and its answer together; None if it is not reported
-    :ivar parallel_slots: requests that it processes in parallel; None if it is not reported
-    """
-
-    kind: str = ""
+    kind: str = ""  # the server's name
     version: str = ""
-    models: tuple[str, ...] = ()
-    context: int | None = None
-    parallel_slots: int | None = None
+    models: tuple[str, ...] = ()  # their ids
+    context: int | None = None  # maximum tokens of a prompt and its answer together
+    parallel_slots: int | None = None  # requests that it processes in parallel
 
     def findings(self) -> list[Finding]:
         names = ", ".join(self.models[:MAX_LISTED]) or "none listed"
         if len(self.models) > MAX_LISTED:
             names += f" and {len(self.models) - MAX_LISTED} more"
         server = f"{self.kind} {self.version}".strip() or "An unknown server"
+        text = f"{server}. Models: {names}."
         return [
-            Finding(
-                topic="server", verdict=self.kind or "unknown", text=f"{server}. Models: {names}."
-            ),
+            Finding(topic="server", verdict=self.kind or "unknown", text=text),
             self._context(),
             self._slots(),
         ]

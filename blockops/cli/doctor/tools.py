@@ -39,23 +39,14 @@ _XML_MODELS = re.compile(r"qwen-?3-?coder|qwen-?3\.5", re.IGNORECASE)
 
 
 class ToolAnswer(NamedTuple):
-    """
-    A backend's response to one question.
+    """A backend's response to one question."""
 
-    :ivar error: the message of an error response; None otherwise
-    :ivar text: the text of the answer
-    :ivar structured_calls: number of calls that the backend structured
-    :ivar text_calls: number of calls that blockops finds in the text
-    :ivar prompt_tokens: tokens of the prompt; None if not reported
-    :ivar answer_tokens: tokens of the answer; None if not reported
-    """
-
-    error: str | None = None
+    error: str | None = None  # the message of an error response
     text: str = ""
-    structured_calls: int = 0
-    text_calls: int = 0
-    prompt_tokens: int | None = None
-    answer_tokens: int | None = None
+    structured_calls: int = 0  # calls that the backend structured
+    text_calls: int = 0  # calls that blockops finds in the text
+    prompt_tokens: int | None = None  # None if not reported
+    answer_tokens: int | None = None  # None if not reported
     finish_reason: str | None = None
 
     @property
@@ -67,11 +58,7 @@ class ToolAnswer(NamedTuple):
 
 
 async def ask_model(chat: ChatProbe, question: str, *, offer_tool: bool) -> ToolAnswer:
-    """
-    Send `question` to the model, with or without the tool.
-
-    :raises ApiError: 504 without a response in time, 502 for one that is not a `chat.completion`
-    """
+    """Send `question`; raise 504 without a response in time, 502 without a `chat.completion`."""
     request: dict[str, Any] = {
         "messages": [{"role": "user", "content": question}],
         "max_tokens": MAX_TOKENS,
@@ -95,14 +82,12 @@ async def ask_model(chat: ChatProbe, question: str, *, offer_tool: bool) -> Tool
     choice, usage = completion.choices[0], completion.usage or Usage()
     structured = len(choice.message.tool_calls or ())
     chat_request = ChatRequest(msgspec.json.encode(request))
-    options = TranslationOptions(translate="always")
-    translator = ResponseTranslator(chat_request, options)
+    translator = ResponseTranslator(chat_request, TranslationOptions(translate="always"))
     translator.receive_body(response.body)
-    report = translator.report
     return ToolAnswer(
         text=choice.message.content or "",
         structured_calls=structured,
-        text_calls=report.calls - structured,
+        text_calls=translator.report.calls - structured,
         prompt_tokens=usage.prompt_tokens,
         answer_tokens=usage.completion_tokens,
         finish_reason=choice.finish_reason,
@@ -117,7 +102,6 @@ def findings(without_tool: ToolAnswer, with_tool: ToolAnswer, model: str | None)
 
 
 def _prompt_options(model: str | None) -> tuple[str, ...]:
-    """Return the options that write tools into the prompt of `model`."""
     is_xml = _XML_MODELS.search(model or "")
     return ("--tools=prompt", "--tool-format=xml") if is_xml else ("--tools=prompt",)
 
@@ -135,23 +119,18 @@ def _rejected(message: str, model: str | None) -> Finding:
 
 def _in_prompt(without_tool: ToolAnswer, with_tool: ToolAnswer, model: str | None) -> Finding:
     """Return whether the chat template renders tools: then the prompt is longer with a tool."""
-    if without_tool.prompt_tokens is None or with_tool.prompt_tokens is None:
+    plain, offered = without_tool.prompt_tokens, with_tool.prompt_tokens
+    if plain is None or offered is None:
         return Finding(
             topic="tools",
             verdict="unknown",
             text="Accepted. It does not report the length of its prompts, so they do not show "
             "whether the model's prompt contains the tools.",
         )
-    lengths = (
-        f"{with_tool.prompt_tokens} tokens with a tool on offer, {without_tool.prompt_tokens} "
-        "without"
-    )
-    if with_tool.prompt_tokens > without_tool.prompt_tokens:
-        return Finding(
-            topic="tools",
-            verdict="in prompt",
-            text=f"The chat template renders them: the model's prompt has {lengths}.",
-        )
+    lengths = f"{offered} tokens with a tool on offer, {plain} without"
+    if offered > plain:
+        text = f"The chat template renders them: the model's prompt has {lengths}."
+        return Finding(topic="tools", verdict="in prompt", text=text)
     return Finding(
         topic="tools",
         verdict="ignored",
@@ -164,21 +143,13 @@ def _in_prompt(without_tool: ToolAnswer, with_tool: ToolAnswer, model: str | Non
 
 def _calls(answer: ToolAnswer) -> Finding:
     if answer.structured_calls:
-        has_leaked_tag = "<tool_call" in answer.text
-        return Finding(
-            topic="calls",
-            verdict="structured",
-            text="It structures the calls itself; blockops passes them through."
-            + (
-                " Part of a tag remains in its text; blockops removes it." if has_leaked_tag else ""
-            ),
-        )
+        text = "It structures the calls itself; blockops passes them through."
+        if "<tool_call" in answer.text:
+            text += " Part of a tag remains in its text; blockops removes it."
+        return Finding(topic="calls", verdict="structured", text=text)
     if answer.text_calls:
-        return Finding(
-            topic="calls",
-            verdict="text",
-            text="The model writes calls as text; blockops translates them to tool_calls.",
-        )
+        text = "The model writes calls as text; blockops translates them to tool_calls."
+        return Finding(topic="calls", verdict="text", text=text)
     if answer.has_lost_output:
         return Finding(
             topic="calls",
@@ -189,8 +160,5 @@ def _calls(answer: ToolAnswer) -> Finding:
             hint="Switch its tool parser off, or use the one made for the model. TOOL_CALL: lines "
             "pass through most parsers.",
         )
-    return Finding(
-        topic="calls",
-        verdict="none",
-        text="The model answered without a call. Try another question with --question.",
-    )
+    text = "The model answered without a call. Try another question with --question."
+    return Finding(topic="calls", verdict="none", text=text)

@@ -40,11 +40,7 @@ _TIER_NOTICES: dict[Tier, NoticeKind] = {
 
 @dataclass(frozen=True)
 class ChatEndpoint:
-    """
-    Serves chats.
-
-    :param options: how tool calls are translated
-    """
+    """Serves chats."""
 
     backend: Backend
     options: TranslationOptions

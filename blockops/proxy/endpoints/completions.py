@@ -15,11 +15,7 @@ from blockops.upstream.backend import Backend
 
 @dataclass(frozen=True)
 class CompletionsEndpoint:
-    """
-    Serves completions, whose prompts are sent unchanged.
-
-    :param options: how tool calls are translated
-    """
+    """Serves completions, whose prompts are sent unchanged."""
 
     backend: Backend
     options: TranslationOptions

@@ -58,11 +58,7 @@ def parse_keys(text: str) -> dict[bytes, str]:
 
 
 def read_keys(path: Path) -> dict[bytes, str]:
-    """
-    Return the keys in the file at `path`, as `parse_keys` does.
-
-    :raises KeyFileError: the file cannot be read, or as for `parse_keys`
-    """
+    """Do the same as `parse_keys` for a file; `KeyFileError` also if it cannot be read."""
     try:
         with path.open(encoding="utf-8-sig") as stream:
             text = stream.read(MAX_FILE + 1)
@@ -81,11 +77,7 @@ def read_keys(path: Path) -> dict[bytes, str]:
 
 
 def _parse_line(number: int, words: list[str]) -> tuple[str, str]:
-    """
-    Return the name and the key in a line.
-
-    :raises KeyFileError: the line has another form, or other characters
-    """
+    """Return the name and the key in a line; `KeyFileError` if it has another form."""
     name, key = (f"line-{number}", words[0]) if len(words) == 1 else (words[0], words[-1])
     name = name.removesuffix(":")
     if len(words) > 2:  # noqa: PLR2004 - a name and a key
@@ -101,12 +93,7 @@ def _parse_line(number: int, words: list[str]) -> tuple[str, str]:
 
 
 class ApiKeyStore:
-    """
-    The API keys that are valid at present.
-
-    :param path: the file with the keys
-    :raises KeyFileError: the file has no usable keys
-    """
+    """The API keys that are valid at present; `KeyFileError` if the file has no usable ones."""
 
     _log = Logger()
 

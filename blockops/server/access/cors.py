@@ -60,12 +60,7 @@ class OriginPolicy:
         self.allows_any = bool(self._allowed)
 
     def add_cors_headers(self, headers: Headers, response_headers: Headers) -> None:
-        """
-        Add the headers that let an allowed page read the response.
-
-        :param headers: of the request
-        :param response_headers: are added to
-        """
+        """Add the headers that let the page of a request with `headers` read the response."""
         if self._allows_all:
             response_headers.setRawHeaders(b"Access-Control-Allow-Origin", [b"*"])
         else:

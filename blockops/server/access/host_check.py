@@ -23,11 +23,7 @@ _RESERVED_TLDS = (".localhost", ".local", ".internal")
 
 
 class HostCheck:
-    """
-    Rejects requests for host names that may belong to other sites.
-
-    :param allowed: names of this machine besides `localhost` and its host name; `*` for all
-    """
+    """Allows `localhost`, the host name of this machine, and `allowed`; `*` allows all names."""
 
     def __init__(self, allowed: Collection[str] = ()) -> None:
         self._names = frozenset({"localhost", socket.gethostname().lower(), *allowed})
@@ -54,12 +50,7 @@ class HostCheck:
 
 @lru_cache  # Most requests have the same host.
 def _is_known_host(host: bytes, names: frozenset[str]) -> bool:
-    """
-    Return True if `host` is in `names`, an IP address, without a dot, or below a reserved domain.
-
-    :param host: the value of a `Host` header, with or without a port
-    :param names: the names of this machine; `*` for all
-    """
+    """Return True if `host` is in `names`, an IP address, without a dot, or in a reserved TLD."""
     name = _without_port(host.decode("latin-1"))
     return (
         name in names

@@ -37,7 +37,7 @@ class AccessPolicy:
     """
     Allows or rejects requests by their headers.
 
-    :param keys: the API keys that clients need; None if they need none
+    :param keys: None if clients need none
     :param origins: the web pages that may send requests; with keys, those that may read responses
     :param hosts: the host names that requests may have if there are no keys
     """

@@ -19,11 +19,7 @@ UNKNOWN_KEY = (
 
 
 class RejectionLog:
-    """
-    Counts rejections, and logs their number once a minute.
-
-    :param message: with the fields `count` and those of `should_log`
-    """
+    """Logs rejections once a minute; `message` has the fields `count` and those of `should_log`."""
 
     _log = Logger()
 

@@ -16,11 +16,7 @@ _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
 class FixedLengthBody:
-    """
-    A body whose length was declared.
-
-    :param length: in bytes, at least one
-    """
+    """A body whose length was declared: `length` bytes, at least one."""
 
     def __init__(self, length: int) -> None:
         self._remaining = length
@@ -55,18 +51,12 @@ class ChunkedBody:
         # The bytes before `_position` are processed.
         self._buffer = b""
         self._position = 0
-        # Bytes of the current chunk that have not arrived yet.
-        self._remaining = 0
-        # Bytes of the trailers so far.
-        self._trailer_size = 0
+        self._remaining = 0  # bytes of the current chunk that have not arrived yet
+        self._trailer_size = 0  # bytes of the trailers so far
         self._state: Callable[[], bool] | None = self._read_size
 
     def receive(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """
-        Return the next data of the body, and the bytes after its end or None before that.
-
-        :raises ApiError: 400 if the framing is invalid
-        """
+        """Do the same as `FixedLengthBody.receive`; 400 if the framing is invalid."""
         self._buffer, self._position = self._buffer[self._position :] + data, 0
         while self._state is not None:
             if not self._state():
@@ -117,12 +107,7 @@ class ChunkedBody:
         return True
 
     def _read_line(self, limit: int) -> bytes | None:
-        """
-        Return the next line without its end, or None if it is not complete yet.
-
-        :param limit: the length of the line in bytes, at most
-        :raises ApiError: 400 if it is longer
-        """
+        """Return the next line without its end, or None before that; 400 above `limit` bytes."""
         end = self._buffer.find(b"\r\n", self._position, self._position + limit + 2)
         if end < 0:
             if len(self._buffer) - self._position > limit + 1:

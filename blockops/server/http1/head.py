@@ -36,17 +36,11 @@ _EMPTY_LINE = b"\r\n"
 
 
 class RequestHead(NamedTuple):
-    """
-    A request line and its headers.
-
-    :ivar method: a token, such as `b"GET"`
-    :ivar target: visible ASCII
-    :ivar version: `b"HTTP/1.0"` or `b"HTTP/1.1"`
-    """
+    """A request line and its headers."""
 
     method: bytes
-    target: bytes
-    version: bytes
+    target: bytes  # visible ASCII
+    version: bytes  # `b"HTTP/1.0"` or `b"HTTP/1.1"`
     headers: Headers
 
 
@@ -68,12 +62,7 @@ def find_head_end(data: bytes, start: int = 0) -> int:
 
 
 def parse_head(data: bytes) -> RequestHead:
-    """
-    Parse a complete head.
-
-    :param data: as long as `find_head_end` returns
-    :raises ApiError: 400 if it is not valid
-    """
+    """Parse a complete head, as long as `find_head_end` returns; 400 if it is not valid."""
     line, _, lines = data.removeprefix(_EMPTY_LINE).partition(b"\r\n")
     request_line = _REQUEST_LINE.fullmatch(line)
     if request_line is None:
@@ -139,11 +128,7 @@ def find_request_line(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _check_partial_head(data: bytes) -> None:
-    """
-    Check the start of a head that is not complete.
-
-    :raises ApiError: 400, 414 or 431 if it cannot become a valid head
-    """
+    """Raise 400, 414 or 431 if the incomplete head `data` cannot become a valid one."""
     line, line_end, _ = data.removeprefix(_EMPTY_LINE).partition(b"\r\n")
     matches = _REQUEST_LINE.fullmatch if line_end else _PARTIAL_REQUEST_LINE.match
     if not matches(line):
@@ -156,11 +141,7 @@ def _check_partial_head(data: bytes) -> None:
 
 
 def _check_size(data: bytes) -> None:
-    """
-    Check the length of the lines of `data`, and of all of them together.
-
-    :raises ApiError: 414 or 431
-    """
+    """Raise 414 or 431 if a line of `data` is too long, or all of them together are."""
     lines = data.removeprefix(_EMPTY_LINE).split(b"\r\n")
     if not data.endswith(b"\r\n"):
         # The last line may end with the CR of its line end.

@@ -1,9 +1,8 @@
 """
 The dialects that ship with blockops, one module each, and the prompts that describe the tools.
 
-A dialect's declaration and the readers that only this dialect needs belong here. Readers that
-several dialects share are in `toolcalls.grammar`; dialects from other packages come in through
-`blockops.plugins`.
+A dialect's declaration and the readers that only this dialect needs belong here; shared readers are
+in `toolcalls.grammar`. Dialects from other packages come in through `blockops.plugins`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ JSON objects in `<tool_call>` tags, as Hermes, Qwen-Agent, Qwen 2.5 and Qwen 3 w
 
 `JsonCall` reads an object. Each object is a call; all of them share the tag.
 
-- After the tag and white space, the text must continue with a brace or a bracket: anything else is
-  not a call.
 - An object's last brace is sent when the text after it shows that the model continued, or when the
   model has stopped by itself: a call that was cut off never looks complete.
 - `</tool_call>` completes a call that lacks only its last brackets, also in a comment.
@@ -24,8 +22,6 @@ The states of `HermesCallReader` that differ from those of `JsonCallReader`:
                                                           at the "]" of a list
     after_object        white space                     the call has ended
     at_error            what may be `</tool_call>`      the call has ended; as in `JsonCallReader`
-
-`AfterCall` reads the text after an object.
 """
 
 from __future__ import annotations
@@ -57,17 +53,11 @@ class HermesDialect:
     tool_prompt = HermesPrompt()
 
     def reader(self, context: OpeningContext) -> CallReader:
-        """Return a reader for the text after the tag."""
         return HermesCallReader(context)
 
 
 class HermesCallReader(JsonCallReader):
-    """
-    Reads one call in a tag.
-
-    :param is_in_list: True if the opening bracket of a list was read before
-    :param is_first: False if another object precedes it: commas may then stand before it
-    """
+    """Reads one call in a tag; commas may stand before it if it is not the first."""
 
     raw_terminator = CLOSING_TAG
     closing_tag = CLOSING_TAG
@@ -105,13 +95,11 @@ class HermesCallReader(JsonCallReader):
         return self._end_call(self._pending + text[pos:], next_reader)
 
     def _reader_after(self, *, is_in_list: bool) -> AfterCall:
-        """Return the reader for the text after an object, or after the list."""
         next_reader = HermesCallReader(self._context, is_in_list=is_in_list, is_first=False)
         starts = ("{", "]") if is_in_list else ("{",)
         return AfterCall(next_reader, starts, gap=_SPACE_AND_COMMAS, extra=_EXTRA_MARKS)
 
     def _at_error(self, text: str, out: list[Delta]) -> FeedResult:
-        """Return the result for a broken object; complete it if only brackets are missing."""
         self._pending += text
         if 0 < len(self._pending) < len(CLOSING_TAG) and CLOSING_TAG.startswith(self._pending):
             self._state = self._at_error

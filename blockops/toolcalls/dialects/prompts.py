@@ -1,10 +1,8 @@
 """
 Describes tools to a model in its system prompt, in the words of its dialect's chat template.
 
-A backend whose template has no tools gets their description in the system prompt, and the calls and
-results of the history as the text that its template would make of them. A model reads best the text
-that it was trained on, so `HermesPrompt` and `QwenXmlPrompt` are those of their models' templates,
-byte for byte.
+They serve backends whose template has no tools. A model reads best the text that it was trained on:
+`HermesPrompt` and `QwenXmlPrompt` are those of their models' templates, byte for byte.
 
 The source: the templates that Qwen 2.5, Qwen 3 and Qwen3-Coder were published with;
 `tests/toolcalls/dialects/templates.py` names the files. Templates write objects and arrays as
@@ -97,13 +95,7 @@ _PARAMETER_FIELDS = frozenset({"name", "type", "description"})
 
 @dataclass(frozen=True)
 class ResultFrame:
-    """
-    The text around the results of calls, which a template puts into a user message.
-
-    :param before: precedes each result
-    :param after: follows each result
-    :param between: separates two framed results
-    """
+    """The text around each result of a call, and between two of them, in a user message."""
 
     before: str
     after: str
@@ -111,41 +103,19 @@ class ResultFrame:
 
 
 class ToolPrompt(Protocol):
-    """
-    The text with which a dialect shows tools, calls and results to a model.
-
-    It is the attribute `tool_prompt` of a dialect; not every dialect has one.
-    """
+    """The text with which a dialect shows tools, calls and results to a model."""
 
     @property
-    def result_frame(self) -> ResultFrame:
-        """The text around results."""
-        ...
+    def result_frame(self) -> ResultFrame: ...
 
     def tools_text(self, tools: Sequence[Any]) -> str:
-        """
-        Return the text for the system prompt.
-
-        :param tools: the request's tools as the client sent them; at least one
-        """
-        ...
+        """Return the text for the system prompt; `tools` are the client's, at least one."""
 
     def call_text(self, name: str, arguments: dict[str, Any] | str) -> str:
-        """
-        Return the text of a call.
-
-        :param arguments: the text of the arguments if they are not a JSON object
-        """
-        ...
+        """Return the text of a call; `arguments` are a text if they are not a JSON object."""
 
     def assistant_text(self, text: str, calls: Sequence[str]) -> str:
-        """
-        Return the text of an answer.
-
-        :param text: the answer's own text; may be empty
-        :param calls: the texts of its calls, at least one, as `call_text` returns them
-        """
-        ...
+        """Return the text of an answer: its own, which may be empty, and the texts of its calls."""
 
 
 class HermesPrompt:
@@ -154,18 +124,13 @@ class HermesPrompt:
     result_frame = ResultFrame("<tool_response>\n", "\n</tool_response>", "\n")
 
     def tools_text(self, tools: Sequence[Any]) -> str:
-        """Return one line of JSON for each tool, and the instructions for calls."""
         return "".join([_HERMES_PREFIX, *(f"\n{to_json(tool)}" for tool in tools), _HERMES_SUFFIX])
 
     def call_text(self, name: str, arguments: dict[str, Any] | str) -> str:
-        """Return the call in its tags."""
-        return (
-            f'<tool_call>\n{{"name": "{name}", "arguments": {_arguments_json(arguments)}}}\n'
-            "</tool_call>"
-        )
+        call = f'{{"name": "{name}", "arguments": {_arguments_json(arguments)}}}'
+        return f"<tool_call>\n{call}\n</tool_call>"
 
     def assistant_text(self, text: str, calls: Sequence[str]) -> str:
-        """Return the text and the calls, each on its own line."""
         return "\n".join([text, *calls] if text else calls)
 
 
@@ -175,23 +140,18 @@ class QwenXmlPrompt:
     result_frame = ResultFrame("<tool_response>\n", "\n</tool_response>\n")
 
     def tools_text(self, tools: Sequence[Any]) -> str:
-        """Return each function as a list of tags, and the instructions for calls."""
         functions = [_function_tags(tool) for tool in tools if isinstance(tool, dict)]
         return "".join([_QWEN_XML_PREFIX, *functions, _QWEN_XML_SUFFIX])
 
     def call_text(self, name: str, arguments: dict[str, Any] | str) -> str:
-        """Return the call in its tags; arguments that are a string replace the parameters."""
         if isinstance(arguments, str):
             inner = f"{arguments}\n" if arguments else ""
         else:
-            inner = "".join(
-                f"<parameter={key}>\n{_value_text(value)}\n</parameter>\n"
-                for key, value in arguments.items()
-            )
+            values = ((key, _value_text(value)) for key, value in arguments.items())
+            inner = "".join(f"<parameter={key}>\n{text}\n</parameter>\n" for key, text in values)
         return f"<tool_call>\n<function={name}>\n{inner}</function>\n</tool_call>"
 
     def assistant_text(self, text: str, calls: Sequence[str]) -> str:
-        """Return the stripped text, an empty line, and the calls."""
         stripped = text.strip()
         return "\n".join([f"{stripped}\n", *calls] if stripped else calls)
 
@@ -202,16 +162,13 @@ class ToolCallLinePrompt:
     result_frame = ResultFrame("TOOL_RESULT:\n", "", "\n")
 
     def tools_text(self, tools: Sequence[Any]) -> str:
-        """Return one line of JSON for each function, and the instructions for calls."""
         lines = "".join(f"\n{to_json(_function_of(tool))}" for tool in tools)
         return f"{_TOOL_CALL_LINE_PREFIX}{lines}{_TOOL_CALL_LINE_SUFFIX}"
 
     def call_text(self, name: str, arguments: dict[str, Any] | str) -> str:
-        """Return the call's line."""
         return f'TOOL_CALL: {{"name": {to_json(name)}, "arguments": {_arguments_json(arguments)}}}'
 
     def assistant_text(self, text: str, calls: Sequence[str]) -> str:
-        """Return the text and the calls, each on its own line."""
         return "\n".join([text, *calls] if text else calls)
 
 
@@ -221,7 +178,6 @@ def to_json(value: Any) -> str:
 
 
 def _arguments_json(arguments: dict[str, Any] | str) -> str:
-    """Return arguments as JSON: a string unchanged, an empty one as `{}`."""
     return (arguments or "{}") if isinstance(arguments, str) else to_json(arguments)
 
 
@@ -243,17 +199,12 @@ def _function_tags(tool: dict[str, Any]) -> str:
         parameters = normalize_schema(parameters)
     properties = parameters.get("properties") if isinstance(parameters, dict) else None
     items = properties.items() if isinstance(properties, dict) else ()
-    return "".join(
-        [
-            f"\n<function>\n<name>{function.get('name', '')}</name>",
-            _description_tag(function),
-            "\n<parameters>",
-            *(_parameter_tags(name, schema) for name, schema in items),
-            _other_tags(parameters, _PARAMETERS_FIELDS),
-            "\n</parameters>",
-            _other_tags(function, _FUNCTION_FIELDS),
-            "\n</function>",
-        ]
+    parameter_tags = "".join([_parameter_tags(name, schema) for name, schema in items])
+    parameter_tags += _other_tags(parameters, _PARAMETERS_FIELDS)
+    return (
+        f"\n<function>\n<name>{function.get('name', '')}</name>{_description_tag(function)}"
+        f"\n<parameters>{parameter_tags}\n</parameters>"
+        f"{_other_tags(function, _FUNCTION_FIELDS)}\n</function>"
     )
 
 

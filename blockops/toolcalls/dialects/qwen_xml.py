@@ -5,8 +5,6 @@ Functions and parameters in tags, as Qwen3-Coder and Qwen 3.5 write them.
          | function [ space "</tool_call>" ]
 
 The second form is a call only at the start of a line, and only if the request offers its name.
-
-`grammar.xml_parameters` describes and reads a function.
 """
 
 from __future__ import annotations
@@ -27,5 +25,4 @@ class QwenXmlDialect:
     tool_prompt = QwenXmlPrompt()
 
     def reader(self, context: OpeningContext) -> CallReader:
-        """Return a reader for the text after `<tool_call>`, or after a bare `<function`."""
         return XmlCallReader(context, is_in_tag=context.literal == OPENING_TAG)

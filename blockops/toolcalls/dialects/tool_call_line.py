@@ -26,7 +26,6 @@ class ToolCallLineDialect:
     tool_prompt = ToolCallLinePrompt()
 
     def reader(self, context: OpeningContext) -> CallReader:
-        """Return a reader for the text after the colon."""
         return ToolCallLineReader(context)
 
 

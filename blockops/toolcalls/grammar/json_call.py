@@ -52,9 +52,7 @@ class JsonCall(StreamingJson):
     """
     Reads one object, from its opening brace to its closing one.
 
-    :param context: the opener that was found, and the tools that are offered
     :param closing_tag: the tag that breaks the object also in a comment, or ""
-    :ivar has_started: `CallStarted` was appended
     :ivar has_all_arguments: the call has started and its arguments are complete
     :ivar last_member_end: the position, in the text read last, after the last complete member; -1
         if none was completed
@@ -80,7 +78,6 @@ class JsonCall(StreamingJson):
         self._deltas: list[Delta] = []
 
     def read(self, text: str, deltas: list[Delta]) -> int:
-        """Read `text`, append to `deltas`, return the position reached."""
         self._deltas = deltas
         self.last_member_end = -1
         pos = self.feed(text, 0, self._member_pieces)
@@ -105,11 +102,7 @@ class JsonCall(StreamingJson):
         return self._arguments_reader.pending
 
     def complete(self, deltas: list[Delta]) -> bool:
-        """
-        Append the missing brackets and finish the call, before the object's own end.
-
-        Return False, and append nothing, if more than brackets is missing.
-        """
+        """Finish the call before the object's end; return False if it lacks more than brackets."""
         is_in_arguments = self._state == self._in_arguments
         completion = self._arguments_reader.completion() if is_in_arguments else self.completion()
         if completion is None or not self._name:
@@ -148,11 +141,8 @@ class JsonCall(StreamingJson):
         self._argument_pieces.clear()
 
     def _reject(self, pos: int) -> int:
-        """Break for good: without a name, `complete` returns False."""
-        self._name = ""
+        self._name = ""  # `complete` returns False then
         return self._break(pos)
-
-    # The members.
 
     def _value(self, text: str, pos: int) -> int:
         if len(self._missing_brackets) != 1:
@@ -234,11 +224,7 @@ class JsonCall(StreamingJson):
 
 
 def _decode_string(literal: str) -> str:
-    """
-    Return the value of a JSON string.
-
-    :returns: "" if it is not valid JSON or cannot be encoded as UTF-8
-    """
+    """Return a JSON string's value; "" if it is not valid JSON or cannot be encoded as UTF-8."""
     try:
         value: str = json.loads(literal)
         value.encode()

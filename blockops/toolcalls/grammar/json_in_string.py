@@ -2,11 +2,9 @@ r"""
 Reads a JSON object that the model wrote into a JSON string, and unescapes it as it streams.
 
 `"{\"city\": \"Oslo\"}"` is read as `{"city": "Oslo"}`: one `StreamingJson` reads the string, its
-escapes are undone, and another one reads their text. A string that contains only white space counts
-as empty. A string that contains anything but an object is broken, and so is one that ends within
-the object.
-
-Text that breaks the inner object passes, unescaped, up to the end of the string.
+escapes are undone, and another one reads their text. A string of white space counts as empty. One
+that contains anything but an object is broken, and so is one that ends within the object. Text that
+breaks the inner object passes, unescaped, up to the end of the string.
 """
 
 from __future__ import annotations
@@ -35,7 +33,6 @@ class JsonInString:
     """
     Reads a JSON object in a JSON string, from the opening quote to the closing one.
 
-    :ivar status: the progress of the string
     :ivar pending: empty: text that breaks the inner object is written unchanged
     :ivar has_started: the object's opening brace was read
     """
@@ -51,16 +48,13 @@ class JsonInString:
 
     @property
     def error_count(self) -> int:
-        """See `StreamingJson`; a broken object is one more error."""
         return self._object.error_count + (self._object.status == "broken")
 
     @property
     def closing_bracket(self) -> str:
-        """The brace that ended the object, which is not written."""
         return self._object.closing_bracket if self._object.status == "complete" else ""
 
     def feed(self, text: str, start: int, out: list[str]) -> int:
-        """Read the next piece of the text; see `StreamingJson.feed`."""
         end = self._string.feed(text, start, self._pieces)
         self._read_object(self._unescaped_text(), out)
         if self.status == "open" and self._string.status == "complete":
@@ -76,7 +70,6 @@ class JsonInString:
         return None
 
     def _unescaped_text(self) -> str:
-        """Return the text of the string that was read, without the quotes around it."""
         pieces = self._pieces
         # The next escape may be the low surrogate.
         is_high = pieces and _HIGH_SURROGATE.fullmatch(pieces[-1])

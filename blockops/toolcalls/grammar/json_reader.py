@@ -44,7 +44,6 @@ class JsonCallReader(ABC):
     """
     Reads one JSON object and, if its arguments break, raw text up to `raw_terminator`.
 
-    :cvar raw_terminator: the text that ends broken arguments
     :cvar closing_tag: the tag that ends a call, also in a comment; "" if the dialect has none
     """
 
@@ -61,11 +60,9 @@ class JsonCallReader(ABC):
         self._trailing = ""
 
     def feed(self, text: str, out: list[Delta]) -> FeedResult:
-        """Read the next piece of the text; see `CallReader.feed`."""
         return self._state(text, out)
 
     def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
-        """Return the result at the end of the text; see `CallReader.finish`."""
         if is_complete and self._state == self._in_raw:
             return self._finish_raw(self._pending, "", out)
         if is_complete and self._call.complete(out):
@@ -82,15 +79,12 @@ class JsonCallReader(ABC):
     @abstractmethod
     def _before_object(self, text: str, out: list[Delta]) -> FeedResult:
         """Read the text before the object, then call `_start_object`."""
-        ...
 
     @abstractmethod
     def _after_object(self, text: str, out: list[Delta]) -> FeedResult:
         """Read the text after a complete object, and finish the call."""
-        ...
 
     def _at_error(self, text: str, out: list[Delta]) -> FeedResult:
-        """Return the result for an object that is broken at the start of `text`."""
         call = self._call
         if not call.has_started:
             return NotACall()
@@ -104,7 +98,6 @@ class JsonCallReader(ABC):
         return self._in_raw(call.pending_text() + text, out)
 
     def _end_at_error(self, rest: str) -> CallEnded:
-        """Return the result for an object that broke after complete arguments."""
         return CallEnded(rest)
 
     def _end_call(self, rest: str, next_reader: CallReader | None = None) -> CallEnded:

@@ -11,15 +11,11 @@ possible meaning, and are written as JSON:
 - a key without quotes gets quotes;
 - comments (`//` to the end of the line, `/* */`) are dropped.
 
-Everything else passes unchanged: white space, the order of keys, the spelling of numbers and of
-escapes. Two things pass although JSON does not allow them, and are counted in `error_count`: an
-unknown escape, and a raw control character after a backslash, whose own escape would change the
-meaning of the backslash. In both cases the end of the string is still certain, so a quote or a tag
-in it is still data. At anything else that JSON does not allow, the reader stops before it, and its
-status is "broken".
-
-Only two things are held back: the beginning of a word or of an escape, and a comma with the white
-space after it.
+Everything else passes unchanged. Two things pass although JSON does not allow them, and are counted
+in `error_count`: an unknown escape, and a raw control character after a backslash, whose own escape
+would change the meaning of the backslash. In both cases the end of the string is still certain, so
+a quote or a tag in it is still data. Before anything else that JSON does not allow, the reader
+stops, and its status is "broken".
 
 The states of `StreamingJson` are methods `(text, pos) -> pos`: each reads as much of `text` from
 `pos` as belongs to it, sets the next state and returns the position that it reached.
@@ -34,8 +30,7 @@ The states of `StreamingJson` are methods `(text, pos) -> pos`: each reads as mu
     in_word         a number, a literal, or a key      between_tokens
                       without quotes
 
-White space and comments are read only in between_tokens. The token after them is read by the method
-in `_expected`, with the same signature:
+between_tokens reads the token after them with the method in `_expected`, of the same signature:
 
     expected        token                              expected next
     value           the beginning of a value           after_value; key after "{", item after "["
@@ -66,10 +61,7 @@ MAX_COMMENTS = 16_384
 """Characters of all comments of one value, unless the caller sets less."""
 
 MAX_HELD_SPACE = 1_024
-"""
-Characters of white space held after a comma, until it is certain whether a value follows. White
-space after them is dropped.
-"""
+"""Characters of white space held after a comma until a value follows; any more are dropped."""
 
 SPACE = re.compile(r"[ \t\r\n]*")
 """JSON's white space (RFC 8259, section 2), and the white space between tags."""
@@ -97,11 +89,9 @@ _PARTIAL_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _MAX_ESCAPE = len(r"\uXXXX")
 
 
+_State = Callable[[str, int], int]
 Status = Literal["open", "complete", "broken"]
-"""
-The progress of a value, or of a comment: more text may belong to it, it has ended, or the next
-character cannot belong to it.
-"""
+"""More text may belong to the value, it has ended, or the next character cannot belong to it."""
 
 
 class Comments:
@@ -112,11 +102,8 @@ class Comments:
     together exceed their bound. Text may be read again after each opener in it, and a comment may
     hide many openers: without the bound, that would cost quadratic time.
 
-    :param limit: characters of all comments together
     :param closing_tag: the tag that ends the call; "" if comments may contain any text
-    :ivar status: the progress of the current comment
-    :ivar is_line_comment: the current comment ends with the line
-    :ivar remaining: characters that are left
+    :ivar remaining: the characters of comments that are left
     :ivar partial_closing_tag: the beginning of the tag with which the comments' text ends so far
     """
 
@@ -129,13 +116,11 @@ class Comments:
         self._ends_with_star = False
 
     def start(self, second_char: str) -> None:
-        """Start the comment whose first two characters are "/" and `second_char`."""
         self.status = "open"
         self.is_line_comment = second_char == "/"
         self._ends_with_star = False
 
     def feed(self, text: str, pos: int) -> int:
-        """Read the comment's text from `pos`, return the position reached."""
         if self._ends_with_star and text[pos] == "/":
             end = pos + 1
         elif self.is_line_comment:
@@ -159,11 +144,7 @@ class Comments:
         return limit
 
     def _find_closing_tag(self, text: str, pos: int, end: int) -> int:
-        """
-        Return the position of the closing tag in the comment from `pos` to `end`, or -1.
-
-        If the tag began in an earlier piece, return `pos`.
-        """
+        """Return the tag's position or -1; if the tag began in an earlier piece, return `pos`."""
         if not self._closing_tag:
             return -1
         partial_length = len(self.partial_closing_tag)
@@ -181,9 +162,7 @@ class StreamingJson:
     """
     Reads one JSON value, from its first character to its last. White space before it is dropped.
 
-    :param comments: the reader of its comments
     :param forbidden_key: a word that is not accepted as a key without quotes
-    :ivar status: the progress of the value
     :ivar pending: text that was read but may have to be written differently: a comma with the white
         space after it, the beginning of a word or of an escape. It was not written, and never is if
         the value is broken
@@ -199,7 +178,7 @@ class StreamingJson:
         self.error_count = 0
         self.closing_bracket = ""
         self._state = self._between_tokens
-        self._expected: Callable[[str, int], int] = self._value
+        self._expected: _State = self._value
         self._comments = comments or Comments()
         self._forbidden_key = forbidden_key
         self._missing_brackets: list[str] = []
@@ -225,18 +204,16 @@ class StreamingJson:
 
     def completion(self) -> str | None:
         """Return the text missing before `closing_bracket`, or None if more than brackets is."""
+        # The end of the text completes a comment that ends with the line.
+        is_in_line_comment = self._state == self._in_comment and self._comments.is_line_comment
+        is_between_tokens = is_in_line_comment or self._state == self._between_tokens
         if self._state == self._in_word and self._expected == self._after_value:
             completion = _scalar_to_json(self.pending)
-        elif self._is_between_tokens() and self._expected not in (self._colon, self._value):
+        elif is_between_tokens and self._expected not in (self._colon, self._value):
             completion = self.pending[1:]
         else:
             completion = None
         return None if completion is None else completion + "".join(self._missing_brackets[:0:-1])
-
-    def _is_between_tokens(self) -> bool:
-        """Return True also in a comment that the end of the text completes."""
-        is_in_line_comment = self._state == self._in_comment and self._comments.is_line_comment
-        return is_in_line_comment or self._state == self._between_tokens
 
     def _flush(self, text: str, pos: int) -> None:
         if pos > self._unwritten_from:
@@ -244,7 +221,6 @@ class StreamingJson:
         self._unwritten_from = pos
 
     def _replace(self, text: str, pos: int, end: int, replacement: str) -> int:
-        """Write `replacement` instead of the text from `pos` to `end`."""
         self._flush(text, pos)
         self._out.append(replacement)
         self._unwritten_from = end
@@ -254,10 +230,7 @@ class StreamingJson:
         self.status = "broken"
         return pos
 
-    # White space and comments.
-
     def _between_tokens(self, text: str, pos: int) -> int:
-        """Read what may stand between all tokens, then the token that is expected."""
         end = SPACE.match(text, pos).end()  # type: ignore[union-attr]
         if self.pending:
             # After a comma: both are held until the next token shows if the comma is dropped.
@@ -291,8 +264,6 @@ class StreamingJson:
         if self._comments.status != "open":
             self._state = self._between_tokens
         return self._break(pos) if self._comments.status == "broken" else pos
-
-    # The tokens that may be expected.
 
     def _value(self, text: str, pos: int) -> int:
         char = text[pos]
@@ -340,40 +311,31 @@ class StreamingJson:
             self.closing_bracket = bracket
         return self._end_value(text, pos + 1)
 
-    def _start_token(
-        self,
-        text: str,
-        pos: int,
-        word_start: re.Pattern[str],
-        expected_next: Callable[[str, int], int],
-    ) -> int:
-        """Start a string or a word; break if neither begins at `pos`."""
+    def _start_token(self, text: str, pos: int, word: re.Pattern[str], expected: _State) -> int:
         is_string = text[pos] in "\"'"
-        if not is_string and not word_start.match(text, pos):
+        if not is_string and not word.match(text, pos):
             return self._break(pos)
-        self._expected = expected_next
+        self._expected = expected
         if is_string:
-            return self._start_string(text, pos)
+            self._state = self._in_string
+            self._quote = text[pos]
+            return pos + 1 if self._quote == '"' else self._replace(text, pos, pos + 1, '"')
         self._flush(text, pos)
         self._state = self._in_word
         return pos
 
     def _end_token(self, text: str, end: int) -> int:
-        """Continue after a string or a word, a key or a value, that ends at `end`."""
         if self._expected == self._after_value:
             return self._end_value(text, end)
         self._state = self._between_tokens
         return end
 
     def _end_value(self, text: str, end: int) -> int:
-        """Continue after the value that ends at `end`."""
         self._state = self._between_tokens
         self._expected = self._after_value
         if not self._missing_brackets:
             self.status = "complete"
         return end
-
-    # Words.
 
     def _in_word(self, text: str, pos: int) -> int:
         limit = pos + MAX_WORD - len(self.pending)
@@ -394,29 +356,19 @@ class StreamingJson:
         self.pending = ""
         return self._end_token(text, end)
 
-    # Strings.
-
-    def _start_string(self, text: str, pos: int) -> int:
-        self._state = self._in_string
-        self._quote = text[pos]
-        return pos + 1 if self._quote == '"' else self._replace(text, pos, pos + 1, '"')
-
     def _in_string(self, text: str, pos: int) -> int:
         pos = _STRING_TEXT[self._quote].match(text, pos).end()  # type: ignore[union-attr]
         if pos == len(text):
             return pos
         char = text[pos]
         if char == self._quote:
-            return self._end_string(text, pos)
+            end = pos + 1 if char == '"' else self._replace(text, pos, pos + 1, '"')
+            return self._end_token(text, end)
         if char == "\\":
             self._flush(text, pos)
             self._state = self._in_escape
             return pos
         return self._replace(text, pos, pos + 1, encode_basestring(char)[1:-1])
-
-    def _end_string(self, text: str, pos: int) -> int:
-        end = pos + 1 if self._quote == '"' else self._replace(text, pos, pos + 1, '"')
-        return self._end_token(text, end)
 
     def _in_escape(self, text: str, pos: int) -> int:
         pending_length = len(self.pending)
@@ -441,5 +393,4 @@ class StreamingJson:
 
 
 def _scalar_to_json(scalar: str) -> str | None:
-    """Return a number or a literal as JSON, or None if `scalar` is neither."""
     return scalar if _NUMBER.fullmatch(scalar) else _LITERALS.get(scalar)

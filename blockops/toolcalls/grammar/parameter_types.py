@@ -10,8 +10,8 @@ interpretation is used if it is no string and the schema allows it; otherwise th
 itself, as a string. Numbers keep their spelling, except that a parameter of type integer loses an
 empty fraction: `140.0` becomes `140`.
 
-A value may be long, and a string can stream: as soon as no type that the schema allows can begin
-with the text so far, the value is certain to be a string.
+A string can stream: as soon as no type that the schema allows can begin with the text so far, the
+value is certain to be a string.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ MAX_EXPONENT_DIGITS = 2
 _HEAD_LENGTH = 64
 """Characters at the beginning of a value that are compared with the types it may have."""
 
-_NOT_IN_SCHEMA = ("name", "required")
-_COMBINATORS = ("anyOf", "oneOf", "allOf")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
 _EXPONENT = re.compile(r"[eE][+-]?([0-9]+)")
@@ -77,20 +75,16 @@ def normalize_schema(declared: Any) -> Any:
     """
     Return the JSON schema of a function's `parameters`; `{}` if there are none.
 
-    Qwen-Agent declares them as a list of schemas with a `name` and a boolean `required` each: such
-    a list becomes the schema of an object. Anything else is returned unchanged.
+    Qwen-Agent declares them as a list of schemas with a `name` and a boolean `required` each.
     """
     if not declared or not isinstance(declared, list):
         return declared or {}
-    entries = [
-        entry
-        for entry in declared
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
-    ]
+    named = (entry for entry in declared if isinstance(entry, dict))
+    entries = [entry for entry in named if isinstance(entry.get("name"), str)]
     return {
         "type": "object",
         "properties": {
-            entry["name"]: {key: value for key, value in entry.items() if key not in _NOT_IN_SCHEMA}
+            entry["name"]: {key: entry[key] for key in entry if key not in ("name", "required")}
             for entry in entries
         },
         "required": [entry["name"] for entry in entries if entry.get("required") is True],
@@ -98,11 +92,7 @@ def normalize_schema(declared: Any) -> Any:
 
 
 class Parameters:
-    """
-    The parameters of one function.
-
-    :param schema: the function's `parameters`, of any shape: invalid parts are ignored
-    """
+    """A function's `parameters`, of any shape: invalid parts are ignored."""
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
@@ -129,12 +119,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class ParameterType:
-    """
-    The JSON values that a parameter may have.
-
-    :param types: JSON schema's names of types
-    :param constants: the values of `enum` and `const`, without strings
-    """
+    """The JSON values that a parameter may have; `constants` are those of `enum` and `const`."""
 
     types: frozenset[str] = frozenset()
     constants: tuple[Any, ...] = ()
@@ -156,16 +141,11 @@ class ParameterType:
         if allowed & {"integer", "number"} and _PARTIAL_NUMBER.fullmatch(head):
             return True
         word = head.rstrip()
-        return any(
-            literal.startswith(word) for name in allowed for literal in _LITERALS.get(name, ())
-        )
+        literals = (literal for name in allowed for literal in _LITERALS.get(name, ()))
+        return any(literal.startswith(word) for literal in literals)
 
     def coerce(self, candidate: str) -> str | None:
-        """
-        Return `candidate` as JSON of this type, or None if the type does not allow it.
-
-        :param candidate: JSON of anything but a string
-        """
+        """Return `candidate`, JSON of no string, as JSON of this type; None if not allowed."""
         name = _json_type(candidate)
         if name in self.types or (name == "integer" and "number" in self.types):
             return candidate
@@ -179,10 +159,8 @@ class StreamingValue:
     """
     A value that arrives in pieces and may be something other than a string.
 
-    JSON is read while it arrives, so that the end of a long value costs little.
-
-    :ivar length: characters of the text so far
-    :ivar is_string: True if the value is certain to be a string, whatever text follows
+    JSON is read while it arrives, so that the end of a long value costs little. `is_string` becomes
+    True once the value is certain to be a string, whatever text follows.
     """
 
     def __init__(self, parameter_type: ParameterType) -> None:
@@ -200,7 +178,6 @@ class StreamingValue:
         self.is_string = False
 
     def feed(self, piece: str) -> None:
-        """Add the next piece of the text."""
         self._pieces.append(piece)
         if len(self._head) < _HEAD_LENGTH:
             self._read_head(piece)
@@ -213,11 +190,8 @@ class StreamingValue:
         if end < len(piece) and piece[end:].strip():
             self._has_trailing_text = True
         if self._stripped_length > MAX_LITERAL and self._head[0] in _BRACKETS:
-            self.is_string |= (
-                self._reader.status == "broken"
-                or self._reader.error_count > 0
-                or self._has_trailing_text
-            )
+            is_invalid = self._reader.status == "broken" or self._reader.error_count > 0
+            self.is_string |= is_invalid or self._has_trailing_text
 
     def _read_head(self, piece: str) -> None:
         if not self._head:
@@ -226,7 +200,6 @@ class StreamingValue:
         self.is_string = bool(self._head) and not self._type.may_start_with(self._head)
 
     def text(self) -> str:
-        """Return the text unchanged."""
         return "".join(self._pieces)
 
     def to_json(self) -> str:
@@ -237,7 +210,6 @@ class StreamingValue:
         return encode_basestring(text) if value is None else value
 
     def _interpretation(self, text: str) -> str:
-        """Return the JSON of the value that `text` stands for, or "" if it can only be a string."""
         reader = self._reader
         if reader.closing_bracket and not reader.error_count and not self._has_trailing_text:
             return "".join((*self._json, reader.closing_bracket))
@@ -255,7 +227,7 @@ def _subschemas(schema: Any, root: Any) -> Iterator[dict[str, Any]]:
         visited.add(id(part))
         yield part
         queue.append(_resolve_reference(part.get("$ref"), root))
-        for combinator in _COMBINATORS:
+        for combinator in ("anyOf", "oneOf", "allOf"):
             members = part.get(combinator)
             if isinstance(members, list):
                 queue.extend(members)
@@ -320,7 +292,6 @@ def _dump(value: Any) -> str:
 
 
 def _json_type(candidate: str) -> str:
-    """Return JSON schema's name for the type of a JSON text that is no string."""
     if _INTEGER.fullmatch(candidate):
         return "integer"
     return _TYPE_BY_FIRST_CHARACTER.get(candidate[0], "number")
@@ -343,6 +314,5 @@ def _is_constant(candidate: str, constants: tuple[Any, ...]) -> bool:
     except ValueError:
         return False
     name = _TYPE_BY_CLASS[type(value)]
-    return any(
-        value == constant and name == _TYPE_BY_CLASS.get(type(constant)) for constant in constants
-    )
+    candidates = (each for each in constants if _TYPE_BY_CLASS.get(type(each)) == name)
+    return any(value == constant for constant in candidates)

@@ -37,8 +37,8 @@ A VALUE is taken verbatim. If it starts with a line end, LF or CRLF, that one is
 another of its kind before the closing tag.
 
 A value that can only be a string is sent as it arrives. Any other is held until it is complete, or
-certain to be a string, and is converted by `ParameterType`. If it grows beyond `max_hold`, it
-becomes a string. If it is cut off, the held text is sent as a string without an end.
+certain to be a string. If it grows beyond `max_hold`, it becomes a string. If it is cut off, the
+held text is sent as a string without an end.
 """
 
 from __future__ import annotations
@@ -48,26 +48,10 @@ from collections.abc import Callable
 from json.encoder import encode_basestring
 
 from blockops.toolcalls.deltas import CallArguments, CallFinished, CallStarted, Delta
+from blockops.toolcalls.grammar import xml_patterns
 from blockops.toolcalls.grammar.json_stream import SPACE
 from blockops.toolcalls.grammar.parameter_types import Parameters, StreamingValue
 from blockops.toolcalls.grammar.tool_call_tag import MIN_PARTIAL_TAG, AfterCall
-from blockops.toolcalls.grammar.xml_patterns import (
-    FIRST_ELEMENT,
-    FUNCTION,
-    FUNCTION_HEAD,
-    LAST_TAGS,
-    MAX_SPACE,
-    PARAMETER_HEAD,
-    PARTIAL_FIRST_ELEMENT,
-    PARTIAL_FUNCTION_HEAD,
-    PARTIAL_PARAMETER_HEAD,
-    PARTIAL_VALUE_END,
-    PARTIAL_VALUE_END_IN_TAG,
-    POSSIBLE_VALUE_END,
-    VALUE_END,
-    VALUE_END_IN_TAG,
-    name_in,
-)
 from blockops.toolcalls.reader import (
     CallEnded,
     CallReader,
@@ -82,22 +66,19 @@ _FRAMING = re.compile(r"(?:\r?\n)?")
 
 
 class XmlCallReader:
-    """
-    Reads one function, from after `<tool_call>` or `<function` to after `</function>`.
-
-    :param is_in_tag: True if the function is in a `<tool_call>`; otherwise its name must be offered
-    """
+    """Reads one function, in a `<tool_call>` or with a name that is offered."""
 
     def __init__(self, context: OpeningContext, *, is_in_tag: bool) -> None:
         self._context = context
         self._is_in_tag = is_in_tag
-        self._value_end = VALUE_END_IN_TAG if is_in_tag else VALUE_END
-        self._partial_value_end = PARTIAL_VALUE_END_IN_TAG if is_in_tag else PARTIAL_VALUE_END
-        self._state: Callable[[str, int], int] = (
-            self._before_head if is_in_tag else self._function_head
+        self._value_end = xml_patterns.VALUE_END_IN_TAG if is_in_tag else xml_patterns.VALUE_END
+        self._partial_value_end = (
+            xml_patterns.PARTIAL_VALUE_END_IN_TAG if is_in_tag else xml_patterns.PARTIAL_VALUE_END
         )
+        state = self._before_head if is_in_tag else self._function_head
+        self._state: Callable[[str, int], int] = state
         # Text that was read and has to be read again when more arrives.
-        self._pending = "" if is_in_tag else FUNCTION
+        self._pending = "" if is_in_tag else xml_patterns.FUNCTION
         self._result: FeedResult = None
         self._out: list[Delta] = []
         self._name = ""
@@ -110,7 +91,6 @@ class XmlCallReader:
         self._held_value: StreamingValue | None = None
 
     def feed(self, text: str, out: list[Delta]) -> FeedResult:
-        """Read the next piece of the text; see `CallReader.feed`."""
         text = self._pending + text
         self._pending = ""
         self._out = out
@@ -121,7 +101,6 @@ class XmlCallReader:
         return self._result
 
     def finish(self, *, is_complete: bool, out: list[Delta]) -> FinishResult:
-        """Return the result at the end of the text; see `CallReader.finish`."""
         self._out = out
         if is_complete and self._state == self._first_element:
             return self._finish_before_parameters()
@@ -141,7 +120,6 @@ class XmlCallReader:
         self._out.append(CallArguments(json))
 
     def _wait_for_more(self, text: str, pos: int) -> int:
-        """Keep the text from `pos`, to read it again when more has arrived."""
         self._pending = text[pos:]
         return len(text)
 
@@ -159,16 +137,14 @@ class XmlCallReader:
         return CallEnded(rest, next_reader)
 
     def _finish_call(self, text: str, pos: int, *, is_tag_closed: bool) -> int:
-        """End the call at `pos`; another function or `</tool_call>` may follow there."""
         next_reader = None
         if not is_tag_closed and self._is_in_tag:
-            next_reader = AfterCall(XmlCallReader(self._context, is_in_tag=True), (FUNCTION,))
+            next_call = XmlCallReader(self._context, is_in_tag=True)
+            next_reader = AfterCall(next_call, (xml_patterns.FUNCTION,))
         elif not is_tag_closed:
             next_reader = AfterCall()
         self._result = self._end_call(text[pos:], next_reader)
         return len(text)
-
-    # Before the parameters.
 
     def _before_head(self, text: str, pos: int) -> int:
         pos = SPACE.match(text, pos).end()  # type: ignore[union-attr]
@@ -177,11 +153,11 @@ class XmlCallReader:
         return pos
 
     def _function_head(self, text: str, pos: int) -> int:
-        head = FUNCTION_HEAD.match(text, pos)
+        head = xml_patterns.FUNCTION_HEAD.match(text, pos)
         if not head:
-            is_partial = PARTIAL_FUNCTION_HEAD.match(text, pos)
+            is_partial = xml_patterns.PARTIAL_FUNCTION_HEAD.match(text, pos)
             return self._wait_for_more(text, pos) if is_partial else self._reject(text)
-        self._name = name_in(head)
+        self._name = xml_patterns.name_in(head)
         schemas = self._context.tools.schemas
         is_allowed = self._is_in_tag and self._context.allows(self._name)
         if self._name not in schemas and not is_allowed:
@@ -191,9 +167,9 @@ class XmlCallReader:
         return head.end()
 
     def _first_element(self, text: str, pos: int) -> int:
-        match = FIRST_ELEMENT.match(text, pos)
+        match = xml_patterns.FIRST_ELEMENT.match(text, pos)
         if not match:
-            is_partial = PARTIAL_FIRST_ELEMENT.match(text, pos)
+            is_partial = xml_patterns.PARTIAL_FIRST_ELEMENT.match(text, pos)
             return self._wait_for_more(text, pos) if is_partial else self._reject(text)
         function_end, closing_tag = match[4], match[5]
         self._start_call()
@@ -202,24 +178,21 @@ class XmlCallReader:
         if function_end:
             self._state = self._after_empty
         else:
-            self._start_value(name_in(match))
+            self._start_value(xml_patterns.name_in(match))
         return match.end()
 
     def _after_empty(self, text: str, pos: int) -> int:
         end = SPACE.match(text, pos).end()  # type: ignore[union-attr]
-        if end == len(text) and end - pos <= MAX_SPACE:
+        if end == len(text) and end - pos <= xml_patterns.MAX_SPACE:
             return self._wait_for_more(text, pos)
         return self._finish_call(text, pos, is_tag_closed=False)
 
     def _finish_before_parameters(self) -> NotACall | CallEnded:
-        """Return the result at the end of the text for a call without parameters."""
         tail = self._pending.lstrip()
         if tail and not tail.startswith("</"):
             return NotACall()
         self._start_call()
         return self._end_call("")
-
-    # In a value.
 
     def _start_value(self, key: str) -> None:
         separator = ", " if self._keys else ""
@@ -242,12 +215,14 @@ class XmlCallReader:
     def _value(self, text: str, pos: int) -> int:
         end = tag_pos = len(text)
         search_from = pos
-        while candidate := POSSIBLE_VALUE_END.search(text, search_from):
+        while candidate := xml_patterns.POSSIBLE_VALUE_END.search(text, search_from):
             tag_pos = candidate.start()
             is_line_start = text[tag_pos - 1] == "\n" if tag_pos > pos else self._is_at_line_start
             if match := self._match_value_end(text, tag_pos, is_line_start=is_line_start):
                 return self._end_value(text, pos, match)
-            if self._may_be_value_end(text, tag_pos, is_line_start=is_line_start):
+            if self._partial_value_end.match(text, tag_pos) or (
+                is_line_start and xml_patterns.PARTIAL_PARAMETER_HEAD.match(text, tag_pos)
+            ):
                 end = tag_pos
                 break
             search_from = tag_pos + 1
@@ -261,15 +236,9 @@ class XmlCallReader:
         if match := self._value_end.match(text, tag_pos):
             return match
         # The head of the next parameter, after a value whose `</parameter>` is missing.
-        head = PARAMETER_HEAD.match(text, tag_pos) if is_line_start else None
-        key = name_in(head) if head else ""
+        head = xml_patterns.PARAMETER_HEAD.match(text, tag_pos) if is_line_start else None
+        key = xml_patterns.name_in(head) if head else ""
         return head if key in self._parameters.properties and key not in self._keys else None
-
-    def _may_be_value_end(self, text: str, tag_pos: int, *, is_line_start: bool) -> bool:
-        """Return True if the text at `tag_pos` is the beginning of an end of the value."""
-        if self._partial_value_end.match(text, tag_pos):
-            return True
-        return is_line_start and bool(PARTIAL_PARAMETER_HEAD.match(text, tag_pos))
 
     def _without_framing(self, text: str, pos: int, end: int) -> int:
         """Return `end`, or the position of the framing line end (or half of it) before it."""
@@ -280,7 +249,6 @@ class XmlCallReader:
         return end - 1 if is_partial else end
 
     def _take_text(self, text: str) -> None:
-        """Add `text` to the value."""
         if not text:
             return
         self._is_at_line_start = text[-1] == "\n"
@@ -298,7 +266,6 @@ class XmlCallReader:
         self._send_held_value(value, text[limit:])
 
     def _send_held_value(self, value: StreamingValue, rest: str) -> None:
-        """Send the held text and `rest` as the beginning of a string."""
         self._held_value = None
         self._send(encode_basestring(value.text() + rest)[:-1])
 
@@ -306,15 +273,10 @@ class XmlCallReader:
         self._send('"' if self._held_value is None else self._held_value.to_json())
 
     def _end_value(self, text: str, pos: int, end: re.Match[str]) -> int:
-        """
-        End the value; start the next parameter or finish the call.
-
-        :param pos: the beginning of the value's last part
-        :param end: the match of the end of the value
-        """
+        """End the value, whose last part begins at `pos`; `end` is the match of its end."""
         self._take_text(text[pos : self._without_framing(text, pos, end.start())])
         self._close_value()
-        if key := name_in(end):
+        if key := xml_patterns.name_in(end):
             self._start_value(key)
             return end.end()
         return self._finish_call(text, end.end(), is_tag_closed=end.lastindex is not None)
@@ -323,7 +285,7 @@ class XmlCallReader:
         """Return the result at the end of the text for a call whose last value has begun."""
         tail = self._pending.removeprefix(self._framing)
         rest = ""
-        if tags := LAST_TAGS.match(tail):
+        if tags := xml_patterns.LAST_TAGS.match(tail):
             function_end, rest = tags[1], tags[2] or ""
             if rest.startswith("<p") and not function_end:
                 # Another parameter has begun: the client gets its text, and the call is truncated.
@@ -336,11 +298,7 @@ class XmlCallReader:
         return self._end_call(rest)
 
     def _is_partial_end(self, tail: str) -> bool:
-        """
-        Return True if the pending text is markup, and no part of it belongs to the value.
-
-        :param tail: the pending text without the framing: "" or the beginning of a closing tag
-        """
+        """`tail` is the pending text without the framing; return True if it is only markup."""
         if not tail:
             return len(self._pending) == len(self._framing)
         is_framed = len(tail) < len(self._pending)

@@ -24,13 +24,7 @@ _SPACE = rf"[ \t\r\n]{{0,{MAX_SPACE}}}"
 
 
 def _head(word: str, name: str) -> str:
-    """
-    Return a pattern for the opening tag of a function or a parameter.
-
-    It has three groups, for the name in double quotes, in single quotes, and without quotes.
-
-    :param name: a pattern for a name without quotes
-    """
+    """Return a pattern for a tag; its groups: the name in double, in single and without quotes."""
     return (
         rf"<{word}(?=[ \t\r\n=][^<>]{{0,{MAX_HEAD}}}>)(?:{_SPACE}name(?={_SPACE}=))?{_SPACE}="
         rf"{_SPACE}(?:\"([^\"<>\n]+)\"|'([^'<>\n]+)'|({name})){_SPACE}>"
@@ -38,11 +32,7 @@ def _head(word: str, name: str) -> str:
 
 
 def _partial_head(word: str, name: str) -> str:
-    """
-    Return a pattern for any beginning of a tag that `_head` describes, at the end of the text.
-
-    :param name: a pattern for the beginning of a name without quotes
-    """
+    """Return a pattern for any beginning of a tag that `_head` describes, at the text's end."""
     quoted = rf"\"(?:\Z|[^\"<>\n]+(?:\Z|\"{_SPACE}\Z))|'(?:\Z|[^'<>\n]+(?:\Z|'{_SPACE}\Z))"
     value = rf"{_SPACE}(?:\Z|{quoted}|{name}{_SPACE}\Z)"
     attribute = rf"{partial_pattern(*'name')}{_SPACE}{partial_pattern('=')}"

@@ -1,17 +1,14 @@
 """
 `SingleUseAgent`: an `IAgent` for treq that makes one connection for each request.
 
-This module chooses the endpoint, opens the connection and writes the request's head;
-`http.connection` does the rest. Compared with Twisted's own agent, a chunk of a body costs a tenth
-of the time (llhttp parses it), and a connection can be aborted at once, which that agent cannot
-(twisted#8227): closing a TLS connection in the regular way waits for the peer's reply, and a hung
-peer never sends one.
+Compared with Twisted's own agent, a chunk of a body costs a tenth of the time (llhttp parses it),
+and a connection can be aborted at once, which that agent cannot (twisted#8227): closing a TLS
+connection in the regular way waits for the peer's reply, and a hung peer never sends one.
 
-The agent requests no compression, whatever its caller's headers are: compression delays tokens, and
-between processes of one machine decompressing takes longer than the shorter transfer saves. treq
-would decode a body that is compressed nevertheless. To hide the coding from treq, the agent writes
-its name in upper case: treq compares names exactly, although they are case-insensitive (RFC 9110,
-section 8.4.1).
+The agent requests no compression: it delays tokens, and between processes of one machine
+decompressing takes longer than the shorter transfer saves. treq would decode a body that is
+compressed nevertheless. To hide the coding from treq, the agent writes its name in upper case: treq
+compares names exactly, although they are case-insensitive (RFC 9110, section 8.4.1).
 """
 
 from __future__ import annotations
@@ -31,11 +28,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IPolicyForHT
 from zope.interface import implementer
 
 from blockops.net.addresses import parse_ip
-from blockops.upstream.http.connection import (
-    BackendConnection,
-    BackendRequest,
-    ConnectionFactory,
-)
+from blockops.upstream.http.connection import BackendConnection, BackendRequest, ConnectionFactory
 
 #: Seconds after which the next address of a host name is tried while the one before it is pending.
 #: With `::1` first and a server on 127.0.0.1 only, Twisted's default costs 0.3 s for each
@@ -55,11 +48,7 @@ _METHODS_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 @lru_cache(maxsize=1)
 def _parse_server(base: bytes) -> tuple[URI, str, bool]:
-    """
-    Return a server's URL, its host, and whether that is an IP address.
-
-    Cached, since all requests go to one server: parsing its URL takes 8 us.
-    """
+    # Cached, since all requests go to one server: parsing its URL takes 8 us.
     server = URI.fromBytes(base)
     host = server.host.strip(b"[]").decode("ascii")
     return server, host, parse_ip(host) is not None
@@ -70,7 +59,6 @@ class SingleUseAgent:
     """
     Sends each request over a new connection.
 
-    :param policy: verifies the certificates of `https` servers
     :param connect_timeout: seconds that connecting may take, TLS handshake included
     :param on_connected: called whenever a connection is made, for TLS after the handshake
     """
@@ -98,10 +86,8 @@ class SingleUseAgent:
         """
         Send a request; return a Deferred of its response, fired when the headers are complete.
 
-        Cancelling aborts the connection, or the attempt to make one. The Deferred fails with
-        Twisted's error if no connection can be made, with `RequestGenerationFailed` if
-        `bodyProducer` fails, with `ResponseFailed` if the response is invalid, and with
-        `ResponseNeverReceived` if the connection is lost before the headers are complete.
+        Cancelling aborts the connection, or the attempt to make one. If no connection can be made,
+        the Deferred fails with Twisted's error; otherwise see the table in `http.connection`.
 
         :raises ValueError: the method or the target contains characters that HTTP does not allow
         """

@@ -38,8 +38,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from twisted.internet import error
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IConnector,
@@ -83,15 +83,10 @@ class BackendRequest:
 
 
 class _BodySender:
-    """
-    The consumer of a request's body: sends it as its producer writes it.
-
-    The head and the part of the body that is available at once are sent in one write.
-
-    :ivar done: fires when the body is sent or stopped; fails if the producer fails
-    """
+    """Sends a request's body as its producer writes it: what is available at once in one write."""
 
     def __init__(self, transport: Any, body: IBodyProducer) -> None:
+        # Fires when the body is sent or stopped; fails if the producer fails.
         self.done: Deferred[None] = Deferred()
         self._transport = transport
         self._body = body
@@ -99,7 +94,6 @@ class _BodySender:
         self._write: Callable[[bytes], object] = transport.write
 
     def start(self, head: bytes) -> None:
-        """Send `head`, and start the producer."""
         # `write` collects what the producer writes within `startProducing`.
         first_write = [head]
         self._write = first_write.append
@@ -161,15 +155,6 @@ class _Response:
         self.previousResponse = response
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        """
-        Deliver the body to `protocol`, from its beginning.
-
-        The protocol's transport can be paused, resumed and aborted. `connectionLost` gets
-        `ResponseDone` if the body is complete, `PotentialDataLoss` if only its content can show
-        that, and `ResponseFailed` otherwise.
-
-        :raises RuntimeError: the body was delivered before
-        """
         connection, self._connection = self._connection, None
         if connection is None:
             raise RuntimeError("the body of this response was delivered before")
@@ -196,11 +181,8 @@ class BackendConnection(Protocol):
 
     It is also the transport of the protocol that receives the body.
 
-    :param head: the request line and the headers, as sent
-    :param body: the request's body, or None
     :param on_connected: called when the connection is made, for TLS after the handshake
     :ivar response: fires with the response when its headers are complete; None afterwards
-    :ivar cancel_connect: cancels the attempt to connect
     :ivar handshake: for TLS: fires when the handshake is complete or the connection is lost
     """
 
@@ -310,15 +292,14 @@ class BackendConnection(Protocol):
         if self._sender is not None:
             self._sender.stop()
         receiver, self._receiver = self._receiver, None
-        if receiver is not None:
-            receiver.connectionLost(self._end_reason or self._lost_body(reason))
-        else:
+        if receiver is None:
             self.fail(self._end_reason or Failure(ResponseNeverReceived([reason])))
-
-    def _lost_body(self, reason: Failure) -> Failure:
-        if self._parser.ends_at_close and reason.check(error.ConnectionDone):
-            return BODY_CLOSED
-        return Failure(ResponseFailed([reason]))
+        elif self._end_reason is not None:
+            receiver.connectionLost(self._end_reason)
+        elif self._parser.ends_at_close and reason.check(ConnectionDone):
+            receiver.connectionLost(BODY_CLOSED)
+        else:
+            receiver.connectionLost(Failure(ResponseFailed([reason])))
 
     # The transport of the body's receiver.
 
@@ -336,7 +317,6 @@ class BackendConnection(Protocol):
         self.transport.resumeProducing()
 
     def abortConnection(self) -> None:
-        """Close the connection immediately, without waiting for the peer."""
         self.transport.abortConnection()
 
     stopProducing = loseConnection = abortConnection

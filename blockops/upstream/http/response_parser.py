@@ -49,13 +49,8 @@ class ResponseParser:
     Parses one response; the result does not depend on how its bytes are split into reads.
 
     :param method: the request's method: a response to HEAD has no body
-    :ivar headers_complete: the status and the headers are known
     :ivar complete: the body has reached its announced end
     :ivar error: the reason why nothing more can be parsed, or None
-    :ivar version: such as `(b"HTTP", 1, 1)`
-    :ivar code: the status
-    :ivar phrase: the reason phrase
-    :ivar headers: names and values, unchanged
     :ivar length: the announced bytes of the body, or None if there is no Content-Length
     :ivar ends_at_close: only the end of the connection ends the body (RFC 9112, section 6.3): its
         content alone can show whether it is complete
@@ -117,20 +112,17 @@ class ResponseParser:
     # Callbacks of llhttp.
 
     def on_status(self, phrase: bytes) -> None:
-        """Append to the reason phrase, which may arrive in parts."""
-        self.phrase += phrase
+        self.phrase += phrase  # it may arrive in parts
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header; trailers are ignored."""
         if self.headers_complete:
-            return
+            return  # a trailer
         self.headers.append((name, value.rstrip()))
         self._head_size += len(name) + len(value)
         if len(self.headers) > MAX_HEADERS or self._head_size > MAX_HEAD:
             raise BadResponse(f"more than {MAX_HEADERS} headers, or {MAX_HEAD} bytes of headers")
 
     def on_headers_complete(self) -> None:
-        """Set the status and the framing, or skip an interim response."""
         code = self._parser.get_status_code()
         if code in _INTERIM:
             if code == HTTPStatus.SWITCHING_PROTOCOLS:
@@ -147,8 +139,7 @@ class ResponseParser:
             self.on_message_complete()
 
     def on_message_complete(self) -> None:
-        """Record the end of the body; interim responses end here too."""
-        if self.headers_complete:
+        if self.headers_complete:  # otherwise an interim response ends
             self.complete = True
             raise _EndOfResponse
 
@@ -168,7 +159,6 @@ class ResponseParser:
 
 
 def _to_bad_response(error: Exception) -> BadResponse:
-    """Return the error for an exception of llhttp, or the one that a callback raised."""
     if isinstance(error.__context__, BadResponse):
         return error.__context__
     if isinstance(error, httptools.HttpParserUpgrade):
