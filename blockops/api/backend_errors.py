@@ -37,8 +37,6 @@ def to_error_response(status: int, body: bytes, content_type: str = "") -> tuple
 
     An `error` object passes through unchanged; one that is not strict JSON is repaired. Any other
     text becomes the message of an error object.
-
-    :param content_type: the header's value as the backend sent it
     """
     value = _parse(body)
     if _error_object(value):
@@ -66,13 +64,15 @@ def to_api_error(data: bytes) -> ApiError:
     """
     value = _parse(data)
     fields = _error_object(value) or value_or_none(dict, value) or {}
-    status = _status_from_code(fields.get("code"))
+    code = fields.get("code")
+    digits = bytes(code) if isinstance(code, msgspec.Raw) else b""
+    status = int(digits) if _ERROR_STATUS.fullmatch(digits) else _DEFAULT_STATUS
     return ApiError(
         status,
         _message_text(value, data)
         or "The backend reported an error without a message. Check the backend's log.",
         type=value_or_none(str, fields.get("type")) or _error_type(status),
-        code=value_or_none(str, fields.get("code")) or "backend_error",
+        code=value_or_none(str, code) or "backend_error",
         param=value_or_none(str, fields.get("param")),
     )
 
@@ -144,7 +144,6 @@ def _bad_gateway(code: str, message: str) -> ApiError:
 
 
 def _one_line(data: bytes) -> str:
-    """Return bytes as text on one line, of at most `_MAX_MESSAGE` characters."""
     text = " ".join(data[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").split())
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
 
@@ -174,12 +173,7 @@ def _error_object(value: Any) -> dict[str, Any]:
 
 
 def _message_text(value: Any, data: bytes, *, is_html: bool = False) -> str:
-    """
-    Return the message of a backend's error as one line; empty if it has none.
-
-    :param value: `data` as JSON, or None if it is not JSON
-    :param is_html: True if `Content-Type` declares HTML
-    """
+    """Return an error's message as one line; `value` is `data` as JSON, or None if it is not."""
     if value is None:
         is_html = is_html or data.lstrip().startswith(b"<")
         return _one_line(_html_text(data) if is_html else data)
@@ -187,7 +181,6 @@ def _message_text(value: Any, data: bytes, *, is_html: bool = False) -> str:
 
 
 def _find_message(value: Any) -> Any:
-    """Return the part of an error's JSON that describes the error."""
     if isinstance(value, dict):
         for key in ("error", "detail", "message", "msg"):
             if value.get(key):
@@ -207,15 +200,9 @@ def _validation_error(item: dict[str, Any]) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """Return a string unchanged, any other value as JSON, and an empty one as no text."""
     if isinstance(value, str):
         return value
     return dumps(value).decode() if value else ""
-
-
-def _status_from_code(code: Any) -> int:
-    digits = bytes(code) if isinstance(code, msgspec.Raw) else b""
-    return int(digits) if _ERROR_STATUS.fullmatch(digits) else _DEFAULT_STATUS
 
 
 def _error_type(status: int) -> str:
@@ -232,11 +219,7 @@ def _html_text(markup: bytes) -> bytes:
 
 
 class _HtmlText(HTMLParser):
-    """
-    Collects the text of an HTML page.
-
-    :ivar text: the text between the tags, in order, without scripts and styles
-    """
+    """Collects the text between the tags of an HTML page, without scripts and styles."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -53,8 +53,6 @@ def list_with_aliases(listing: bytes, aliases: Mapping[str, str]) -> bytes:
 
     An alias has the fields of its model's entry, if the backend lists that model. A response that
     is not a list of models is returned unchanged.
-
-    :param aliases: alias -> the backend's name for the model
     """
     try:
         entries = decode_objects(raw_field(listing, "data"))

@@ -14,7 +14,6 @@ class Notice:
     """
     The notice for one answer.
 
-    :ivar place: where it is inserted
     :ivar text: its text, which may be set until the answer begins; empty for no notice
     :ivar is_delivered: True once it is part of the answer
     """

@@ -62,8 +62,7 @@ class PassThrough:
         return out + b"event: error\n" + encode_event(b'{"type":"error",' + error.body()[1:])
 
     def _flush(self) -> bytes:
-        """Return the bytes held back: none here."""
-        return b""
+        return b""  # no bytes are held back here
 
     @property
     def _is_between_events(self) -> bool:

@@ -68,7 +68,6 @@ class GenerationRequest:
     """
     The body of a request for an answer. For `POST /v1/completions`, only these fields matter.
 
-    :param body: as received
     :param aliases: alias -> the backend's name for the model
     :raises ApiError: 400, with the field at fault, if no backend could accept the request
     :ivar stream: True if the client requested a stream
@@ -111,12 +110,7 @@ class GenerationRequest:
     def body(
         self, changes: Mapping[str, Any] | None = None, without: Collection[str] = ()
     ) -> bytes:
-        """
-        Return the body for the backend: the received bytes if nothing changes.
-
-        :param changes: fields that are added or replaced
-        :param without: fields that are removed
-        """
+        """Return the body for the backend: the received bytes if nothing changes."""
         fields: dict[str, Any] = {
             name: raw for name, raw in self._fields.items() if name not in without
         }
@@ -126,11 +120,6 @@ class GenerationRequest:
         return self._body if fields == self._fields else _encode_object(fields)
 
     def _typed(self, name: str, kind: type[_T]) -> _T | None:
-        """
-        Return a field; None if it is missing, null or not valid JSON.
-
-        :raises ApiError: 400, it is not of the type `kind`
-        """
         value = self.field(name)
         if value is None or type(value) is kind:
             return value
@@ -151,11 +140,8 @@ class ChatRequest(GenerationRequest):
     def _read_messages(self) -> list[msgspec.Raw]:
         raw = self._fields.get("messages")
         if raw is None:
-            raise bad_request(
-                "`messages` is missing: send a list of messages.",
-                "messages",
-                "missing_required_parameter",
-            )
+            problem = "`messages` is missing: send a list of messages."
+            raise bad_request(problem, "messages", "missing_required_parameter")
         if json_type(raw) != "a list":
             raise wrong_type("messages", "a list of messages", raw)
         messages = self.items("messages")
@@ -225,9 +211,8 @@ def bad_request(message: str, param: str | None, code: str | None) -> ApiError:
 
 
 def wrong_type(name: str, expected: str, raw: msgspec.Raw) -> ApiError:
-    return bad_request(
-        f"`{name}` is {json_type(raw)}: it must be {expected}.", name, "invalid_type"
-    )
+    message = f"`{name}` is {json_type(raw)}: it must be {expected}."
+    return bad_request(message, name, "invalid_type")
 
 
 def json_type(raw: msgspec.Raw) -> str:
@@ -240,8 +225,6 @@ def _decode_body(body: bytes) -> dict[str, msgspec.Raw]:
     Return the fields of a body, each as its JSON text.
 
     Python's parser is tried second: as many backends do, it accepts NaN and unpaired surrogates.
-
-    :raises ApiError: 400, the body is not a JSON object
     """
     try:
         return decode_fields(body)
@@ -276,7 +259,6 @@ def _encode_object(fields: Mapping[str, Any]) -> bytes:
 
 
 def _schemas(tools: Any, functions: Any) -> list[tuple[str, Any]]:
-    """Return the name and the schema of each function, without invalid entries."""
     declared = [tool.get("function", tool) for tool in tools or () if isinstance(tool, dict)]
     declared.extend(functions or ())
     return [

@@ -21,7 +21,6 @@ HEARTBEAT = b": heartbeat\n\n"
 _BOM = b"\xef\xbb\xbf"
 _DATA_FIELD = re.compile(rb"\A(?:data|error): ?")
 
-
 #: Upper bound of the lines of one event: a line takes some 40 bytes of memory besides its own.
 MAX_LINES = 65_536
 

@@ -53,9 +53,6 @@ class ChoiceTranslator:
     """
     Translates one choice.
 
-    :param index: the choice's index
-    :param tools: the tools that the request offers
-    :param new_id: returns a new id for a call
     :param report: receives calls, finish reasons and the parser's counters
     :ivar is_finished: True once the choice has had its finish reason, or was truncated
     """
@@ -171,7 +168,6 @@ class ChoiceTranslator:
         return [] if self._is_relaying else self._to_events(self._parser.finish(None))
 
     def _finish(self, backend_reason: str) -> str:
-        """Finish the choice; return the finish reason for the client."""
         reason = self._finish_reason(backend_reason)
         self._close(reason)
         return reason
@@ -193,7 +189,6 @@ class ChoiceTranslator:
         self.is_finished = True
 
     def _to_events(self, deltas: Iterable[parsed.Delta]) -> list[AnswerEvent]:
-        """Return the events for the parser's deltas."""
         index = self._index
         events: list[AnswerEvent] = []
         for delta in deltas:
@@ -202,19 +197,16 @@ class ChoiceTranslator:
             elif isinstance(delta, parsed.TextDelta):
                 events.append(ContentDelta(index, delta.text))
             elif isinstance(delta, parsed.CallStarted):
-                events.append(self._start_call(delta))
+                self._report.add_call(delta.name, delta.dialect)
+                events.append(CallStarted(index, self._call_count, self._new_id(), delta.name))
+                self._call_count += 1
+                self._open_calls += 1
             elif isinstance(delta, parsed.CallFinished):
                 self._open_calls -= 1
                 events.append(CallFinished(index, self._call_count - 1))
             else:
                 events.append(ReasoningDelta(index, delta.text))
         return events
-
-    def _start_call(self, call: parsed.CallStarted) -> CallStarted:
-        self._report.add_call(call.name, call.dialect)
-        self._call_count += 1
-        self._open_calls += 1
-        return CallStarted(self._index, self._call_count - 1, self._new_id(), call.name)
 
 
 def _is_leaked_tag(rest: Sequence[parsed.Delta]) -> bool:

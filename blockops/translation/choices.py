@@ -31,8 +31,6 @@ class Choices(dict[int, AnswerChoice]):
 
     A choice is created at its first use.
 
-    :param request: the client's request
-    :param new_id: returns a new id for a call
     :param report: receives the calls, finish reasons and counters of all choices
     """
 
@@ -50,18 +48,9 @@ class Choices(dict[int, AnswerChoice]):
         self._report = report
 
     def __missing__(self, index: int) -> AnswerChoice:
-        """
-        Create the choice `index`.
-
-        :raises ApiError: 502 if there would be more than `_MAX_CHOICES`
-        """
         if len(self) == _MAX_CHOICES:
-            raise ApiError(
-                502,
-                f"The backend sent more than {_MAX_CHOICES} choices. Check its log.",
-                type="server_error",
-                code="backend_invalid_response",
-            )
+            message = f"The backend sent more than {_MAX_CHOICES} choices. Check its log."
+            raise ApiError(502, message, type="server_error", code="backend_invalid_response")
         choice = self[index] = self.create(index)
         return choice
 

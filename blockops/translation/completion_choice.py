@@ -12,9 +12,6 @@ class CompletionChoice:
     Passes the text of one choice through, which has one finish reason like a choice of a chat.
 
     It has the methods of `ChoiceTranslator`.
-
-    :param index: the choice's index
-    :param report: receives the finish reason
     """
 
     def __init__(self, index: int, report: AnswerReport) -> None:
@@ -23,15 +20,12 @@ class CompletionChoice:
 
     @property
     def is_finished(self) -> bool:
-        """True once the choice has had its finish reason."""
         return self._index in self._report.finish_reasons
 
     def start(self) -> list[AnswerEvent]:
-        """Return an empty list: a completion has no role."""
-        return []
+        return []  # a completion has no role
 
     def receive(self, part: ChunkChoice) -> list[AnswerEvent] | None:
-        """Return the events for this part of the choice, or None if it passes unchanged."""
         if self.is_finished:
             return [PartDropped(self._index)]
         if part.finish_reason:
@@ -39,11 +33,9 @@ class CompletionChoice:
         return None
 
     def flush(self) -> list[AnswerEvent]:
-        """Return an empty list: no text is held back."""
-        return []
+        return []  # no text is held back
 
     def finish(self) -> list[AnswerEvent]:
-        """End a choice for which the backend sent no finish reason; return its last event."""
         if self.is_finished:
             return []
         self._report.finish_reasons[self._index] = "stop"

@@ -40,7 +40,6 @@ class AliasedPassThrough(PassThrough):
         self._is_passing = False  # a part of the incomplete event has been sent
 
     def receive_data(self, data: bytes) -> bytes:
-        """Return the events that `data` completes."""
         if self.has_ended:
             return b""
         search_from = max(0, len(self._pending) - _MAX_BLANK_LINE)

@@ -29,11 +29,7 @@ class ResponseTranslator(StreamTranslator):
     """
     Translates one response, a stream or a JSON document, to a non-streaming response.
 
-    :param request: the client's request
-    :param max_event: upper bound of one event of the backend, in bytes
     :param max_answer: upper bound of the backend's stream, in bytes
-    :param notice: inserted into the first choice
-    :param new_id: returns a new id for a call
     """
 
     def __init__(
@@ -46,11 +42,8 @@ class ResponseTranslator(StreamTranslator):
         notice: Notice | None = None,
         new_id: Callable[[], str] = random_call_id,
     ) -> None:
-        self._aggregator = ChunkAggregator(
-            is_chat=isinstance(request, ChatRequest),
-            model=request.model or "",
-            max_answer=max_answer,
-        )
+        is_chat, model = isinstance(request, ChatRequest), request.model or ""
+        self._aggregator = ChunkAggregator(is_chat=is_chat, model=model, max_answer=max_answer)
         super().__init__(
             request,
             options,
@@ -64,18 +57,13 @@ class ResponseTranslator(StreamTranslator):
         """
         Return the JSON of the response, after the backend has closed or its stream has ended.
 
-        :param is_truncated: True if the transport reports that bytes are missing
         :raises ApiError: 502 if the response is incomplete or too large; the backend's own error
         """
         super().end(is_truncated=is_truncated)
         return self._aggregator.response()
 
     def receive_body(self, body: bytes) -> bytes:
-        """
-        Return the JSON of the response for a non-streaming response of the backend.
-
-        :raises ApiError: 502 if `body` is not a response; the backend's error if it is one
-        """
+        """Return the JSON of the response for a non-streaming response of the backend."""
         data, chunk = self._decoder.decode_response(body, is_chat=self._is_chat)
         self.report.chunks = 1
         self.report.usage = chunk.usage_counts()

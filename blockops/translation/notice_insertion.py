@@ -60,8 +60,7 @@ class ThinkBlockTracker:
         """
         Split `text` after the block and the white space that follows it.
 
-        :return: the text before that position, and the text after it. Until the position is
-            reached, the second is empty, and some of the first may be held back.
+        Before this position, the second part is empty, and some of the first may be held back.
         """
         text, self._held_text = self._held_text + text, ""
         if self._has_block:
@@ -105,7 +104,6 @@ class NoticeInserter:
     A choice into which a notice is inserted. Otherwise it behaves like the choice that it wraps.
 
     :param notice: a notice in the place "before" or "after"
-
     :param is_prefilled: True if the prompt has opened the model's think block
     """
 
@@ -117,15 +115,12 @@ class NoticeInserter:
 
     @property
     def is_finished(self) -> bool:
-        """True once the choice has had its finish reason, or was truncated."""
         return self._choice.is_finished
 
     def start(self) -> list[AnswerEvent]:
-        """Return the role; an empty list if it has been sent."""
         return self._choice.start()
 
     def receive(self, part: ChunkChoice) -> list[AnswerEvent] | None:
-        """Return the events for this part of the choice, or None if it passes unchanged."""
         events = self._choice.receive(part)
         if self._is_done:
             return events
@@ -134,11 +129,9 @@ class NoticeInserter:
         return events if placed == own else placed
 
     def flush(self) -> list[AnswerEvent]:
-        """End a truncated answer: return the text held back, without a finish reason."""
         return [*self._cancel(), *self._choice.flush()]
 
     def finish(self) -> list[AnswerEvent]:
-        """End a choice for which the backend sent no finish reason; return its last events."""
         return self._place(self._choice.finish())
 
     def _place(self, events: Iterable[AnswerEvent]) -> list[AnswerEvent]:
@@ -167,7 +160,6 @@ class NoticeInserter:
         return [ContentDelta(0, text)] if text else []
 
     def _end(self, reason: str) -> list[AnswerEvent]:
-        """Return the text to send before the finish reason."""
         if reason in _UNFINISHED_REASONS or self._block.is_inside:
             return self._cancel()
         return [ContentDelta(0, self._deliver()), *self._cancel()]
@@ -177,7 +169,6 @@ class NoticeInserter:
         return self._notice.text
 
     def _cancel(self) -> list[AnswerEvent]:
-        """Give up inserting the notice; return the text held back for it."""
         self._is_done = True
         held_text = self._block.flush() if self._notice.place == "before" else ""
         return [ContentDelta(0, held_text)] if held_text else []

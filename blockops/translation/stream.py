@@ -52,7 +52,6 @@ from blockops.api.chat.decoder import (
 )
 from blockops.api.chat.encoder import (
     ChunkEncoder,
-    Rewrites,
     only_usage,
     response_as_chunk,
     rewrite_chunk,
@@ -74,12 +73,10 @@ class StreamTranslator:
     """
     Translates the event stream of one response.
 
-    :param request: the client's request
     :param max_event: upper bound of one event of the backend, in bytes
     :param heartbeat_style: "chunk" for clients whose idle timers do not count comments
     :param notice: inserted into the first choice
     :param is_usage_hidden: True to remove `usage` from chunks without choices
-    :param new_id: returns a new id for a call
     :param encoder: the encoder of the client's response, if that is not a stream of chunks
     :ivar has_ended: True once `[DONE]` or an error event was sent
     :ivar report: the contents of the answer so far
@@ -208,7 +205,6 @@ class StreamTranslator:
         return self.fail(truncated_response(pending, chunks, is_connection_lost=is_truncated))
 
     def _on_json_body(self, body: bytes) -> bytes:
-        """Return the stream for a JSON body (a response or an error) that came instead of one."""
         try:
             event = self._decoder.decode(Event(body, encode_event(body)))
             events = self._on_event(event) if event is not None else b""
@@ -242,7 +238,6 @@ class StreamTranslator:
         return self._on_done()
 
     def _on_chunk(self, chunk: ReceivedChunk) -> bytes:
-        """Return the events for the client for one chunk."""
         self.report.chunks += 1
         fields = chunk.fields
         choices = fields.choices or []
@@ -269,12 +264,9 @@ class StreamTranslator:
             before = self._begin_notice()
         self._is_steady = self._has_content and self._notice is None
         rewrites = [self._choices[part.index or 0].receive(part) for part in choices]
-        return before + self._send_chunk(chunk, rewrites)
-
-    def _send_chunk(self, chunk: ReceivedChunk, rewrites: Rewrites) -> bytes:
         if rewrites.count(None) == len(rewrites):
-            return self._encoder.pass_through(chunk)
-        return self._encoder.rewrite(chunk, rewrites)
+            return before + encoder.pass_through(chunk)
+        return before + encoder.rewrite(chunk, rewrites)
 
     def _with_notice(self, choice: AnswerChoice) -> tuple[AnswerChoice, list[AnswerEvent]]:
         """Return the first choice, into which the notice is inserted, or events that precede it."""
@@ -287,7 +279,6 @@ class StreamTranslator:
         return NoticeInserter(choice, notice, is_prefilled=self._is_prefilled), []
 
     def _begin_notice(self) -> bytes:
-        """Begin to insert the notice; return the events that precede the first choice."""
         choice, notice = self._with_notice(self._choices[0])
         self._choices[0] = choice
         return self._encoder.encode([*choice.start(), *notice]) if notice else b""

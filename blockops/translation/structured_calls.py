@@ -16,8 +16,6 @@ class StructuredCalls:
 
     The names are for the report. The arguments of the last call show whether it is complete if the
     backend sends no finish reason: a truncated call must not look complete.
-
-    :ivar has_started: True once a call has started
     """
 
     __slots__ = ("_arguments", "_last_index", "_length", "has_started")
@@ -30,11 +28,7 @@ class StructuredCalls:
 
     @property
     def is_complete(self) -> bool:
-        """
-        True if there is no call, or if the last call's arguments are a JSON object.
-
-        False for arguments of more than 1,048,576 characters, which are not stored.
-        """
+        """True if there is no call, or if the last one's arguments, if stored, are an object."""
         if not self.has_started:
             return True
         try:

@@ -24,7 +24,6 @@ _TEXT_FIELDS = frozenset(
 _EVENT_TEXT_FIELDS = _TEXT_FIELDS | {"message"}
 #: Fields that a message may have in place of content.
 _CONTENT_SUBSTITUTE_FIELDS = ("function_call", "refusal", "audio")
-#: Fields whose first value counts.
 _FIRST_VALUE_FIELDS = frozenset({"id", "type", "name", "role"})
 
 
@@ -46,24 +45,20 @@ class ChunkAggregator(ChunkEncoder):
         self._error: bytes | None = None
 
     def pass_through(self, chunk: ReceivedChunk) -> bytes:
-        """Add a chunk that does not change."""
         self._count(chunk)
         self._add(_decode(chunk.data))
         return b""
 
     def rewrite(self, chunk: ReceivedChunk, rewrites: Rewrites) -> bytes:
-        """Add a chunk that changes."""
         self._count(chunk)
         return self._encode_chunks(rewrite_chunk(chunk.data, chunk.fields.choices or (), rewrites))
 
     def error(self, json: bytes) -> bytes:
-        """Remember the error that ended the stream."""
         self._error = json
         return b""
 
     def done(self) -> bytes:
-        """Return no bytes: the response follows at the end."""
-        return b""
+        return b""  # the response follows at the end
 
     def response(self) -> bytes:
         """
@@ -180,11 +175,7 @@ def _merge(into: dict[str, Any], fields: dict[str, Any]) -> None:
 
 
 def _append_text(old: Any, value: str | list[Any]) -> list[Any]:
-    """
-    Append a text to the texts so far.
-
-    :return: `_TextParts`; a list of content parts (Mistral's) if one of the two is such a list
-    """
+    """Append `value` to `old`; the result has content parts (Mistral's) if one of them has."""
     texts = old if isinstance(old, _TextParts) else _TextParts()
     if isinstance(value, str) and type(old) is not list:
         texts.append(value)

@@ -18,7 +18,6 @@ from msgspec import UNSET, UnsetType
 from blockops.api.answer import AnswerEvent, BackendCalls, ContentDelta, Finished, RoleStarted
 from blockops.api.lenient_json import DECODE_ERRORS
 
-#: JSON text.
 NULL = msgspec.Raw(b"null")
 _NO_FIELDS = (UNSET,) * 5
 _decode_usage = msgspec.json.Decoder(dict[str, Any]).decode
@@ -35,11 +34,7 @@ class ToolCall(msgspec.Struct, gc=False):
 
 
 class Delta(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False, kw_only=True):
-    """
-    A `delta`, or the `message` of a non-streaming response.
-
-    It names the fields of OpenAI and of the known backends.
-    """
+    """A `delta` or a response's `message`, with the fields of OpenAI and the known backends."""
 
     tool_calls: list[ToolCall] | UnsetType | None = UNSET
     function_call: Function | UnsetType | None = UNSET
@@ -164,8 +159,6 @@ def messages_to_deltas(choices: Sequence[ChunkChoice] | None) -> list[ChunkChoic
     if choices is None or any(not choice.message or choice.delta for choice in choices):
         return None
     return [
-        ChunkChoice(
-            index=choice.index or 0, delta=choice.message, finish_reason=choice.finish_reason
-        )
-        for choice in choices
+        ChunkChoice(index=part.index or 0, delta=part.message, finish_reason=part.finish_reason)
+        for part in choices
     ]

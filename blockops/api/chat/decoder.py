@@ -46,7 +46,6 @@ ENVELOPE = frozenset(
     {"id", "object", "created", "model", "system_fingerprint", "service_tier", "provider"}
 )
 _EMPTY_VALUES = tuple(map(msgspec.Raw, (b"null", b"[]", b"{}", b'""')))
-#: The last event of a stream.
 DONE_EVENT = b"data: [DONE]\n\n"
 _DATA, _BLANK_LINE = b"data: ", b"\n\n"
 _DATA_LENGTH, _BLANK_LINE_LENGTH = len(_DATA), len(_BLANK_LINE)
@@ -76,11 +75,7 @@ class ReceivedChunk(msgspec.Struct, frozen=True, gc=False):
 
 
 class StreamError(msgspec.Struct, frozen=True, gc=False):
-    """
-    An error that the backend sent within its stream.
-
-    :param json: the error in the format of the OpenAI API
-    """
+    """An error within the backend's stream; `json` has the format of the OpenAI API."""
 
     message: str
     json: bytes
@@ -100,7 +95,6 @@ class ChunkDecoder:
     :param max_event: upper bound of one event, in bytes
     :param counters: receives "foreign_event", the number of events in other formats
     :param alias: the model's name for the client, in place of the backend's; None to keep that
-    :ivar pending: the received part of an event that has not ended
     """
 
     def __init__(self, max_event: int, counters: Counter[str], alias: str | None = None) -> None:
@@ -157,13 +151,10 @@ class ChunkDecoder:
                 and not self._repairer.pending
             )
         except EventTooLong:
-            raise ApiError(
-                502,
-                f"The backend sent an event of more than {self._max_event} bytes. "
-                "Raise --max-event to allow it.",
-                type="server_error",
-                code="backend_event_too_large",
-            ) from None
+            problem = f"The backend sent an event of more than {self._max_event} bytes."
+            message = f"{problem} Raise --max-event to allow it."
+            code = "backend_event_too_large"
+            raise ApiError(502, message, type="server_error", code=code) from None
 
     @property
     def pending(self) -> bytes:
@@ -248,11 +239,6 @@ class ChunkDecoder:
         return ReceivedChunk(chunk, encode_event(data))
 
     def _repair(self, event: Event) -> bytes:
-        """
-        Return an event's data as strict JSON.
-
-        :raises ValueError: the data is not JSON, even if read leniently
-        """
         if not self._repairer.pending and is_strict(event.data):
             return event.data
         try:
@@ -356,11 +342,7 @@ def is_empty(value: Any) -> bool:
 
 
 def has_content(chunk: Chunk) -> bool:
-    """
-    Return True if a delta of the chunk has text, reasoning or a call.
-
-    A chunk with unknown fields counts as one with content.
-    """
+    """Return True if a delta has text, reasoning or a call, or the chunk has unknown fields."""
     return isinstance(chunk, OpenChunk) or any(
         delta.content or delta.reasoning_content or delta.reasoning or delta.has_calls
         for choice in chunk.choices or ()

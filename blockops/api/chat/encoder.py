@@ -37,9 +37,7 @@ REPLACED_FIELDS = frozenset({"index", "delta", "finish_reason"})
 REPEATED_FIELDS = ENVELOPE | {"choices"}
 _CALL_FIELDS = ("tool_calls", "function_call")
 _EMPTY_LIST = msgspec.Raw(b"[]")
-#: Events that are no delta.
 _NOT_DELTAS = (CallFinished, BackendCalls, PartDropped)
-_CHUNK_TYPE = msgspec.Raw(b'"chat.completion.chunk"')
 
 #: For each choice of a chunk, the events that replace its part, or None if it is unchanged.
 Rewrites = Sequence[Sequence[AnswerEvent] | None]
@@ -82,13 +80,9 @@ class ChunkEncoder:
         """Return the events that belong to none of the backend's chunks."""
         if not events:
             return b""
-        envelope_fields = self.envelope()
-        return self._encode_chunks(
-            [
-                {**envelope_fields, "choices": [self._make_choice(events[0].choice, *delta)]}
-                for delta in to_deltas(events)
-            ]
-        )
+        fields = self.envelope()
+        choices = [self._make_choice(events[0].choice, *delta) for delta in to_deltas(events)]
+        return self._encode_chunks([{**fields, "choices": [choice]} for choice in choices])
 
     def heartbeat(self, *, has_choice: bool) -> bytes:
         """Return a chunk without content; its choice is the first one, or missing."""
@@ -165,13 +159,7 @@ def _rewrite_known_chunk(chunk: Chunk, events: Sequence[AnswerEvent] | None) -> 
 def rewrite_chunk(
     data: bytes, choices: Sequence[ChunkChoice], rewrites: Rewrites
 ) -> list[Mapping[str, Any]]:
-    """
-    Return the chunks that replace one chunk.
-
-    :param data: the chunk
-    :param choices: its choices, as decoded
-    :return: their fields, as JSON text or values
-    """
+    """Return the fields of the chunks that replace one chunk, as JSON text or values."""
     fields = decode_fields(data)
     raw_choices = decode_objects(fields["choices"]) if choices else []
     rewritten: list[Mapping[str, Any]] = []
@@ -221,7 +209,6 @@ def to_deltas(events: Iterable[AnswerEvent]) -> list[OutgoingDelta]:
 
 
 def _fields(event: AnswerEvent) -> dict[str, Any]:
-    """Return the fields of a delta for one event."""
     if isinstance(event, CallArguments):
         return {"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}
     if isinstance(event, ContentDelta):
@@ -297,18 +284,12 @@ def _move_calls(raw: msgspec.Raw, calls: Sequence[ToolCall], events: Iterable[An
 
 
 def rewrite_response(data: bytes, choices: Sequence[ChunkChoice], rewrites: Rewrites) -> bytes:
-    """
-    Return the JSON of a non-streaming response with rewritten messages.
-
-    :param data: the response
-    :param choices: its choices, as decoded
-    """
+    """Return the JSON of a non-streaming response with rewritten messages."""
     fields: dict[str, Any] = dict(decode_fields(data))
+    raw_choices = decode_objects(fields["choices"])
     fields["choices"] = [
         raw if events is None else _rewrite_message(raw, choice, events)
-        for raw, choice, events in zip(
-            decode_objects(fields["choices"]), choices, rewrites, strict=True
-        )
+        for raw, choice, events in zip(raw_choices, choices, rewrites, strict=True)
     ]
     return _encode(fields)
 
@@ -354,7 +335,7 @@ def response_as_chunk(data: bytes) -> bytes:
     """Return a non-streaming response as one chunk, whose deltas are the complete messages."""
     fields: dict[str, Any] = dict(decode_fields(data))
     fields["choices"] = [_message_to_delta(raw) for raw in decode_objects(fields["choices"])]
-    fields["object"] = _CHUNK_TYPE
+    fields["object"] = "chat.completion.chunk"
     return _encode(fields)
 
 
@@ -379,7 +360,6 @@ def only_usage(data: bytes) -> bytes:
 
 
 def _objects(raw: msgspec.Raw) -> list[dict[str, msgspec.Raw]]:
-    """Return a list of objects, or an empty list for any other value."""
     try:
         return decode_objects(raw)
     except msgspec.ValidationError:

@@ -8,11 +8,7 @@ import msgspec
 
 
 def encode_completion(text: str, model: str, now: float) -> bytes:
-    """
-    Return a `chat.completion` with `text` as its content.
-
-    :param now: seconds since 1970
-    """
+    """Return a `chat.completion` with `text` as its content; `now` is in seconds since 1970."""
     message = {"role": "assistant", "content": text}
     return msgspec.json.encode(
         {
