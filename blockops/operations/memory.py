@@ -38,13 +38,7 @@ def tier_of(percent: float) -> Tier:
 
 
 class MemoryMonitor:
-    """
-    Reads the available memory, and logs changes of its tier.
-
-    :param read: returns the available memory in per cent
-    :ivar percent: the last reading
-    :ivar tier: the tier of `percent`
-    """
+    """Reads the available memory, in per cent, and logs changes of its tier."""
 
     _log = Logger()
 
@@ -81,12 +75,7 @@ class MemoryMonitor:
 
 
 class MemoryGate:
-    """
-    Rejects new requests while memory is critical.
-
-    :param is_enabled: False if all requests pass
-    :param retry_after: seconds after which a client should retry
-    """
+    """Rejects new requests while memory is critical; clients retry after `retry_after` seconds."""
 
     def __init__(self, monitor: MemoryMonitor, *, is_enabled: bool, retry_after: float) -> None:
         self._monitor = monitor

@@ -45,7 +45,6 @@ MAX_EVENTS = 64
 _EVENT_NAME = re.compile(r"[a-z_]{1,40}")
 
 _STATUSES = frozenset(status.value for status in HTTPStatus)
-_USAGE_FIELDS = {"prompt": "prompt_tokens", "completion": "completion_tokens"}
 
 #: The counters of requests: name, help, labels.
 _COUNTERS = {
@@ -103,11 +102,7 @@ _STATUS_GAUGES = {
 
 
 class Metrics:
-    """
-    Counts requests, and renders all metrics.
-
-    :param read_status: returns the fields of `/health`
-    """
+    """Counts requests, and renders all metrics; `read_status` returns the fields of `/health`."""
 
     def __init__(self, read_status: Callable[[], Mapping[str, object]]) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -153,14 +148,7 @@ class Metrics:
         api_key_owner: str,
         report: AnswerReport | None,
     ) -> None:
-        """
-        Count a request whose response has ended.
-
-        :param route: the label of its route
-        :param heartbeats: number of heartbeats sent to the client
-        :param api_key_owner: the owner of the request's API key, or empty
-        :param report: the contents of the answer, or None if there was none
-        """
+        """Count a request whose response has ended; without an API key, its owner is empty."""
         self._counters["requests"].labels(
             route, _status_label(record.status), record.outcome or ""
         ).inc()
@@ -192,8 +180,8 @@ class Metrics:
         return event
 
     def _count_tokens(self, api_key_owner: str, usage: Mapping[str, Any]) -> None:
-        for kind, name in _USAGE_FIELDS.items():
-            tokens = token_count(usage, name)
+        for kind in ("prompt", "completion"):
+            tokens = token_count(usage, f"{kind}_tokens")
             if tokens:
                 self._counters["tokens"].labels(kind).inc(tokens)
                 if api_key_owner:
@@ -217,8 +205,7 @@ class StatusCollector(Collector):
             elif not isinstance(value, int | float):
                 continue
             elif field in _STATUS_COUNTERS:
-                help_ = _STATUS_COUNTERS[field]
-                yield CounterMetricFamily(f"blockops_{field}", help_, value=value)
+                yield CounterMetricFamily(f"blockops_{field}", _STATUS_COUNTERS[field], value=value)
             else:
                 by_default = (field, f"The field {field} of /health.", 1.0)
                 name, help_, factor = _STATUS_GAUGES.get(field, by_default)

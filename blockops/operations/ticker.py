@@ -37,11 +37,7 @@ class PeriodicCall:
 
 
 class Ticker:
-    """
-    Calls `tick` of all members at a fixed interval.
-
-    :param interval: in seconds; a heartbeat, or the end of a deadline, may be late by as much
-    """
+    """Calls `tick` of all members every `interval` seconds; deadlines may be late by as much."""
 
     _log = Logger()
 

@@ -33,22 +33,12 @@ _FILE_KEYS = frozenset(each.option for each in TABLE) | {
 
 
 class SettingError(ValueError):
-    """
-    A setting is invalid.
-
-    The message is one line for the user: the setting (as the user wrote it, if one source is to
-    blame), its value (except a secret's), and the accepted values.
-    """
+    """A setting is invalid; the message is one line for the user, without a secret's value."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """
-    The contents of a configuration file.
-
-    :param path: as the user wrote it, for messages
-    :param values: by the options' names
-    """
+    """A configuration file: its path as the user wrote it, and its values by options' names."""
 
     path: str
     values: Mapping[str, object]
@@ -59,9 +49,7 @@ NO_FILE = ConfigFile("", {})
 
 def read_config(path: str) -> ConfigFile:
     """
-    Read the TOML file at `path`.
-
-    Its keys are the options' names, written with `-` or `_`.
+    Read the TOML file at `path`; its keys are the options' names, written with `-` or `_`.
 
     :raises SettingError: the file cannot be read, is not TOML, or has an unknown or repeated key
     """
@@ -88,9 +76,7 @@ def resolve(
     command_line: Mapping[str, object], environ: Mapping[str, str], file: ConfigFile = NO_FILE
 ) -> Settings:
     """
-    Return the settings, each from the source of the highest precedence that gives it.
-
-    Sources of lower precedence are not parsed.
+    Return the settings, each from its highest source; those of lower precedence are not parsed.
 
     :param command_line: the values on the command line, by field name
     :raises SettingError: a value is invalid, or two values exclude each other
@@ -133,12 +119,7 @@ def _candidates(
 
 
 def _read_secret(source: str, path: object) -> str:
-    """
-    Return the contents of a secret's file.
-
-    :param source: names the setting in the error's message
-    :raises SettingError: the file cannot be read, or is not a short text
-    """
+    """Return the contents of a secret's file; `source` names the setting in error messages."""
     try:
         file: Path = types.FILE.parse(path)
     except InvalidValue:
@@ -176,11 +157,7 @@ def _quote(value: object) -> str:
 
 
 def _cross_validate(settings: Settings) -> None:
-    """
-    Check values that are valid alone but exclude each other, and the file of `--backend-ca`.
-
-    :raises SettingError: a check failed
-    """
+    """Check values that are valid alone but exclude each other, and the file of `--backend-ca`."""
     if settings.trim_target > settings.token_hard_threshold:
         raise SettingError(
             f"token-target: {settings.trim_target} is not accepted; give at most"

@@ -32,9 +32,6 @@ class Setting:
 
     :param name: the field of `Settings`
     :param section: its heading in the help
-    :param value_type: parses its values, and describes them in the help and in errors
-    :param help: one or two sentences for the user
-    :param env_var: the environment variable
     :param is_secret: never accepted on the command line, never printed
     :param default_text: the default as the help shows it
     """
@@ -67,11 +64,7 @@ def _setting(
     default_text: str | None = None,
     is_secret: bool = False,
 ) -> Any:
-    """
-    Return a field of `Settings`.
-
-    :param section: given by the first setting of each section
-    """
+    """Return a field of `Settings`; only the first of each section gives `section`."""
     metadata = {
         "help": help,
         "section": section,

@@ -30,7 +30,6 @@ _ORIGIN = re.compile(
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}", re.ASCII)
 _VISIBLE = re.compile(r"[!-~]+", re.ASCII)
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 _SWITCHES = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -44,11 +43,7 @@ MAX_SIZE = 1 << 40
 
 
 class InvalidValue(ValueError):
-    """
-    A value is not of its type.
-
-    The message describes the accepted values; if it is empty, use `ValueType.accepts`.
-    """
+    """A value is not of its type; the message, unless empty, replaces `ValueType.accepts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +53,7 @@ class ValueType:
 
     :param parse: maps a value from a source to the value in `Settings`; raises `InvalidValue`
     :param accepts: describes the accepted values, for messages that end with "give ..."
-    :param metavar: stands for the value in the help
     :param to_text: maps the value in `Settings` to its form in the help
-    :param choices: all values, if there are only a few
-    :param completion: the kind of values that a shell completes
     :param is_repeatable: each occurrence on the command line adds a value
     :param may_be_empty: an empty environment variable is a value; otherwise it counts as unset
     """
@@ -296,7 +288,7 @@ def _parse_origin(text: str) -> str:
     if not found:
         raise InvalidValue
     scheme, host, port = found.groups()
-    is_default = port is None or int(port) == _DEFAULT_PORTS.get(scheme)
+    is_default = port is None or int(port) == {"http": 80, "https": 443}.get(scheme)
     return f"{scheme}://{host}" if is_default else f"{scheme}://{host}:{int(port)}"
 
 
@@ -320,10 +312,6 @@ def _parse_aliases(value: object) -> dict[str, str]:
     return aliases
 
 
-def _aliases_to_text(aliases: dict[str, str]) -> str:
-    return " ".join(f"{short}={name}" for short, name in aliases.items())
-
-
 SWITCH = ValueType(
     parse=_parse_switch,
     accepts="1, true, yes, on, 0, false, no or off",
@@ -334,8 +322,8 @@ SWITCH = ValueType(
 )
 
 TEXT = ValueType(parse=_parse_line, accepts="text on one line", metavar="TEXT", may_be_empty=True)
-
 WORD = ValueType(parse=_parse_key, accepts="one word", metavar="NAME")
+KEY = ValueType(parse=_parse_key, accepts="visible ASCII characters without spaces", metavar="")
 
 FILE = ValueType(
     parse=_parse_path, accepts="the path of a file", metavar="FILE", completion="files"
@@ -348,8 +336,6 @@ FILE_OR_OFF = ValueType(
     completion="files",
     may_be_empty=True,
 )
-
-KEY = ValueType(parse=_parse_key, accepts="visible ASCII characters without spaces", metavar="")
 
 ADDRESS = ValueType(
     parse=_parse_address,
@@ -402,6 +388,6 @@ ALIASES = ValueType(
     parse=_parse_aliases,
     accepts="a short name, = and the name of a model, such as qwen=Qwen/Qwen3-8B, each name once",
     metavar="SHORT=NAME",
-    to_text=_aliases_to_text,
+    to_text=lambda aliases: " ".join(f"{short}={name}" for short, name in aliases.items()),
     is_repeatable=True,
 )

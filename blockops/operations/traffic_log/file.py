@@ -22,7 +22,6 @@ class LogFile:
     Only the owner can read it, whatever the umask. A line truncated by a crash or a full disk does
     not damage the next one.
 
-    :param path: the file; its directory is created if it does not exist
     :param rotate_at: size in bytes at which it becomes `path`.1, `path`.1 becomes `path`.2, and so
         on
     :param keep: number of these rotated files
@@ -39,11 +38,7 @@ class LogFile:
         self._descriptor: int | None = None
 
     def ensure_open(self) -> os.stat_result:
-        """
-        Open the file if it is not open, or was moved or removed; return its status.
-
-        :raises OSError: the file cannot be opened
-        """
+        """Open the file if it is not open, or was moved or removed; return its status."""
         if self._descriptor is not None:
             status = os.fstat(self._descriptor)
             with suppress(OSError):

@@ -53,12 +53,8 @@ class TrafficLog:
     All methods are called in the reactor's thread; none of them raises or blocks.
 
     :param reactor: provides `IReactorTime` and `IReactorFromThreads`
-    :param path: the file; it and its directory are created if they do not exist
     :param max_body: bytes of a body that are written
-    :param rotate_at: size in bytes at which the file is rotated
-    :param keep: number of rotated files
     :param secrets: texts that are masked in each record
-    :param now: returns the time in seconds since 1970
     """
 
     def __init__(
@@ -96,8 +92,7 @@ class TrafficLog:
         """
         Start the thread, which opens the file, so that a bad path is logged at once.
 
-        If this is not called, the first `write` does it. A process that daemonizes must do so
-        first: threads do not survive a fork.
+        A process that daemonizes must do so first: threads do not survive a fork.
         """
         if self._thread is None and not self._is_closed:
             self._thread = threading.Thread(target=self._run, name="traffic log", daemon=True)
@@ -136,10 +131,9 @@ class TrafficLog:
 
     def close(self) -> Deferred[None]:
         """
-        Write the queued records and close the file; return a Deferred that fires afterwards.
+        Write the queued records and close the file; later records are lost.
 
-        It fires after `CLOSE_TIMEOUT` seconds at the latest, and never fails. Later records are
-        lost.
+        The Deferred fires after `CLOSE_TIMEOUT` seconds at the latest, and never fails.
         """
         self._is_closed = True
         if self._thread is None:

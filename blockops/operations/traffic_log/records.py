@@ -17,11 +17,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     A request, recorded when it arrives.
 
     :param id: connects it with the record of its response
-    :param client: the client's address
     :param key: the name of the client's API key
     :param path: the target; its query is not written
-    :param session: the session's id
-    :param messages: number of messages
     :param tools: number of offered tools
     :param headers: all headers; only those that never contain secrets are written
     :param size: bytes of the body
@@ -47,7 +44,6 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
     """
     A response, recorded when it ends. Times are in milliseconds.
 
-    :param id: that of the request's record
     :param status: the HTTP status sent to the client, or None if the client disconnected first
     :param outcome: how it ended: "done", "failed" or "client left"
     :param queued_ms: from the request's arrival until it is sent to the backend
@@ -59,7 +55,6 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
     :param calls: the names of the tool calls
     :param formats: number of tool calls by dialect
     :param tally: the counters of the translation
-    :param error: the error's message
     :param body: the beginning of the backend's body
     """
 
@@ -82,22 +77,13 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 Record = RequestRecord | ResponseRecord
 
-#: The fields that may contain secrets, besides the headers.
-_TEXT_FIELDS = ("body", "path", "error")
-_EVENTS = {RequestRecord: "request", ResponseRecord: "response"}
-
 
 def to_json_line(record: Record, when: float, secrets: Sequence[str] = ()) -> str:
-    """
-    Return `record` as one line of JSON, without the newline and with its secrets masked.
-
-    :param when: seconds since 1970
-    :param secrets: texts that are masked wherever they occur
-    """
+    """Return `record`, of `when` in seconds since 1970, as one line of JSON with masked secrets."""
     time = datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")
     fields: dict[str, Any] = {
         "time": time.replace("+00:00", "Z"),
-        "event": _EVENTS[type(record)],
+        "event": "request" if isinstance(record, RequestRecord) else "response",
         **msgspec.structs.asdict(record),
     }
     # Most bodies are UTF-8, possibly truncated within a character; others are readable in part.
@@ -107,7 +93,7 @@ def to_json_line(record: Record, when: float, secrets: Sequence[str] = ()) -> st
         fields["headers"] = {
             name: redact(value, secrets) for name, value in loggable_headers(record.headers).items()
         }
-    for name in _TEXT_FIELDS:
+    for name in ("body", "path", "error"):  # may contain secrets, as headers may
         if fields.get(name):
             fields[name] = redact(fields[name], secrets)
     try:

@@ -89,16 +89,12 @@ _CREDENTIAL = re.compile(
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """
-    Return `text` with its secrets masked: `secrets`, values of secret fields, texts like a key.
-
-    :param secrets: texts that are masked wherever they occur
-    """
+    """Return `text` with masks for `secrets`, the values of secret fields, and texts like a key."""
     for secret in secrets:
         text = _redact_truncated_end(text.replace(secret, MASK), secret)
     lowered = text.lower()
     if any(trace.search(lowered) for trace in _FIELD_TRACES):
-        text = _FIELD.sub(_mask_value, text)
+        text = _FIELD.sub(rf"\g<key>\g<quote>{MASK}\g<quote>", text)
     if any(trace.search(lowered) for trace in _CREDENTIAL_TRACES):
         text = _CREDENTIAL.sub(rf"\g<kind>{MASK}", text)
     return text
@@ -110,11 +106,6 @@ def _redact_truncated_end(text: str, secret: str) -> str:
         if text.endswith(secret[:size]):
             return text[:-size] + MASK
     return text
-
-
-def _mask_value(match: re.Match[str]) -> str:
-    quote = match["quote"]
-    return f"{match['key']}{quote}{MASK}{quote}"
 
 
 def loggable_headers(headers: Mapping[str, str]) -> dict[str, str]:

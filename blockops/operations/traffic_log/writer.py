@@ -38,7 +38,6 @@ class Writer:
     :param warn: called with a message and the number of lines lost: at the first failure, and when
         writing succeeds again
     :ivar secrets: texts that are masked in each record; the reactor's thread may replace them
-    :ivar lines_lost: records that could not be written
     """
 
     def __init__(
@@ -63,11 +62,7 @@ class Writer:
         return self._bytes_queued - self._bytes_done
 
     def put(self, record: Record, when: float) -> bool:
-        """
-        Queue `record`; return False if the queue is full.
-
-        :param when: its time, in seconds since 1970
-        """
+        """Queue `record` of `when`, in seconds since 1970; return False if the queue is full."""
         size = _size_of(record)
         if self.pending_bytes + size > MAX_QUEUED_BYTES:
             return False

@@ -690,6 +690,8 @@ class TrafficLogTests(SynchronousTestCase):
         with self.path.open() as reader:
             for _ in range(10):
                 reader.readline()
+            while log._writer.pending_bytes:  # counted by the thread after each write
+                os.sched_yield()
             with capturedLogs() as events:
                 log.write(request(99))
             self.assertEqual(messages(events), ["The traffic log keeps up again"])
