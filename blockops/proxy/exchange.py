@@ -83,6 +83,33 @@ class Exchange:
     :ivar sent_at: the request was sent to the backend; the bytes are those of its response's body
     """
 
+    __slots__ = (
+        "_cancel_reason",
+        "_last_progress",
+        "_traffic_log",
+        "_upload_size",
+        "address",
+        "backend_response",
+        "body",
+        "bytes_in",
+        "captured",
+        "clock",
+        "done",
+        "error",
+        "feedback",
+        "first_byte_at",
+        "heartbeats",
+        "id",
+        "is_logged",
+        "last_byte_at",
+        "mode",
+        "received_at",
+        "request",
+        "response",
+        "sent_at",
+        "settings",
+    )
+
     _log = Logger()
 
     def __init__(

@@ -64,6 +64,24 @@ class ToolCallParser:
         "untranslated" (openers in an answer that is not translated) and "think_calls"
     """
 
+    __slots__ = (
+        "_context",
+        "_dialect_name",
+        "_held_pieces",
+        "_is_scanned",
+        "_opener_counter",
+        "_options",
+        "_reader",
+        "_remaining_hold",
+        "_scanner",
+        "_state",
+        "_think_block_calls",
+        "_tools",
+        "_tried_opener",
+        "_untried_dialects",
+        "counters",
+    )
+
     def __init__(
         self,
         tools: OfferedTools,

@@ -81,6 +81,29 @@ class TextScanner:
     :param on_think_text: called with the text of think blocks, and with None at the end of one
     """
 
+    __slots__ = (
+        "_code_run_length",
+        "_emitted_to",
+        "_end",
+        "_end_run",
+        "_has_emitted",
+        "_is_after_call",
+        "_match",
+        "_max_hold",
+        "_may_be_fence",
+        "_on_think_text",
+        "_openers",
+        "_out",
+        "_partial",
+        "_run_char",
+        "_run_length",
+        "_space",
+        "_space_length",
+        "_space_states",
+        "_split_reasoning",
+        "_state",
+    )
+
     def __init__(
         self,
         options: TranslationOptions,

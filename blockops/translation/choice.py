@@ -57,6 +57,20 @@ class ChoiceTranslator:
     :ivar is_finished: True once the choice has had its finish reason, or was truncated
     """
 
+    __slots__ = (
+        "_call_count",
+        "_has_started",
+        "_index",
+        "_is_forced",
+        "_is_relaying",
+        "_new_id",
+        "_open_calls",
+        "_parser",
+        "_report",
+        "_structured_calls",
+        "is_finished",
+    )
+
     def __init__(
         self,
         index: int,

@@ -313,6 +313,16 @@ class ReasoningTests(SynchronousTestCase):
         self.assertLess(out.index(b"[notice]"), out.index(b"Hello"))
         self.assertNotIn(b"role", out)
 
+    def test_heartbeat_while_it_waits(self) -> None:
+        translator = StreamTranslator(
+            chat_request(),
+            TranslationOptions(),
+            heartbeat_style="chunk",
+            notice=Notice("after", TEXT),
+        )
+        translator.receive_data(event({"role": "assistant", "content": "Hello"}))
+        self.assertIn(b'"delta":{}', translator.heartbeat())
+
     def test_response(self) -> None:
         message = {"role": "assistant", "content": "Hello", "reasoning_content": "hm"}
         body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
