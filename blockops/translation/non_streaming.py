@@ -69,7 +69,9 @@ class ResponseTranslator(StreamTranslator):
         self.report.usage = chunk.usage_counts()
         choices = chunk.choices or []
         rewrites = [self._translate(part) for part in choices]
-        return rewrite_response(data, choices, rewrites) if any(rewrites) else data
+        if not self._is_chat or not any(rewrites):
+            return data
+        return rewrite_response(data, choices, rewrites)
 
     def _translate(self, part: ChunkChoice) -> list[AnswerEvent] | None:
         """Return the events for a complete choice, or None if it passes unchanged."""

@@ -101,6 +101,12 @@ class BoundTests(SynchronousTestCase):
         out, report = translate_response(body, completion(), TranslationOptions())
         self.assertEqual((out, len(report.finish_reasons)), (body, 5000))
 
+    def test_choices_with_one_index(self) -> None:
+        """A completion passes unchanged, whatever its indexes."""
+        choice = {"index": 0, "text": "a", "finish_reason": "stop"}
+        body = json.dumps({"choices": [choice, choice]}).encode()
+        self.assertEqual(translate_response(body, completion(), TranslationOptions())[0], body)
+
 
 class OrderTests(SynchronousTestCase):
     def test_index_of_a_choice_in_a_response(self) -> None:
