@@ -1,11 +1,10 @@
 """
 Keeps prompts below a hard threshold: trims the middle of a long history, in whole steps.
 
-**Steps.** A history is trimmed in steps: a user message, or an assistant message together with the
-results of its tool calls. System messages and the first user message belong to no step and always
-stay. The newest step always stays too. A marker, a user message, tells the model how many steps are
-missing. A step is complete if each of its calls has a result: backends reject a history with a call
-without a result, or a result without a call.
+**Steps.** A step is a user message, or an assistant message with the results of its tool calls. The
+system messages and the first user message belong to no step and always stay, as does the newest
+step. A marker, a user message, tells the model how many steps are missing. Backends reject a call
+without a result, and a result without a call: a complete step has neither.
 
     system  user  | 1  2  3  4  5  6  7  8  9            above the hard threshold
     system  user  | marker              7  8  9          trimmed to the target
@@ -16,30 +15,27 @@ While the trim point stays, each prompt begins with the whole prompt before it, 
 backend's prefix cache keeps hitting.
 
 **Order of trimming.** The trimmer adds the steps to an empty prompt, from the oldest to the newest.
-Before and after it adds each step, and once more after the last one, it checks the size of the
-prompt. If the prompt has more tokens than the hard threshold:
+Before and after each step, and once more after the last one, it checks whether the prompt has more
+tokens than the hard threshold. If so:
 
 1. The oldest steps are dropped until the prompt has at most the target's tokens, or until only the
    newest step is left.
 2. If the prompt is still above the hard threshold, the long tool results of the newest step are
    shortened to their head and tail, from the first one on, until it is not.
 
-So the place where a history is trimmed depends only on the history and on the token counts of its
-messages, not on the requests that were seen before. A trim point that was lost, in a restart or
-with an expired session, is found again at the same place.
+So the trim point depends only on the history and on the token counts of its messages, not on the
+requests before: if it is lost, in a restart or with an expired session, the same one is found.
 
 After that, the first line that applies decides the result:
 
-    above the hard threshold                400 `context_length_exceeded`
-    nothing was dropped or shortened        the history as it was received
-    the last step is incomplete             400 `invalid_messages`
-    otherwise                               the trimmed history, in which markers also replace
-                                            incomplete steps after the trim point
+    above the hard threshold            400 `context_length_exceeded`
+    nothing was dropped or shortened    the history as it was received
+    the last step is incomplete         400 `invalid_messages`
+    otherwise                           the trimmed history; markers also replace incomplete steps
 
-**Trim points.** The `TrimPoint` of a history is passed in again with its next request, which
-resumes after the steps that were examined. It holds for every history that begins with the dropped
-steps, whatever follows them: clients edit their last message, ask a side question at the end, or
-move their `cache_control` marks along with the end.
+**Trim points.** The next request of a history passes its `TrimPoint` in again, and resumes after
+the steps that were examined. It holds for every history that begins with the dropped steps: clients
+edit their last message, ask a side question at the end, or move their `cache_control` marks.
 
     the request                                    messages       new trim point
     ---------------------------------------------  -------------  ------------------------------
@@ -74,13 +70,7 @@ RESULT_HEAD_AND_TAIL = (3_000, 1_000)
 
 @dataclass(frozen=True, slots=True)
 class ContextLimits:
-    """
-    Thresholds of the context window, in tokens.
-
-    :param warn: the size at which a notice tells the user that the conversation is long
-    :param hard: the most tokens of a prompt
-    :param target: the size to which a prompt above `hard` is trimmed
-    """
+    """In tokens: a notice is given at `warn`; a prompt above `hard` is trimmed to `target`."""
 
     warn: int
     hard: int
@@ -89,16 +79,10 @@ class ContextLimits:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """
-    Messages that are kept or dropped together.
+    """Messages that are kept or dropped together."""
 
-    :param indexes: the positions of its messages in the history, ascending; others may lie between
-        them
-    :param is_complete: its messages are valid, each call has its result, and each result its call
-    """
-
-    indexes: tuple[int, ...]
-    is_complete: bool = True
+    indexes: tuple[int, ...]  # in the history, ascending; other messages may lie between them
+    is_complete: bool = True  # its messages are valid, no call and no result is missing
 
 
 def split_steps(messages: Sequence[MessageInfo]) -> list[Step]:
@@ -152,11 +136,9 @@ class TrimPoint:
     """
     The place where a history was trimmed. `TrimPoint()` stands for an untrimmed history.
 
-    :param dropped_steps: the number of steps that are dropped, from the first one on
     :param examined_steps: the number of steps that the history had when it was trimmed
     :param prefix_digest: the digest of the first user message and the dropped steps, which
         identifies the history
-    :param shortened_digests: the digests of the tool results that were shortened
     """
 
     dropped_steps: int = 0
@@ -167,37 +149,22 @@ class TrimPoint:
 
 @dataclass(frozen=True, slots=True)
 class TrimResult:
-    """
-    A history that fits.
-
-    :param messages: the remaining messages, with markers
-    :param trim_point: for the history's next request
-    :param tokens_before: tokens of the prompt with the untrimmed history
-    :param tokens_after: tokens of the prompt with `messages`
-    :param dropped_steps: the number of dropped steps, incomplete ones included
-    :param shortened_results: the number of shortened tool results
-    """
+    """A history that fits, with markers, and the tokens of its prompt before and after trimming."""
 
     messages: list[Message]
     trim_point: TrimPoint
     tokens_before: int
     tokens_after: int
-    dropped_steps: int = 0
+    dropped_steps: int = 0  # incomplete ones included
     shortened_results: int = 0
 
 
+@dataclass(frozen=True, slots=True)
 class ContextTrimmer:
-    """
-    Trims histories to the limits.
+    """Trims histories to the limits; `parse` parses the messages that the trimmer itself makes."""
 
-    :param parse: parses the JSON of messages that the trimmer itself makes
-    """
-
-    def __init__(
-        self, limits: ContextLimits, parse: Callable[[Sequence[bytes]], list[Message]]
-    ) -> None:
-        self.limits = limits
-        self._parse = parse
+    limits: ContextLimits
+    parse: Callable[[Sequence[bytes]], list[Message]]
 
     def trim(
         self,
@@ -211,7 +178,6 @@ class ContextTrimmer:
         Return `messages`, or the part of them that fits.
 
         :param trim_point: of the history's previous request; `TrimPoint()` for a first request
-        :param count: returns the tokens of a message
         :param overhead: tokens of the prompt that no message counts: those of the tools, and those
             by which the messages are known to be undercounted
         :raises ApiError: 400, the history cannot be made to fit, or its last step is incomplete
@@ -221,14 +187,12 @@ class ContextTrimmer:
         fits = before <= self.limits.hard
         if fits and trim_point == TrimPoint():
             return TrimResult(messages, trim_point, before, before)
-        trimming = _Trimming(self.limits, self._parse, count, messages, sizes, overhead=overhead)
+        trimming = _Trimming(self, count, messages, sizes, overhead)
         continues = trimming.continues(trim_point)
         if fits and not continues:
             return TrimResult(messages, trim_point, before, before)
-        dropped_before = trim_point.dropped_steps
-        if fits and 2 * (len(trimming.steps) - dropped_before) < (
-            trim_point.examined_steps - dropped_before
-        ):
+        dropped = trim_point.dropped_steps
+        if fits and 2 * (len(trimming.steps) - dropped) < trim_point.examined_steps - dropped:
             return TrimResult(messages, TrimPoint(), before, before)
         trimming.run(trim_point if continues else TrimPoint())
         if trimming.total > self.limits.hard:
@@ -252,37 +216,26 @@ class ContextTrimmer:
 
 
 class _Trimming:
-    """
-    A history as steps, and one pass over them: see "Order of trimming" at the head of this module.
-
-    :param sizes: the tokens of each message
-    :ivar dropped_steps: the number of steps that are dropped
-    :ivar shortened: the digest of each shortened tool result -> its shortened form
-    """
+    """A history as steps, and one pass over them: see "Order of trimming" above."""
 
     def __init__(
         self,
-        limits: ContextLimits,
-        parse: Callable[[Sequence[bytes]], list[Message]],
+        trimmer: ContextTrimmer,
         count: Callable[[MessageInfo], int],
         messages: list[Message],
         sizes: list[int],
-        *,
         overhead: int,
     ) -> None:
-        self._limits = limits
-        self._parse = parse
+        self._limits = trimmer.limits
+        self._parse = trimmer.parse
         self._count = count
         self._messages = messages
         self.steps = split_steps([message.info for message in messages])
         self.dropped_steps = 0
-        self.shortened: dict[bytes, Message] = {}
+        self.shortened: dict[bytes, Message] = {}  # by the digest of the tool result
         # An incomplete step may be replaced by a marker, which may have more tokens.
         self._step_tokens = [
-            max(
-                sum(sizes[index] for index in step.indexes),
-                0 if step.is_complete else MARKER_TOKENS,
-            )
+            max(sum(sizes[i] for i in step.indexes), 0 if step.is_complete else MARKER_TOKENS)
             for step in self.steps
         ]
         # Tokens of the messages that belong to no step: before each step, and after the last one.
@@ -297,12 +250,10 @@ class _Trimming:
 
     @property
     def total(self) -> int:
-        """Tokens of the prompt."""
         return self._added_tokens + (MARKER_TOKENS if self.dropped_steps else 0)
 
     @property
     def trim_point(self) -> TrimPoint:
-        """The place where the history is trimmed now."""
         return TrimPoint(
             dropped_steps=self.dropped_steps,
             examined_steps=len(self.steps),
@@ -331,11 +282,7 @@ class _Trimming:
         return [self._messages[index] for index in self.steps[step].indexes]
 
     def run(self, start: TrimPoint) -> None:
-        """
-        Add the steps that `start` keeps, then the later ones.
-
-        The prompt is trimmed before and after each later step, and once more at the end.
-        """
+        """Add the steps that `start` keeps, then the later ones, and trim the prompt meanwhile."""
         resumed = min(start.examined_steps, len(self.steps))
         self.dropped_steps = start.dropped_steps
         self._added_tokens += sum(self._tokens_between_steps[:resumed])
@@ -387,11 +334,7 @@ class _Trimming:
             self._added_tokens += self._count(short.info) - self._count(info)
 
     def remaining(self, is_dropped: Sequence[bool]) -> Iterator[Message]:
-        """
-        Yield the remaining messages, and a marker before each gap.
-
-        :param is_dropped: for each step
-        """
+        """Yield the remaining messages, and a marker before each gap."""
         missing: set[int] = set()
         markers: Counter[int] = Counter()  # the first message of a gap -> the steps missing there
         gap_start = None
@@ -419,13 +362,7 @@ def make_marker(steps: int) -> bytes:
 
 
 def shorten_result(raw: bytes) -> bytes | None:
-    """
-    Return the JSON of a tool result with the middle of its long texts left out.
-
-    The output depends on `raw` alone.
-
-    :returns: None if it has no long text
-    """
+    """Return the JSON of a tool result without the middle of its long texts, None without any."""
     try:
         message: dict[str, Any] = json.loads(raw)
     except (ValueError, RecursionError):
@@ -464,15 +401,10 @@ def _too_long(tokens: int, hard: int) -> ApiError:
     )
 
 
-def _incomplete_last_step(info: MessageInfo) -> ApiError:
-    """
-    Return the error for a history whose last step is incomplete.
-
-    :param info: the step's first message
-    """
-    if not info.is_valid:
+def _incomplete_last_step(first: MessageInfo) -> ApiError:
+    if not first.is_valid:
         problem = "does not have the role and fields of a chat message"
-    elif info.role == "tool":
+    elif first.role == "tool":
         problem = "is the result of a tool call that no earlier message makes"
     else:
         problem = "makes tool calls that do not all have a result"

@@ -22,12 +22,9 @@ from blockops.conversation.notices import MARKER_PREFIX, remove_notices
 #: Messages and lists of tools whose `MessageInfo` is cached: those of six long sessions, about 2
 #: MB. Parsing a message again takes microseconds, so a larger cache would gain little.
 MAX_MESSAGES = 6_000
-
 #: The longest id of a tool call that is stored unchanged; a longer one is replaced by its digest.
 MAX_CALL_ID_LENGTH = 64
-
-#: Matches the beginning of a user message that resets the session, unless the operator sets
-#: another pattern.
+#: The default pattern for the beginning of a user message that resets the session.
 RESET_PATTERN = re.compile(r"/(?:new|reset)(?!\S)")
 
 Role = Literal["system", "user", "assistant", "tool", "other"]
@@ -45,23 +42,18 @@ ROLES: dict[str, Role] = {
 #: Bytes of a message's digest.
 DIGEST_SIZE = 16
 
-_DIGITS = b"0123456789"
-
 
 class MessageInfo(msgspec.Struct, frozen=True, gc=False):
     """
     Facts about one message.
 
-    :param digest: of its JSON text
     :param role: "tool" for the result of a tool call, "other" for a role that the API does not have
     :param call_ids: the ids of the tool calls that an assistant makes: "" for a call without an id,
         a digest for one longer than `MAX_CALL_ID_LENGTH`
-    :param tool_call_id: the id of the call that a tool result belongs to; "" if it has none
     :param text_estimate: the estimated tokens of its text, not yet calibrated for any model
     :param text_bytes: bytes of its text in UTF-8, an upper bound of its tokens with any tokenizer
     :param images: the number of its images and of other parts that are not text
     :param is_valid: it has the shape of a message of the API
-    :param is_reset: it is a user message that begins with a reset command, such as `/new`
     """
 
     digest: bytes
@@ -76,12 +68,7 @@ class MessageInfo(msgspec.Struct, frozen=True, gc=False):
 
 
 class Message(NamedTuple):
-    """
-    One message.
-
-    :param raw: its JSON text
-    :param info: facts about it
-    """
+    """The JSON text of one message, and facts about it."""
 
     raw: bytes
     info: MessageInfo
@@ -121,11 +108,7 @@ def digest(data: bytes) -> bytes:
 
 
 class MessageParser:
-    """
-    Parses messages, and caches the facts about them.
-
-    :param reset_pattern: matches the beginning of a user message that resets the session
-    """
+    """Parses messages, and caches the facts about them."""
 
     def __init__(self, reset_pattern: re.Pattern[str] = RESET_PATTERN) -> None:
         self._reset_pattern = reset_pattern
@@ -133,12 +116,7 @@ class MessageParser:
         self._infos: OrderedDict[bytes, MessageInfo] = OrderedDict()
 
     def parse(self, raw_messages: Iterable[bytes]) -> list[Message]:
-        """
-        Parse the JSON texts of a request's messages.
-
-        Notices are removed from the messages, and messages that consist only of notices are
-        dropped.
-        """
+        """Parse messages without their notices; drop those that consist only of notices."""
         messages = []
         for received in raw_messages:
             raw = remove_notices(received) if MARKER_PREFIX in received else received
@@ -159,8 +137,7 @@ class MessageParser:
         """
         Return the messages after the newest reset, of which there is at least one.
 
-        System messages before the reset stay. Of the message that resets, only the command is
-        removed: the user's text after it stays.
+        System messages before it stay, as does the user's text after the command.
         """
         newest = max(index for index, message in enumerate(messages) if message.info.is_reset)
         remaining = [message for message in messages[:newest] if message.info.role == "system"]
@@ -185,12 +162,7 @@ class MessageParser:
 def message_info(
     raw: bytes, raw_digest: bytes, reset_pattern: re.Pattern[str] | None
 ) -> MessageInfo:
-    """
-    Parse one message.
-
-    :param raw: its JSON text
-    :param reset_pattern: None if the message cannot be a reset
-    """
+    """Parse one message; `reset_pattern` is None if it cannot be a reset."""
     decoded = _decode_message(raw)
     if decoded is None:
         return MessageInfo(raw_digest, "other", (), "", len(raw) / 3, len(raw), is_valid=False)
@@ -238,17 +210,13 @@ def estimate_tokens(text: str) -> float:
     """
     encoded = text.encode("utf-8", "surrogatepass")
     characters = len(text)
-    digits = len(encoded) - len(encoded.translate(None, _DIGITS))
+    digits = len(encoded) - len(encoded.translate(None, b"0123456789"))
     extra_bytes = len(encoded) - characters
     return (characters - digits) / 3.5 + 0.7 * digits + extra_bytes / 3
 
 
 def _decode_message(raw: bytes) -> tuple[_MessageFields, str] | None:
-    """
-    Return the message's fields, and the text that a chat template most likely writes of it.
-
-    :returns: None if it does not have the API's shape
-    """
+    """Return the fields and the text that a chat template most likely writes; None if invalid."""
     try:
         fields = _decode(raw)
     except DECODE_ERRORS:
@@ -278,9 +246,8 @@ def _short_id(call_id: str | None) -> str:
 
 def strip_reset_command(raw: bytes, pattern: re.Pattern[str]) -> bytes | None:
     """
-    Return the JSON of a user message without the reset command that it begins with.
+    Return the JSON of a message with `is_reset`, without its reset command.
 
-    :param raw: a message whose `MessageInfo.is_reset` is true
     :returns: None if nothing remains of the message
     """
     fields: dict[str, Any] = json.loads(raw)

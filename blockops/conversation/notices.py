@@ -7,25 +7,22 @@ answer it looks like
     [blockops notice]\nThe first line.\nAnother one.\n\n
 
 and at the end of an answer it has `\n\n` and another marker line before it. Notices are removed
-from the histories that clients send back, and nothing else is: the model never sees a notice, it
-costs no tokens, and the backend's prefix cache finds the answer as the model wrote it.
+from the histories that clients send back: the model never sees a notice, it costs no tokens, and
+the backend's prefix cache finds the answer as the model wrote it.
 
 The removal must not take any text of the model, even if a client has changed white space or the
 model itself writes about notices. Therefore a text is a notice only if
 
-- it is at a place where notices are inserted: at the beginning of a text, of its think block, or of
-  the text after that, or at the end of a text; and
+- it is at the beginning of a text, of its think block, or of the text after that, or at the end of
+  a text, where notices are inserted; and
 - each of its lines is a sentence of this module. This also decides where a notice ends that has
-  lost its blank line.
+  lost its blank line. If you change a sentence, keep the old form in `FORMER_SENTENCES`: clients
+  keep histories for a long time.
 
-If you change a sentence, keep the old form in `FORMER_SENTENCES`: clients keep histories for a long
-time.
-
-The removal works on the JSON text of a message, which is neither parsed nor encoded again, so that
-no other byte changes. Every JSON encoder writes a newline as `\n`. Of the characters in the
-sentences and markers, some encoders escape `/`, and none escapes another one, except in a model's
-name. Each byte is examined at most a fixed number of times, because a model in a loop may repeat a
-marker without end.
+The removal works on the JSON text of a message, so that no other byte changes. Every JSON encoder
+writes a newline as `\n`. Of the characters in the sentences and markers, some encoders escape `/`,
+and none escapes another one, except in a model's name. Each byte is examined at most a fixed number
+of times, because a model in a loop may repeat a marker without end.
 """
 
 from __future__ import annotations
@@ -88,13 +85,7 @@ def session_banner(model: str) -> str:
 
 
 def context_notice(tokens: int, warn: int, hard: int) -> str:
-    """
-    Return the notice about a long history.
-
-    :param tokens: of the untrimmed history
-    :param warn: the size at which the notice is given, in tokens
-    :param hard: the size above which the history is trimmed, in tokens
-    """
+    """Return the notice about a history of `tokens`, which is trimmed above `hard`."""
     return (
         f"This conversation is long: about {tokens:,} tokens (notice at {warn:,}). Above {hard:,} "
         "tokens, the oldest messages after the first are left out. Start over with /new."
@@ -107,18 +98,12 @@ def memory_notice(kind: str, percent: float) -> str:
 
 
 def prefill_notice(seconds: float, tokens: int) -> str:
-    """
-    Return the notice about a wait for the first token.
-
-    :param seconds: since the request was sent to the backend
-    :param tokens: of the prompt; 0 if unknown
-    """
+    """Return the notice about a wait for the first token; 0 `tokens` if their number is unknown."""
     prompt = f"a prompt of about {tokens:,} tokens" if tokens else "a long prompt"
     return f"The model is reading {prompt}: {seconds:.0f} seconds so far."
 
 
 def _sentence_pattern(example: str) -> bytes:
-    """Return a pattern for the sentence `example` with any numbers."""
     pattern = re.sub(rb"[0-9](?:[0-9,]*[0-9])?", rb"[0-9,]{1,24}", re.escape(example.encode()))
     return pattern.replace(b"/", rb"\\?/")
 
@@ -162,7 +147,6 @@ _THINK_END = re.compile(_THINK_END_TAG)
 _ASSISTANT = re.compile(rb'"role"\s*:\s*"assistant"')
 # A string (group 1) and the colon after it if it is a key (group 2), or a bracket.
 _TOKEN = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?(\s*+:)?|[\[{\]}]', re.DOTALL)
-_CALL_FIELDS = (b"tool_calls", b"function_call")
 #: The fields of an assistant message that clients send back and that contain its text or calls.
 _CONTENT_FIELDS = (
     *("content", "reasoning_content", "reasoning", "reasoning_details", "thinking"),
@@ -171,11 +155,7 @@ _CONTENT_FIELDS = (
 
 
 def remove_notices(raw: bytes) -> bytes | None:
-    """
-    Return the JSON of a message without the notices in it; `raw` itself if there are none.
-
-    :returns: None if the message consisted only of notices
-    """
+    """Return the JSON without notices: `raw` if it has none, None if it has nothing else."""
     if not _ASSISTANT.search(raw):
         return raw
     pieces, position = [], 0
@@ -197,7 +177,7 @@ def _string_spans(raw: bytes) -> Iterator[_Span]:
         if token.start(1) < 0:
             depth += 1 if token[0] in b"[{" else -1
         elif token.start(2) < 0:
-            if field not in _CALL_FIELDS:
+            if field not in {b"tool_calls", b"function_call"}:
                 yield token.span(1)
         elif depth == 1:
             field = token[1]
@@ -247,12 +227,7 @@ def _trailing_spans(text: bytes, start: int) -> list[_Span]:
 
 
 def _blank_line_before(text: bytes, start: int, marker: int, eol: bytes) -> int:
-    """
-    Return the start of the blank line before `marker`, or of the line end that remains of it.
-
-    :param start: the lowest position to return
-    :returns: -1 if the marker is not at the beginning of a line
-    """
+    """Return the start of the blank line, or the line end, before `marker`; -1 inside a line."""
     if not text.endswith(eol, start, marker):
         return marker if marker == start else -1
     line_end = blank = marker - len(eol)
@@ -262,7 +237,6 @@ def _blank_line_before(text: bytes, start: int, marker: int, eol: bytes) -> int:
 
 
 def _is_empty(raw: bytes) -> bool:
-    """Return True if an assistant message has no text, no calls and no other content."""
     try:
         message: dict[str, Any] = msgspec.json.decode(raw)
     except DECODE_ERRORS:

@@ -16,15 +16,10 @@ class ConversationOptions:
     """
     The operator's settings for conversations.
 
-    :param limits: the thresholds of the context window
     :param tools: "pass" sends tools unchanged, "prompt" writes them into the prompt, "auto" does so
         for models whose backend has rejected tools
-    :param tool_prompt: how tools are described in a prompt
-    :param notices: where notices are inserted
     :param model_name: the name in the session banner; empty for no banner
-    :param reset_pattern: matches the start of a message that resets the session
     :param reset_on_shrink: a history shorter than the one before resets the session
-    :param max_sessions: the number of sessions that are remembered
     :param session_idle: seconds without a request after which a session is forgotten
     """
 
@@ -40,13 +35,9 @@ class ConversationOptions:
 
 
 class Compatibility(Protocol):
-    """
-    Features that the backend has rejected; implemented by `blockops.upstream.compatibility`.
+    """Features that the backend has rejected; see `blockops.upstream.compatibility`."""
 
-    :ivar supports_usage: False once the backend has rejected `stream_options.include_usage`
-    """
-
-    supports_usage: bool
+    supports_usage: bool  # False once the backend has rejected `stream_options.include_usage`
 
     def detect_usage_error(self, error: ApiError) -> bool: ...
     def detect_tools_error(

@@ -1,8 +1,8 @@
 """
 Sessions: the state of conversations that outlives a request.
 
-A session stores which notices were given and, for each of its histories, the trim point and by how
-much the history was undercounted. It stores no text.
+A session stores which notices were given and, for each history, its trim point and by how much it
+was undercounted. It stores no text.
 """
 
 from __future__ import annotations
@@ -22,19 +22,16 @@ from blockops.conversation.token_counts import ModelCounts
 MAX_HISTORIES = 16
 #: Messages of a prompt whose estimates are stored here. Further estimates become counts at once.
 MAX_ESTIMATES = 500
-#: Characters of the longest id from a client that is used unchanged; a longer one is replaced by
-#: its digest.
+#: Characters of the longest id from a client that is used unchanged, not as its digest.
 MAX_SESSION_ID_LENGTH = 64
 
 
 class ClientIdentity(NamedTuple):
     """
-    The parts of a session's identity that a request's head and connection have, not its body.
+    What a request's head and connection tell about its session: `X-Session-Id`, `X-Session-Reset`.
 
-    :param session_id: the header `X-Session-Id`; empty if it is missing
     :param address: the client's address; empty for a Unix socket
     :param key: the name of the API key, or the header `Authorization`
-    :param is_reset_requested: the header `X-Session-Reset: 1` was sent
     """
 
     session_id: str
@@ -49,10 +46,8 @@ def session_id(request: ChatRequest, client: ClientIdentity, first_user: bytes) 
 
     It is the source and value of the first of these that is not empty: the header `X-Session-Id`
     and the fields `metadata.session_id`, `prompt_cache_key` and `user`. Otherwise it is "client:"
-    and a digest of the client's address and key, the model and the first user message; system
+    and a digest of the client's address and key, the model and the digest `first_user`; system
     messages are left out, because they often contain the time of day.
-
-    :param first_user: the digest of the first user message
     """
     metadata = request.field("metadata")
     sources = {
@@ -92,9 +87,7 @@ class HistoryState:
     :ivar rest: the backend's `usage.prompt_tokens` for the last prompt, minus the stored counts of
         its messages: the tokens of the messages that are only estimated, and those that no message
         has, such as the chat template's own. If it is positive, an upper bound of `undercount`
-    :ivar trim_point: where the history was trimmed last
-    :ivar last_tokens: tokens of the untrimmed history at the last request; 0 if they were not
-        counted, because the history was certainly short
+    :ivar last_tokens: of the untrimmed history; 0 if it was certainly short and not counted
     """
 
     def __init__(self) -> None:
@@ -106,12 +99,7 @@ class HistoryState:
         self._estimates: Sequence[int] = ()
 
     def learn(self, sent: Sequence[MessageInfo], counts: ModelCounts, reported: int) -> None:
-        """
-        Store the tokens that the backend reported for the last prompt.
-
-        :param sent: the prompt's messages, and its tools
-        :param reported: the backend's `usage.prompt_tokens`
-        """
+        """Store the `usage.prompt_tokens` of the last prompt, of the messages and tools `sent`."""
         known_counts = list(map(counts.known_count, sent))
         estimated = [info for info, known in zip(sent, known_counts, strict=True) if known is None]
         counted = sum([known for known in known_counts if known is not None])
@@ -143,12 +131,7 @@ class HistoryState:
 
 
 class Session:
-    """
-    One conversation with one client.
-
-    :ivar session_id: see `session_id`
-    :ivar message_count: the number of messages in its last request
-    """
+    """One conversation with one client."""
 
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
@@ -183,13 +166,7 @@ class Session:
 
 
 class Sessions:
-    """
-    The known sessions.
-
-    :param limit: the most sessions; the one without a request for the longest time is forgotten
-        first
-    :param idle: seconds without a request after which a session is forgotten
-    """
+    """At most `limit` sessions, the last used ones; each ends after `idle` seconds without use."""
 
     def __init__(self, limit: int, idle: float) -> None:
         self._limit = limit
@@ -201,11 +178,7 @@ class Sessions:
         return len(self._sessions)
 
     def get_or_create(self, session_id: str, now: float) -> Session:
-        """
-        Return the session of a new request, and forget sessions that are idle or too many.
-
-        :param now: seconds of a monotonic clock
-        """
+        """Return the session of a new request, and forget sessions that are idle or too many."""
         last_request, session = self._sessions.pop(session_id, (now, None))
         if session is None or now - last_request >= self._idle:
             session = Session(session_id)

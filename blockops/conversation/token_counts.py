@@ -22,8 +22,7 @@ MAX_MODELS = 16
 MESSAGE_TOKENS = 5
 #: Tokens of an image of the size to which vision models scale, or of a minute of sound.
 IMAGE_TOKENS = 1200
-#: The smallest prompt that calibrates a ratio: in a smaller one the template's own text counts too
-#: much.
+#: The smallest prompt that calibrates a ratio: in others the template's own text counts too much.
 MIN_CALIBRATION_TOKENS = 500
 #: The weight of the newest report in the moving average of a ratio.
 EWMA_WEIGHT = 0.3
@@ -35,8 +34,8 @@ class TokenCounts:
     """
     The counts and ratios of all models.
 
-    :ivar estimate_error: the error of the last estimate, as a share of the reported tokens;
-        positive if the estimate was too high, None before the first report
+    :ivar estimate_error: of the last estimate, as a share of the reported tokens; positive if the
+        estimate was too high, None before the first report
     """
 
     def __init__(self) -> None:
@@ -53,12 +52,7 @@ class TokenCounts:
         return counts
 
     def learn(self, model: str | None, estimated: float, reported: int) -> None:
-        """
-        Calibrate the model's ratio.
-
-        :param estimated: the `raw_estimate` of the prompt that was sent
-        :param reported: the backend's `usage.prompt_tokens` for it
-        """
+        """Calibrate the model's ratio with a prompt's `raw_estimate` and `usage.prompt_tokens`."""
         if estimated <= 0 or reported < MIN_CALIBRATION_TOKENS:
             return
         counts = self.for_model(model)
@@ -67,11 +61,7 @@ class TokenCounts:
 
 
 class ModelCounts:
-    """
-    The counts of one model.
-
-    :ivar ratio: the model's tokens for each token of `MessageInfo.text_estimate`
-    """
+    """The counts of one model, and its tokens for each token of `MessageInfo.text_estimate`."""
 
     def __init__(self) -> None:
         self.ratio = 1.0
@@ -126,5 +116,4 @@ def raw_estimate(messages: Sequence[MessageInfo]) -> float:
 
 
 def _overhead(info: MessageInfo) -> int:
-    """Return the tokens of a message besides those of its text."""
     return MESSAGE_TOKENS + IMAGE_TOKENS * info.images

@@ -2,8 +2,7 @@
 Writes tools into the prompt, for backends whose chat template does not support tools.
 
 The description of the tools goes into the first system message. The calls of the history become
-text of the assistant, and their results become user messages, as a dialect's `ToolPrompt` writes
-them.
+text of the assistant, and their results become user messages, in the words of a `ToolPrompt`.
 
 The backend's prefix cache must keep hitting. Therefore the text depends only on the request, and
 each message's text only on that message, or on the results next to it. Instructions for this one
@@ -46,7 +45,6 @@ class ToolsInPrompt:
     """
     Rewrites the messages of one request as text without tools.
 
-    :param prompt: writes tools, calls and results in a dialect
     :ivar system_text: the text for the system prompt; empty if the request offers no tools
     :raises RecursionError: the tools are nested too deeply
     """
@@ -68,11 +66,7 @@ class ToolsInPrompt:
         self._forbids_calls = choice.mode == "none"
 
     def rewrite_messages(self, messages: Sequence[Message]) -> list[bytes]:
-        """
-        Return the JSON of the messages for the backend.
-
-        :raises RecursionError: a message is nested too deeply
-        """
+        """Return the JSON of the messages; RecursionError for one that is nested too deeply."""
         rewritten: list[bytes] = []
         last_user = None  # the index of the last user message in `rewritten`
         for is_result, group in groupby(messages, lambda message: _role(message) == "tool"):
@@ -112,14 +106,12 @@ def _has_calls(message: Message) -> bool:
 
 
 def _calls(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the calls in an assistant message's fields."""
     calls = _value(fields.get("tool_calls"))
     candidates = [*(calls if isinstance(calls, list) else ()), _value(fields.get("function_call"))]
     return [call for call in candidates if isinstance(call, dict)]
 
 
 def _calls_as_text(raw: bytes, prompt: ToolPrompt) -> bytes:
-    """Return an assistant message with its calls as part of its text."""
     fields = _fields(raw)
     calls = [_call_text(call, prompt) for call in _calls(fields)]
     for name in ("tool_calls", "function_call"):
@@ -140,7 +132,6 @@ def _call_text(call: dict[str, Any], prompt: ToolPrompt) -> str:
 
 
 def _arguments(function: dict[str, Any]) -> dict[str, Any] | str:
-    """Return the arguments of a call, as text if they are not a JSON object."""
     arguments = function.get("arguments", function.get("input"))
     if isinstance(arguments, str):
         try:
@@ -154,7 +145,6 @@ def _arguments(function: dict[str, Any]) -> dict[str, Any] | str:
 
 
 def _results_as_user(results: Sequence[bytes], prompt: ToolPrompt) -> bytes:
-    """Return consecutive tool results as one user message."""
     frame = prompt.result_frame
     parts: list[Any] = []
     other_fields: dict[str, Any] = {}
@@ -182,7 +172,6 @@ def _result_parts(fields: dict[str, Any]) -> list[Any]:
 
 
 def _join_texts(parts: Sequence[Any]) -> list[Any]:
-    """Return `parts` with consecutive text parts joined."""
     joined: list[Any] = []
     for part in parts:
         if joined and _is_text(part) and _is_text(joined[-1]):
@@ -201,7 +190,6 @@ def _is_text(part: Any) -> bool:
 
 
 def _append_paragraph(raw: bytes, text: str, *, role: str) -> bytes:
-    """Return a message with `text` as its last paragraph, and with this role."""
     fields = _fields(raw)
     content = _value(fields.get("content"))
     if isinstance(content, list):
@@ -212,7 +200,6 @@ def _append_paragraph(raw: bytes, text: str, *, role: str) -> bytes:
 
 
 def _append_text(content: list[Any], text: str) -> list[Any]:
-    """Return a message's parts with `text` at the end of the last one, or as a new text part."""
     if content and _is_text(content[-1]):
         return [*content[:-1], {**content[-1], "text": content[-1]["text"] + text}]
     return [*content, _text_part(text.lstrip("\n"))]

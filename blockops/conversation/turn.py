@@ -112,11 +112,7 @@ class Conversations:
 
 
 class UncountedItem(NamedTuple):
-    """
-    A message, or a request's tools, whose tokens were never counted.
-
-    :param raw: the message's JSON, or the text of the tools
-    """
+    """A message, or a request's tools, whose tokens were never counted, with its JSON or text."""
 
     info: MessageInfo
     raw: bytes
@@ -148,9 +144,6 @@ class AnswerFeedback:
     """
     What a turn keeps while its answer streams, which may take hours, and what the answer teaches.
 
-    :param model: the backend's name of the requested model
-    :param session: records `pending_notices` as given
-    :param history_state: of the history that is sent
     :param notice: of the answer, with the texts of `pending_notices`; None for an answer that has
         no room for one
     :ivar sent_items: the messages and the tools that were sent
@@ -174,11 +167,7 @@ class AnswerFeedback:
         return notices.leading_block([notices.prefill_notice(seconds, tokens)])
 
     def learn(self, report: AnswerReport | None) -> None:
-        """
-        Learn from an answer that has ended or failed.
-
-        :param report: the contents of the answer; None if there was none
-        """
+        """Learn from an answer that has ended or failed; `report` is None if there was none."""
         if self.notice is None or not self.notice.is_delivered:
             for kind in self.pending_notices:
                 self.session.unmark(kind)
@@ -194,19 +183,12 @@ class AnswerFeedback:
 
 class ChatTurn:
     """
-    One chat request and the history that it carries.
-
-    The table at the head of this module has the order of the calls.
+    One chat request and its history. The table at the head of this module has the order of calls.
 
     :param received: the JSON of the messages, as they were received
     :param history: the same messages after the newest reset, parsed, without notices
-    :param is_reset: the request resets its session
-    :param is_reset_only: it does only that, so that there is nothing to send
-    :ivar message_count: the number of messages in the request
-    :ivar tool_count: the number of its `tools`
-    :ivar header_notice: the notices for the response's header `X-Blockops-Notice`, set by
-        `prepare_body`
-    :ivar feedback: learns from its answer
+    :param is_reset_only: the request only resets its session, so that there is nothing to send
+    :ivar header_notice: for the response's header `X-Blockops-Notice`, set by `prepare_body`
     """
 
     _counts: ModelCounts  # of the model; set by `uncounted_items`, unless the prompt is short
@@ -252,26 +234,25 @@ class ChatTurn:
         self.feedback = AnswerFeedback(conversations, model, session, history_state, notice)
 
     def _tools_text(self) -> bytes:
-        """Return the tools as the prompt has them: an agent's list is long, and is not copied."""
+        # An agent's list of tools is long, and is not copied.
         if self._tools_in_prompt is None:
             return self._request.tools_json()
         return self._tools_in_prompt.system_text.encode("utf-8", "replace")
 
     def reset_answer(self) -> str:
-        """Return the answer to a request that only resets the session."""
+        """Return the answer if `is_reset_only`."""
         if self._request.is_constrained:
             return "{}"
         self.session.mark("banner")
-        return notices.leading_block(
-            [notices.session_banner(self._conversations.options.model_name)]
-        )
+        banner = notices.session_banner(self._conversations.options.model_name)
+        return notices.leading_block([banner])
 
     def uncounted_items(self) -> list[UncountedItem]:
         """
         Return the messages, and the tools, that the backend's tokenizer should count.
 
-        Empty if the prompt is certainly short, or if all of them were counted before. This call
-        also decides whether `prepare_body` has to count and trim the history.
+        None of them if the prompt is certainly short. This call also decides whether `prepare_body`
+        has to count and trim the history.
         """
         limits, state = self._conversations.options.limits, self._history_state
         items = [*(message.info for message in self._history), self._tools]
@@ -305,7 +286,7 @@ class ChatTurn:
         histories has become shorter. A history that was never long, such as a request for a title,
         changes nothing.
 
-        :param memory_notice_kind: the notice for the machine's memory; None if there is enough
+        :param memory_notice_kind: None if the machine has enough memory
         :param memory_percent: the share of the machine's memory that is available, in per cent
         :raises ApiError: 400, the history cannot be made to fit
         """
@@ -354,11 +335,7 @@ class ChatTurn:
         return result.tokens_before
 
     def retry_body(self, error: ApiError) -> bytes | None:
-        """
-        Return the body without the feature that the backend rejected with `error`, or None.
-
-        None if `error` is about something else, or if the feature was left out before.
-        """
+        """Return a body without the sent feature that `error` rejects; None if it rejects none."""
         compatibility = self._conversations.compatibility
         if self._is_usage_added and compatibility.detect_usage_error(error):
             self._is_usage_added = False
@@ -380,15 +357,13 @@ class ChatTurn:
 
     def _move_tools_into_prompt(self) -> None:
         try:
-            self._tools_in_prompt = ToolsInPrompt(
-                self._request, self._conversations.options.tool_prompt
-            )
+            prompt = self._conversations.options.tool_prompt
+            self._tools_in_prompt = ToolsInPrompt(self._request, prompt)
         except RecursionError:
             raise _nested_too_deeply("tools") from None
         self._tools = self._conversations.parser.tools_info(self._tools_text())
 
     def _body(self) -> bytes:
-        """Return the request's body with the messages that are sent."""
         tools = self._tools_in_prompt
         raw = [message.raw for message in self._sent_messages]
         try:
