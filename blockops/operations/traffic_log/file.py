@@ -29,7 +29,7 @@ class LogFile:
     """
 
     def __init__(self, path: Path, *, rotate_at: int, keep: int) -> None:
-        self._path = path
+        self._path = path.absolute()  # twistd changes its directory later
         self._rotate_at = rotate_at
         self._keep = keep
         self.lines_written = 0
