@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
 from blockops.api.request import ChatRequest
-from blockops.conversation.turn import ChatTurn
+from blockops.conversation.turn import ChatTurn, UncountedItem
 from tests.world import Backend, Client, World, chat, chunk
 
 
@@ -55,6 +55,24 @@ class FootprintTests(SynchronousTestCase):
         self.open_stream()
         gc.collect()
         self.assertEqual(_count_live(), before)
+
+    def test_the_history_is_released_while_streaming(self) -> None:
+        """Also the messages whose tokens were not known yet."""
+        self.world = World(
+            token_hard_threshold=10_000, token_warn_threshold=9_000, token_target=8_000
+        )
+        client = self.world.client()
+        history = "the history of a long conversation " * 500
+        client.post("/v1/chat/completions", chat(messages=[{"role": "user", "content": history}]))
+        tokenizer = self.world.backend()
+        self.assertIn(b"/tokenize", tokenizer.request())
+        tokenizer.respond(b"{}", "404 Not Found")
+        backend = self.world.backend()
+        backend.begin_stream()
+        backend.stream(chunk("Hello"))
+        self.assertIn(b"Hello", client.body())
+        gc.collect()
+        self.assertFalse(any(isinstance(each, UncountedItem) for each in gc.get_objects()))
 
     def test_headers_are_released_while_streaming(self) -> None:
         gc.collect()

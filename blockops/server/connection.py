@@ -436,7 +436,11 @@ class ClientConnection(Protocol):
                 )
             )
             close()
-        elif self._state is _State.CLOSING and self._has_client_read():
+        elif (
+            self._state is _State.CLOSING
+            and self not in self.site.rejected_connections
+            and self._has_client_read()
+        ):
             self._set_deadline(LINGER)
         else:
             self.abort()

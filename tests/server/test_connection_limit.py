@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import alsoProvides
 
 from blockops.errors import ApiError
+from blockops.server import connection
 from blockops.server.connection import ClientConnection
 from blockops.server.connection_limit import ConnectionLimiter
 from blockops.server.limits import MAX_LINGERING, REJECTION_LINGER, RETRY_AFTER
@@ -139,6 +140,14 @@ class RejectedConnections(SynchronousTestCase):
         world.pass_time(REJECTION_LINGER - 0.5)
         self.assertFalse(rejected.wire.closed)
         world.pass_time(0.5)
+        self.assertTrue(rejected.wire.aborted)
+
+    def test_a_client_that_acknowledges_nothing_gets_no_more_time(self) -> None:
+        self.patch(connection, "unsent_bytes", lambda _: 100)
+        world = World(max_connections=1)
+        world.client()
+        rejected = self.rejected(world)
+        world.pass_time(REJECTION_LINGER)
         self.assertTrue(rejected.wire.aborted)
 
     def test_a_disconnect_makes_room(self) -> None:

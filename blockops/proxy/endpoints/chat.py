@@ -91,7 +91,7 @@ class ChatEndpoint:
             response = await send(exchange, self.backend, request, body, turn.retry_body)
             relayed = relay_answer(exchange, response, mode)
             # The answer may stream for hours, and needs neither the history nor the headers.
-            del request, turn, body, response
+            del request, turn, items, body, response
             await relayed
 
     async def _count_tokens(
