@@ -8,7 +8,8 @@ the backend as the bytes that were received.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -29,6 +30,8 @@ _T = TypeVar("_T")
 NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 _NULL = msgspec.Raw(b"null")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_decoder = json.JSONDecoder()
 #: A field's type -> its valid values.
 _VALID_VALUES: dict[type, str] = {
     bool: "true or false",
@@ -105,7 +108,7 @@ class GenerationRequest:
         try:
             return decode_items(self._fields.get(name, b"[]"))
         except DECODE_ERRORS:
-            return [_encode(item) for item in self.field(name) or ()]
+            return [raw for _, raw in _split(self.raw_field(name).decode() or "[]")]
 
     def body(
         self, changes: Mapping[str, Any] | None = None, without: Collection[str] = ()
@@ -160,10 +163,6 @@ class ChatRequest(GenerationRequest):
     def tools_json(self) -> bytes:
         """Return the JSON text of `tools` and `functions`; empty if both are missing or null."""
         return self.raw_field("tools") + self.raw_field("functions")
-
-    def item_count(self, name: str) -> int:
-        """Return the length of a list; 0 if it is missing or null."""
-        return len(self.items(name))
 
     @property
     def is_constrained(self) -> bool:
@@ -231,20 +230,42 @@ def _decode_body(body: bytes) -> dict[str, msgspec.Raw]:
     except DECODE_ERRORS:
         pass
     try:
-        value = json.loads(body.decode())
+        text = body.decode()
+        value = json.loads(text)
         if isinstance(value, dict):
-            return {name: _encode(item) for name, item in value.items()}
+            return dict(_split(text))
     except DECODE_ERRORS as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         message = f"The request body is not valid JSON ({problem}). Send one JSON object."
         raise bad_request(message, None, None) from None
-    message = f"The request body is {json_type(_encode(value))}, not a JSON object."
-    raise bad_request(f"{message} Send one JSON object.", None, None)
+    kind = json_type(msgspec.Raw(text.lstrip().encode()))
+    message = f"The request body is {kind}, not a JSON object. Send one JSON object."
+    raise bad_request(message, None, None)
 
 
-def _encode(value: Any) -> msgspec.Raw:
-    """Return a value as JSON text; as in the body, NaN and unpaired surrogates are possible."""
-    return msgspec.Raw(json.dumps(value).encode())
+def _split(text: str) -> Iterator[tuple[str, msgspec.Raw]]:
+    """
+    Yield the name and the JSON text of each member of an object, or of each item of a list.
+
+    :param text: JSON that Python's parser accepts; an item has an empty name
+    """
+    position = text.index("{") if text.lstrip().startswith("{") else text.index("[")
+    is_object = text[position] == "{"
+    position = _skip_space(text, position + 1)
+    while text[position] not in "}]":
+        name = ""
+        if is_object:
+            name, position = _decoder.raw_decode(text, position)
+            position = _skip_space(text, text.index(":", position) + 1)
+        _, end = _decoder.raw_decode(text, position)
+        yield name, msgspec.Raw(text[position:end].encode())
+        position = _skip_space(text, end)
+        if text[position] == ",":
+            position = _skip_space(text, position + 1)
+
+
+def _skip_space(text: str, position: int) -> int:
+    return _SPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
 def _encode_object(fields: Mapping[str, Any]) -> bytes:

@@ -138,9 +138,6 @@ class ClientRequest:
         """Release the headers of the request and the response; the request line stays."""
         self.requestHeaders = self.responseHeaders = _NO_HEADERS
 
-    def setHeader(self, name: str, value: str | bytes) -> None:
-        self.responseHeaders.setRawHeaders(name, [value])
-
     def finish(self) -> None:
         """Release the request: its response is sent."""
         # The exchange may refer to the body for a little longer; the budget need not wait for that.

@@ -203,6 +203,7 @@ class BackendConnection(Protocol):
         self._head = head
         self._body = body
         self._sender: _BodySender | None = None
+        self._is_lost = False
         # The response while it holds the body, then the protocol of `deliverBody`. None before the
         # response's headers are complete, and after the connection is lost.
         self._receiver: IProtocol | None = None
@@ -288,6 +289,7 @@ class BackendConnection(Protocol):
         self.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._is_lost = True
         self._handshake_done()
         if self._sender is not None:
             self._sender.stop()
@@ -317,7 +319,8 @@ class BackendConnection(Protocol):
         self.transport.resumeProducing()
 
     def abortConnection(self) -> None:
-        self.transport.abortConnection()
+        if not self._is_lost:  # Twisted's TLS transports raise AttributeError then
+            self.transport.abortConnection()
 
     stopProducing = loseConnection = abortConnection
 

@@ -37,6 +37,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IClientReque
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from blockops.upstream.body import discard
 from blockops.upstream.http.agent import SingleUseAgent
 from blockops.upstream.http.response_parser import BadResponse
 from tests.world import Backend, Reactor
@@ -483,6 +484,16 @@ class ResponseTests(SynchronousTestCase):
             call.reactor.advance(0)
             assert body.end is not None
             body.end.trap(ResponseFailed)
+
+    def test_a_lost_connection_is_not_aborted(self) -> None:
+        """Twisted's TLS transports raise AttributeError if they are."""
+        call = Call()
+        call.server.send(CHUNKED)
+        call.end(ConnectionLost())
+        call.server.wire.abortConnection = self.fail  # type: ignore[method-assign]
+        discard(cast("Any", call.response))
+        with self.assertRaises(RuntimeError):
+            call.deliver()
 
     def test_a_body_that_ends_with_the_connection(self) -> None:
         for reason, end in (
