@@ -302,10 +302,10 @@ class StreamTranslator:
         non_chunk, _ = self._last_non_chunk
         if non_chunk and self._encoder.source is None:
             return self.fail(invalid_response(non_chunk))
-        if not self._choices:
-            self._choices[0]  # an empty answer has one choice, too
         surrogates = self._flush_surrogates()
-        ends = [self._begin_notice()] if 0 in self._choices else []
-        ends += [self._encoder.encode(choice.finish()) for choice in self._choices.values()]
+        # An answer without choices gets the first one.
+        has_first = not self._choices or 0 in self._choices
+        notice = self._begin_notice() if has_first else b""
+        ends = [self._encoder.encode(choice.finish()) for choice in self._choices.values()]
         self.has_ended = True
-        return b"".join([surrogates, *ends, self._encoder.done()])
+        return b"".join([surrogates, notice, *ends, self._encoder.done()])

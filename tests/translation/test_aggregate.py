@@ -267,6 +267,6 @@ class RequestTests(SynchronousTestCase):
     def test_lenient_body(self) -> None:
         self.assertEqual(
             change_to_stream(b'{"messages":[{"content":"\\ud83d"}]}'),
-            b'{"messages":[{"content": "\\ud83d"}],"stream":true,'
+            b'{"messages":[{"content":"\\ud83d"}],"stream":true,'
             b'"stream_options":{"include_usage":true}}',
         )

@@ -103,8 +103,8 @@ class ChunkDecoder:
         self._counters = counters
         self._alias = alias
         self._repairer = JsonRepairer()
-        # True if the next read can be an event that needs neither a repair nor another name.
-        self._is_between_events = alias is None
+        # False within an event, and if the next one needs a repair or another model's name.
+        self._expects_usual_event = alias is None
 
     def receive_data(self, data: bytes) -> Iterable[BackendEvent]:
         """
@@ -123,10 +123,11 @@ class ChunkDecoder:
             and data.endswith(_BLANK_LINE)
             and b"\r" not in data
             and size < self._max_event
-            and self._is_between_events
-            and data.isascii()
+            and self._expects_usual_event
         ):
             try:
+                if not data.isascii():
+                    data.decode()  # msgspec validates only the strings that it returns
                 chunk = _decode_chunk(data[_DATA_LENGTH:-_BLANK_LINE_LENGTH])
             except DECODE_ERRORS:
                 return (StreamDone(),) if data == DONE_EVENT else self._receive_events(data)
@@ -145,7 +146,7 @@ class ChunkDecoder:
                 decoded = self.decode(event)
                 if decoded is not None:
                     yield decoded
-            self._is_between_events = (
+            self._expects_usual_event = (
                 self._events.is_between_events
                 and self._alias is None
                 and not self._repairer.pending
