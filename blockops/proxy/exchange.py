@@ -6,8 +6,8 @@ The stages of an exchange, for a handler that sends a request to the backend:
 | stage | begins with | heartbeats | deadlines |
 | --- | --- | --- | --- |
 | waiting | `run` | yes | of what it waits for: a slot, the tokenizer, a cache purge |
-| sent | `sent_at` is set | yes | first byte (upload: idle), duration |
-| responding | `first_byte_at` is set | yes | idle, duration |
+| sent | `timeline.sent` is set | yes | first byte (upload: idle), duration |
+| responding | `timeline.first_byte` is set | yes | idle, duration |
 | sending | `response.is_closed`: it is finished | no | of a client that does not read |
 | done | `response.when_done` has fired | no | none |
 
@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -64,11 +65,26 @@ from blockops.server.response import ClientResponse
 from blockops.settings.table import Settings
 
 
+@dataclass(slots=True)
+class Timeline:
+    """
+    When something happened to a request, in seconds of the reactor's clock; None if it has not yet.
+
+    It is the only source of times: for the log, the metrics, and the deadlines.
+
+    :param received: the request arrived; for an upload, its headers
+    :param sent: the request was sent to the backend; the bytes are those of its response's body
+    """
+
+    received: float
+    sent: float | None = None
+    first_byte: float | None = None
+    last_byte: float | None = None
+
+
 class Exchange:
     """
     One request of a client and its response.
-
-    The times are seconds of the reactor's clock, and None before the event.
 
     :ivar id: the id of both records in the traffic log, and the header `X-Request-Id`
     :ivar address: the client's address; None for a Unix socket
@@ -79,8 +95,6 @@ class Exchange:
     :ivar captured: the beginning of the backend's body, for the traffic log
     :ivar bytes_in: the size of the backend's body
     :ivar done: fires when the response is done; never fails
-    :ivar received_at: the request arrived; for an upload, its headers
-    :ivar sent_at: the request was sent to the backend; the bytes are those of its response's body
     """
 
     __slots__ = (
@@ -97,17 +111,14 @@ class Exchange:
         "done",
         "error",
         "feedback",
-        "first_byte_at",
         "heartbeats",
         "id",
         "is_logged",
-        "last_byte_at",
         "mode",
-        "received_at",
         "request",
         "response",
-        "sent_at",
         "settings",
+        "timeline",
     )
 
     _log = Logger()
@@ -135,15 +146,12 @@ class Exchange:
         self.done: Deferred[None] = Deferred()
         self.clock = clock
         self.settings = settings
-        self.received_at = clock.seconds()
-        self.sent_at: float | None = None
-        self.first_byte_at: float | None = None
-        self.last_byte_at: float | None = None
+        self.timeline = Timeline(clock.seconds())
         self._traffic_log = traffic_log
         self._cancel_reason: ApiError | None = None
         # Of an upload: its size, and when it last grew or the client was paused.
         self._upload_size = 0
-        self._last_progress = self.received_at
+        self._last_progress = self.timeline.received
         request.responseHeaders.setRawHeaders("X-Request-Id", [self.id])
 
     async def run(self, handler: Handler) -> None:
@@ -171,7 +179,7 @@ class Exchange:
 
     def reset_for_retry(self) -> None:
         """Forget the backend's response, because the request is sent again with another body."""
-        self.sent_at = self.first_byte_at = self.last_byte_at = None
+        self.timeline = Timeline(self.timeline.received)
         self.captured.clear()
         self.bytes_in = 0
 
@@ -213,7 +221,7 @@ class Exchange:
         """Return the record of the response for the traffic log; call it once it has ended."""
 
         def milliseconds_until(moment: float | None) -> float | None:
-            return None if moment is None else round(1000 * (moment - self.received_at), 3)
+            return None if moment is None else round(1000 * (moment - self.timeline.received), 3)
 
         response, report = self.response, self.mode.report or AnswerReport()
         error = report.error if self.error is None else self.error.message
@@ -221,8 +229,8 @@ class Exchange:
             id=self.id,
             status=response.status or None,
             outcome="failed" if error else "client left" if response.has_client_left else "done",
-            queued_ms=milliseconds_until(self.sent_at),
-            first_byte_ms=milliseconds_until(self.first_byte_at),
+            queued_ms=milliseconds_until(self.timeline.sent),
+            first_byte_ms=milliseconds_until(self.timeline.first_byte),
             last_byte_ms=milliseconds_until(self.clock.seconds()),
             bytes_in=self.bytes_in,
             bytes_out=response.bytes_sent,
@@ -237,7 +245,7 @@ class Exchange:
 
     def tick(self, now: float) -> None:
         """Send a heartbeat if one is due, and enforce the deadlines."""
-        settings, response, sent = self.settings, self.response, self.sent_at
+        settings, response, sent = self.settings, self.response, self.timeline.sent
         if sent is not None and now - sent >= settings.max_duration and not response.is_closed:
             self.cancel_with(
                 _backend_timeout(
@@ -273,8 +281,8 @@ class Exchange:
         """Return the error of the first-byte or the idle timeout, if one has passed."""
         upload = self.request.upload
         name, timeout = "idle", self.settings.idle_timeout
-        if self.last_byte_at is not None:
-            since = max(self.last_byte_at, self._last_progress)
+        if self.timeline.last_byte is not None:
+            since = max(self.timeline.last_byte, self._last_progress)
         elif upload is None or upload.is_complete:
             name, timeout, since = "first-byte", self.settings.first_byte_timeout, sent
         else:

@@ -73,7 +73,7 @@ async def forward(
     :raises ApiError: 502, 503 or 504, there is no valid response
     """
     request = exchange.request
-    exchange.sent_at = exchange.clock.seconds()
+    exchange.timeline.sent = exchange.clock.seconds()
     response = exchange.backend_response = await backend.request(
         request.method.decode("ascii"),
         target or request.uri.decode("ascii"),
@@ -146,9 +146,10 @@ class _StreamRelay(ResponseBody):
         if self._result is not None:
             return
         exchange = self._exchange
-        exchange.last_byte_at = exchange.clock.seconds()
-        if exchange.first_byte_at is None:
-            exchange.first_byte_at = exchange.last_byte_at
+        timeline = exchange.timeline
+        timeline.last_byte = exchange.clock.seconds()
+        if timeline.first_byte is None:
+            timeline.first_byte = timeline.last_byte
         exchange.bytes_in += len(data)
         uncaptured = exchange.settings.log_body - len(exchange.captured)
         if uncaptured > 0:
